@@ -1,0 +1,66 @@
+/*
+ * Disks: block nodes, the child's access to them, NBD exports.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Nodes form trees: quorum over (image, replication primary over NBD client), or
+ * replication secondary over (active overlay, hidden, image). Raw files are read and
+ * written through io_uring; qcow2 and every other format through one
+ * qemu-storage-daemon child an image, over NBD. The emulator reaches a disk as
+ * driver=nbd on a unix socket of the node's own. One block thread with a lock
+ * (block_lock()) runs everything; functions here take it themselves unless they say so.
+ */
+#ifndef COLO_BLOCK_BLOCK_H
+#define COLO_BLOCK_BLOCK_H
+
+#include <glib.h>
+#include <json-glib/json-glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/** Start the block thread. @runtime_dir: a private directory (0700) for sockets. */
+bool block_init(const char *runtime_dir, GError **errp);
+
+/** Stop exports, flush and close all nodes, end the storage daemons. */
+void block_shutdown(void);
+
+/**
+ * Create the tree of -drive / -blockdev / drive_add options (nested, as parsed). The top
+ * node's name is @opts' "node-name" or "id". Guest-side keys (if, index, bus, unit, media,
+ * snapshot, serial, werror, rerror) are ignored here. Drivers: quorum, replication, qcow2,
+ * raw, file, nbd, and through the storage daemon every other that it knows. A value such
+ * as children.0=childs0 or file.backing.backing=parent0 names an existing node. cache.*,
+ * aio, discard, read-only, detect-zeroes are honoured or refused by name.
+ */
+bool block_node_add(JsonObject *opts, GError **errp);
+bool block_node_del(const char *name, GError **errp);
+bool block_node_exists(const char *name);
+
+/** Whether @opts describe a disk that must go through this room (any driver does). */
+int64_t block_node_size(const char *name, GError **errp);
+
+/**
+ * Serve node @name to the emulator on a unix socket; returns the socket's path (borrowed,
+ * lives as long as the node) or NULL. The export's name is @name.
+ */
+const char *block_serve_child(const char *name, GError **errp);
+
+/** QMP nbd-server-start (@addr: SocketAddressLegacy or SocketAddress object), -add, -remove,
+ * -stop. An exported node that is a replication secondary's image takes writes into the
+ * epoch log once replication has started. */
+bool block_nbd_server_start(JsonObject *addr, const char *tls_creds, uint64_t max_conn,
+                            GError **errp);
+bool block_nbd_server_add(const char *node, const char *export_name, bool writable,
+                          GError **errp);
+bool block_nbd_server_remove(const char *export_name, GError **errp);
+bool block_nbd_server_stop(GError **errp);
+
+/** x-blockdev-change: attach node @node to, or detach child @child ("children.1" or a node
+ * name) from quorum @parent. */
+bool block_change(const char *parent, const char *child, const char *node, GError **errp);
+
+/** Summary a node for query-colo-status and query-named-block-nodes. */
+JsonArray *block_query(void);
+
+#endif

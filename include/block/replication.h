@@ -1,0 +1,89 @@
+/*
+ * What the checkpoint controller needs of the disks.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Primary: each replication node (mode=primary) forwards every write, trim and
+ * write-zeroes that the guest makes to the secondary's export, in one order, on one NBD
+ * connection, from the moment it is attached. The barrier of a checkpoint is the number
+ * of such requests submitted so far: the peer counts what arrives, so an unmodified NBD
+ * client suffices as carrier.
+ * Secondary: arrivals go to the epoch log; block_secondary_commit() moves the line below
+ * which the log belongs to the image. The SVM reads its active overlay, then image and
+ * committed log; its own writes stay in the overlay, which a commit empties.
+ */
+#ifndef COLO_BLOCK_REPLICATION_H
+#define COLO_BLOCK_REPLICATION_H
+
+#include <glib.h>
+#include <json-glib/json-glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/** One disk's barrier: @sequence requests were submitted to export @disk. */
+typedef struct BlockBarrier {
+    char disk[256];
+    uint64_t sequence;
+} BlockBarrier;
+
+/** An error that ends protection (peer gone, queue over its bound for good, disk error),
+ * or on the secondary a wish for a checkpoint (log or overlay over its soft bound, @fatal
+ * false). Called in the block thread under its lock; must only post. */
+typedef void (*BlockReplicationFunc)(bool fatal, const char *message, void *opaque);
+
+/* --- Primary --- */
+
+/** Every quorum that the emulator uses has a replication child that is connected. */
+bool block_primary_start(BlockReplicationFunc fn, void *opaque, GError **errp);
+
+/**
+ * Around stop and cont (RULES 11): while held, flushes are answered at once (their real
+ * fdatasync follows and becomes a condition of release) and in-flight writes are answered
+ * from memory if the disk is slow. Cheap; takes the block lock briefly.
+ */
+void block_primary_hold(bool hold);
+
+/** Barriers as of now; call while the guest is stopped and its disks drained.
+ * @out holds @max entries; returns how many were filled. */
+unsigned block_primary_barriers(BlockBarrier *out, unsigned max);
+
+/** Whether every flush answered early up to the last block_primary_hold(false) is really
+ * on the disk; if not, @done is called once it is (block thread), and false returned. */
+bool block_primary_flushed(GSourceFunc done, void *opaque);
+
+/** Protection ended: forwarders go idle, quorums run on without them. */
+void block_primary_stop(void);
+
+/* --- Secondary --- */
+
+/** Names and sizes of exported images, [{"disk", "size"}], for the handshake. */
+JsonArray *block_secondary_disks(void);
+JsonArray *block_primary_disks(void);
+
+/** Start: exports log from now on instead of writing through; overlay empty. */
+bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp);
+
+/** Whether all writes up to @barriers have arrived; if not, @done is called once they
+ * have (block thread), and false returned. */
+bool block_secondary_arrived(const BlockBarrier *barriers, unsigned n, GSourceFunc done,
+                             void *opaque);
+
+/** The SVM is stopped: drop its overlay, make the log up to @barriers part of the image
+ * (applied in the background; reads see it at once). */
+bool block_secondary_commit(const BlockBarrier *barriers, unsigned n, GError **errp);
+
+/**
+ * Takeover: forget the uncommitted log, apply the committed, merge the overlay into the
+ * image, fdatasync: all durable when it returns true. The SVM may run meanwhile; its I/O
+ * is served. Blocks the caller (not the block thread).
+ */
+bool block_secondary_takeover(GError **errp);
+
+/** Wait for outstanding log application; for tests and a clean end. */
+bool block_secondary_settle(GError **errp);
+
+/** Figures for query-colo-status: log and overlay bytes, queue, state a disk. */
+JsonNode *block_replication_query(void);
+
+#endif
