@@ -6,6 +6,7 @@
  */
 #include "util/options.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 #include "util/error.h"

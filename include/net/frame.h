@@ -16,10 +16,13 @@
 
 #define FRAME_MAX 69632 /* bytes, the most that QEMU's net code passes */
 #define FRAME_MIN_ETH 14
+#define FRAME_HEADROOM 32 /* bytes free before @data of a new frame (vnet header) */
+#define FRAME_POOLED 2048 /* a frame of up to this many bytes comes from the pool */
 
 typedef struct Frame {
     uint32_t ref;
     uint32_t len;      /* bytes at @data, vnet header not counted */
+    uint32_t cap;      /* bytes of @buf, FRAME_HEADROOM included */
     uint16_t vnet_len; /* bytes of vnet header that stand right before @data, or 0 */
     uint64_t epoch;    /* in which it was sent; the owner of the frame's queue decides */
     int64_t stamp;     /* microseconds, CLOCK_MONOTONIC, when it was taken in */
@@ -31,6 +34,12 @@ typedef struct Frame {
 /** A new frame of @len bytes (<= FRAME_MAX), contents undefined, one reference.
  * Small frames come from a pool: no allocation in the steady state. */
 Frame *frame_new(uint32_t len);
+
+/** Bytes that fit at @f->data. */
+static inline uint32_t frame_room(const Frame *f)
+{
+    return f->cap - (uint32_t)(f->data - f->buf);
+}
 
 /** A new frame with a copy of @len bytes of @data. */
 Frame *frame_from(const void *data, uint32_t len);
