@@ -13,19 +13,44 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/** What migration must know of the child, filled by system/. */
+/** What migration must know of the child; filled by system/, which keeps the strings. */
 typedef struct MigrationChild {
     pid_t pid;
-    int qmp_fd;        /* our end of the checkpoint connection (a QMP socket) */
-    int ram_fd;        /* memfd of guest RAM, mapped shared by the child */
-    uint64_t ram_size; /* bytes */
-    int state_fd;      /* memfd into which the child saves device state */
-    int state_child_fd;   /* the same under the child's number */
-    int vmst_fd;          /* memfd of the qcow2 that snapshot-load reads */
-    const char *identity; /* JSON text: machine, cpu, smp, devices; both sides must agree */
+    int qmp_fd;           /* our end of the checkpoint connection (a QMP socket); taken over */
+    int ram_fd;           /* memfd of guest RAM, mapped shared by the child */
+    uint64_t ram_size;    /* bytes, a multiple of 4096 */
+    int state_fd;         /* memfd into which the child saves its device state */
+    int vmst_fd;          /* memfd with the qcow2 that snapshot-load reads */
+    const char *vmst_node;  /* its node name in the child */
+    JsonObject *identity; /* machine, cpu, smp, ram, devices: both sides must agree */
+    bool incoming;        /* this side waits for a primary */
+    bool start_paused;    /* -S, or incoming */
 } MigrationChild;
 
-bool migration_init(const MigrationChild *child, GError **errp);
+/** Options of -colo that belong to this room; see docs/system/qemu-colo.rst. */
+typedef struct MigrationOptions {
+    bool verify_ram;       /* test option: compare all of RAM at each checkpoint */
+    char *die_at;          /* test option: "step" or "step:N": SIGKILL oneself there */
+    unsigned peer_timeout; /* ms without a byte from the peer until it counts as lost */
+} MigrationOptions;
+
+/**
+ * Take over the child: checkpoint QMP connection, RAM mapping, dirty tracker. Main thread.
+ * Fails with a remedy where the kernel or rights do not suffice.
+ */
+bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
+                    GError **errp);
+
+/** Listen for a primary at @uri ("tcp:host:port", "unix:path", "defer" to do nothing). */
+bool migration_listen(const char *uri, GError **errp);
+
+/** The child is gone: tell the peer at once. Main thread, just before exit. */
+void migration_child_died(void);
+
+/** End threads and connections. */
 void migration_shutdown(void);
+
+/** An event of the child (main thread); false hides it from QMP clients. */
+bool migration_child_event(const char *name, JsonObject *data);
 
 #endif

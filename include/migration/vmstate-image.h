@@ -1,0 +1,23 @@
+/*
+ * The image through which snapshot-load reads a checkpoint's device state.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef COLO_MIGRATION_VMSTATE_IMAGE_H
+#define COLO_MIGRATION_VMSTATE_IMAGE_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#define VMSTATE_IMAGE_TAG "ck" /* name of its one internal snapshot */
+#define VMSTATE_IMAGE_MAX (16u << 20) /* bytes of device state it can hold */
+
+/** A new memfd (close-on-exec) that holds a qcow2 with one internal snapshot, or -1. */
+int vmstate_image_new(GError **errp);
+
+/** Put @len bytes of device state in place of what the snapshot held. */
+bool vmstate_image_write(int fd, const void *data, size_t len, GError **errp);
+
+#endif

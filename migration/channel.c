@@ -1,0 +1,308 @@
+/*
+ * The channel between two qemu-colo: framed messages over one stream socket.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A header is 16 bytes, big-endian: magic, type (16 bits), format version (16 bits),
+ * payload length, CRC-32 of the 12 bytes before. All waiting is in poll(2), with an
+ * eventfd beside the socket, so that a takeover can interrupt a transfer at any byte.
+ */
+#include "migration/channel.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include <glib-unix.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <zlib.h>
+
+#include "util/error.h"
+#include "util/trace.h"
+
+#define HEADER_BYTES 16
+#define CHANNEL_MAGIC 0x51434c4fu /* "QCLO" */
+#define CHANNEL_FORMAT 1
+#define PARTS_MAX 15
+#define SOCKET_BUFFER (4 << 20)
+
+struct Channel {
+    int fd;
+    int cancel_fd;
+    GMutex send_lock; /* one message at a time */
+    bool send_broken; /* a message was cut short: nothing may follow; under send_lock */
+    uint64_t bytes_sent;
+    int64_t last_rx; /* atomic enough: aligned 64 bits, read for timeouts only */
+    uint32_t have;   /* bytes of the current message in buf */
+    uint8_t buf[HEADER_BYTES + CHANNEL_PAYLOAD_MAX];
+};
+
+static void put_be(uint8_t *p, uint64_t v, unsigned bytes)
+{
+    for (unsigned i = 0; i < bytes; i++) {
+        p[i] = v >> (8 * (bytes - 1 - i));
+    }
+}
+
+static uint64_t get_be(const uint8_t *p, unsigned bytes)
+{
+    uint64_t v = 0;
+
+    for (unsigned i = 0; i < bytes; i++) {
+        v = v << 8 | p[i];
+    }
+    return v;
+}
+
+Channel *channel_new(int fd, unsigned peer_timeout_ms)
+{
+    Channel *c = g_new0(Channel, 1);
+    int one = 1, size = SOCKET_BUFFER;
+    unsigned user_timeout = peer_timeout_ms;
+
+    c->fd = fd;
+    c->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    g_mutex_init(&c->send_lock);
+    g_unix_set_fd_nonblocking(fd, TRUE, NULL);
+    /* These fail on a unix socket, which needs none of them. */
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout, sizeof(user_timeout));
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+    c->last_rx = g_get_monotonic_time();
+    return c;
+}
+
+void channel_free(Channel *c)
+{
+    if (!c) {
+        return;
+    }
+    close(c->fd);
+    close(c->cancel_fd);
+    g_mutex_clear(&c->send_lock);
+    g_free(c);
+}
+
+void channel_cancel(Channel *c)
+{
+    uint64_t one = 1;
+    ssize_t n = write(c->cancel_fd, &one, sizeof(one));
+    (void)n; /* EAGAIN means that it is set already */
+}
+
+/* Wait until the socket is ready for @events. */
+static ChannelResult channel_wait(Channel *c, short events, int timeout_ms, GError **errp)
+{
+    struct pollfd pfd[2] = {{c->fd, events, 0}, {c->cancel_fd, POLLIN, 0}};
+    int r;
+
+    do {
+        r = poll(pfd, 2, timeout_ms);
+    } while (r < 0 && errno == EINTR);
+    if (r < 0) {
+        colo_error_set_errno(errp, errno, "poll");
+        return CHANNEL_ERROR;
+    }
+    if (pfd[1].revents) {
+        return CHANNEL_CANCELLED;
+    }
+    return r == 0 ? CHANNEL_TIMEOUT : CHANNEL_OK;
+}
+
+static bool send_all(Channel *c, struct iovec *iov, unsigned n, GError **errp)
+{
+    while (n > 0) {
+        struct msghdr mh = {.msg_iov = iov, .msg_iovlen = n};
+        ssize_t r = sendmsg(c->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (r < 0 && (errno == EAGAIN || errno == EINTR)) {
+            ChannelResult w = channel_wait(c, POLLOUT, -1, errp);
+            if (w != CHANNEL_OK) {
+                if (w == CHANNEL_CANCELLED) {
+                    colo_error_set(errp, "the transfer was cancelled");
+                }
+                return false;
+            }
+            continue;
+        }
+        if (r < 0) {
+            colo_error_set_errno(errp, errno, "connection to the peer");
+            return false;
+        }
+        c->bytes_sent += r;
+        while (n > 0 && (size_t)r >= iov->iov_len) {
+            r -= iov->iov_len;
+            iov++;
+            n--;
+        }
+        if (n > 0) {
+            iov->iov_base = (uint8_t *)iov->iov_base + r;
+            iov->iov_len -= r;
+        }
+    }
+    return true;
+}
+
+static bool send_locked(Channel *c, ChannelType type, const struct iovec *parts, unsigned n,
+                        GError **errp)
+{
+    uint8_t head[HEADER_BYTES];
+    struct iovec iov[PARTS_MAX + 1];
+    size_t len = 0;
+
+    g_assert(n <= PARTS_MAX);
+    for (unsigned i = 0; i < n; i++) {
+        iov[i + 1] = parts[i];
+        len += parts[i].iov_len;
+    }
+    g_assert(len <= CHANNEL_PAYLOAD_MAX);
+    put_be(head, CHANNEL_MAGIC, 4);
+    put_be(head + 4, type, 2);
+    put_be(head + 6, CHANNEL_FORMAT, 2);
+    put_be(head + 8, len, 4);
+    put_be(head + 12, crc32(0, head, 12), 4);
+    iov[0] = (struct iovec){head, sizeof(head)};
+    if (c->send_broken) {
+        colo_error_set(errp, "connection to the peer: broken off in a message");
+        return false;
+    }
+    c->send_broken = !send_all(c, iov, n + 1, errp);
+    return !c->send_broken;
+}
+
+bool channel_send(Channel *c, ChannelType type, const struct iovec *parts, unsigned n,
+                  GError **errp)
+{
+    g_mutex_lock(&c->send_lock);
+    bool ok = send_locked(c, type, parts, n, errp);
+    g_mutex_unlock(&c->send_lock);
+    return ok;
+}
+
+bool channel_send_text(Channel *c, ChannelType type, const char *text, GError **errp)
+{
+    struct iovec part = {(void *)text, MIN(strlen(text), CHANNEL_PAYLOAD_MAX)};
+
+    return channel_send(c, type, &part, 1, errp);
+}
+
+bool channel_send_u64(Channel *c, ChannelType type, const uint64_t *values, unsigned n,
+                      GError **errp)
+{
+    uint8_t body[8 * 8];
+
+    g_assert(n <= 8);
+    for (unsigned i = 0; i < n; i++) {
+        put_be(body + 8 * i, values[i], 8);
+    }
+    return channel_send(c, type, &(struct iovec){body, 8 * n}, 1, errp);
+}
+
+void channel_ping(Channel *c)
+{
+    if (g_mutex_trylock(&c->send_lock)) {
+        send_locked(c, CHANNEL_PING, NULL, 0, NULL);
+        g_mutex_unlock(&c->send_lock);
+    }
+}
+
+/* Check the header in c->buf; *len is the payload's length. */
+static bool check_header(Channel *c, uint32_t *len, GError **errp)
+{
+    if (get_be(c->buf, 4) != CHANNEL_MAGIC ||
+        get_be(c->buf + 12, 4) != crc32(0, c->buf, 12)) {
+        colo_error_set(errp, "the peer does not speak qemu-colo's protocol (is the port "
+                             "that of another program, or of stock QEMU's COLO?)");
+        return false;
+    }
+    if (get_be(c->buf + 6, 2) != CHANNEL_FORMAT) {
+        colo_error_set(errp,
+                       "the peer speaks protocol version %u, this side %u: use the same "
+                       "qemu-colo on both hosts",
+                       (unsigned)get_be(c->buf + 6, 2), CHANNEL_FORMAT);
+        return false;
+    }
+    uint64_t type = get_be(c->buf + 4, 2);
+    *len = get_be(c->buf + 8, 4);
+    if (type == 0 || type >= CHANNEL_TYPE_MAX || *len > CHANNEL_PAYLOAD_MAX) {
+        colo_error_set(errp, "bad message from the peer (type %u, %u bytes)",
+                       (unsigned)type, *len);
+        return false;
+    }
+    return true;
+}
+
+ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError **errp)
+{
+    int64_t deadline = timeout_ms < 0 ? 0 : g_get_monotonic_time() + timeout_ms * 1000LL;
+
+    for (;;) {
+        uint32_t len = 0, want = HEADER_BYTES;
+        if (c->have >= HEADER_BYTES) {
+            if (!check_header(c, &len, errp)) {
+                return CHANNEL_ERROR;
+            }
+            want = HEADER_BYTES + len;
+            if (c->have == want) {
+                msg->type = get_be(c->buf + 4, 2);
+                msg->len = len;
+                msg->data = c->buf + HEADER_BYTES;
+                c->have = 0;
+                return CHANNEL_OK;
+            }
+        }
+        ssize_t r = recv(c->fd, c->buf + c->have, want - c->have, MSG_DONTWAIT);
+        if (r > 0) {
+            c->have += r;
+            c->last_rx = g_get_monotonic_time();
+            continue;
+        }
+        if (r == 0) {
+            colo_error_set(errp, "the peer closed the connection");
+            return CHANNEL_ERROR;
+        }
+        if (errno != EAGAIN && errno != EINTR) {
+            colo_error_set_errno(errp, errno, "connection to the peer");
+            return CHANNEL_ERROR;
+        }
+        int left = -1;
+        if (timeout_ms >= 0) {
+            left = MAX(0, (deadline - g_get_monotonic_time() + 999) / 1000);
+        }
+        ChannelResult w = channel_wait(c, POLLIN, left, errp);
+        if (w != CHANNEL_OK) {
+            return w;
+        }
+    }
+}
+
+int64_t channel_silence(Channel *c)
+{
+    return g_get_monotonic_time() - c->last_rx;
+}
+
+uint64_t channel_bytes_sent(Channel *c)
+{
+    return c->bytes_sent;
+}
+
+uint64_t channel_msg_u64(const ChannelMsg *msg, unsigned i)
+{
+    return (i + 1) * 8 <= msg->len ? get_be(msg->data + 8 * i, 8) : 0;
+}
+
+char *channel_msg_text(const ChannelMsg *msg)
+{
+    char *text = g_strndup((const char *)msg->data, MIN(msg->len, 1000));
+
+    for (char *p = text; *p; p++) {
+        if (!g_ascii_isprint(*p)) {
+            *p = '?';
+        }
+    }
+    return text;
+}

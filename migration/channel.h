@@ -1,0 +1,97 @@
+/*
+ * The channel between two qemu-colo: framed messages over one stream socket.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Wire format: docs/interop/channel.rst. One thread receives; any thread may send.
+ */
+#ifndef COLO_MIGRATION_CHANNEL_H
+#define COLO_MIGRATION_CHANNEL_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define CHANNEL_PAYLOAD_MAX (4u << 20)
+
+typedef enum ChannelType {
+    CHANNEL_HELLO = 1,   /* JSON: who we are; primary first */
+    CHANNEL_HELLO_OK,    /* JSON: the secondary agrees */
+    CHANNEL_REFUSE,      /* text: why not; the sender closes */
+    CHANNEL_BEGIN,       /* be64 epoch, be32 flags: a checkpoint starts */
+    CHANNEL_RAM,         /* pages, see ram.h */
+    CHANNEL_DEVICE,      /* part of the device state */
+    CHANNEL_PROXY,       /* part of the proxy's state */
+    CHANNEL_BARRIERS,    /* disk barriers */
+    CHANNEL_VERIFY,      /* be64 first page, be64 hashes: test option */
+    CHANNEL_END,         /* be64 epoch, be64 pages, be64 device bytes, be64 proxy bytes */
+    CHANNEL_RECEIVED,    /* be64 epoch: whole, and now a commitment */
+    CHANNEL_LOADED,      /* be64 epoch, be64 lag us, be64 restored pages, be64 wrong pages */
+    CHANNEL_FAILED,      /* text: the secondary cannot go on */
+    CHANNEL_PING,        /* nothing */
+    CHANNEL_REQUEST,     /* text: the secondary wishes for a checkpoint */
+    CHANNEL_EXIT,        /* text: the sender leaves protection in good order */
+    CHANNEL_DEATH,       /* text: the sender's emulator died */
+    CHANNEL_TYPE_MAX
+} ChannelType;
+
+typedef struct Channel Channel;
+
+typedef struct ChannelMsg {
+    ChannelType type;
+    uint32_t len;
+    const uint8_t *data; /* valid until the next receive */
+} ChannelMsg;
+
+typedef enum ChannelResult {
+    CHANNEL_OK,
+    CHANNEL_TIMEOUT,
+    CHANNEL_CANCELLED,
+    CHANNEL_ERROR,
+} ChannelResult;
+
+/** Take over connected stream socket @fd. @peer_timeout_ms: TCP's user timeout. */
+Channel *channel_new(int fd, unsigned peer_timeout_ms);
+void channel_free(Channel *c);
+
+/** Make every blocked and later call return CHANNEL_CANCELLED (an error when sending). Any
+ * thread. */
+void channel_cancel(Channel *c);
+
+/** Send one message of @n parts (<= 15), whole or not at all to other senders. Blocks while
+ * the peer does not read. */
+bool channel_send(Channel *c, ChannelType type, const struct iovec *parts, unsigned n,
+                  GError **errp);
+bool channel_send_text(Channel *c, ChannelType type, const char *text, GError **errp);
+bool channel_send_u64(Channel *c, ChannelType type, const uint64_t *values, unsigned n,
+                      GError **errp);
+
+/** Like channel_send() of an empty PING, unless somebody else is sending just now. */
+void channel_ping(Channel *c);
+
+/**
+ * Receive one message. TIMEOUT after @timeout_ms without a whole one (-1: never); what
+ * has arrived of it is kept for the next call.
+ */
+ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError **errp);
+
+/** Microseconds since the last byte came in. */
+int64_t channel_silence(Channel *c);
+
+uint64_t channel_bytes_sent(Channel *c);
+
+/** Value @i of a message of big-endian 64-bit numbers; 0 beyond its end. */
+uint64_t channel_msg_u64(const ChannelMsg *msg, unsigned i);
+
+/** The text of a message, printable, bounded; caller frees. */
+char *channel_msg_text(const ChannelMsg *msg);
+
+/** Connect to "tcp:host:port" or "unix:path", at most @timeout_ms; -1 with @errp set. */
+int channel_connect(const char *uri, unsigned timeout_ms, GError **errp);
+
+/** Listen likewise; a returned descriptor is close-on-exec. */
+int channel_listen(const char *uri, GError **errp);
+
+#endif

@@ -1,0 +1,245 @@
+/*
+ * The checkpoint thread's own QMP connection to the emulator.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * QEMU writes each QMP message on one line and puts "id" last; both hold for every QEMU
+ * since 2.x and are checked when the greeting is read.
+ */
+#include "migration/child-qmp.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "util/error.h"
+#include "util/trace.h"
+
+#define LINE_MAX_BYTES (4u << 20)
+#define EVENTS_MAX 32
+
+struct ChildQmp {
+    int fd;
+    size_t have;     /* bytes in buf */
+    size_t consumed; /* of which were handed out as a line */
+    char *buf;
+    unsigned n_events;
+    char events[EVENTS_MAX][400]; /* recent events, each cut */
+};
+
+/* Next line (without its end), or NULL with @errp; borrowed until the next call. */
+static char *next_line(ChildQmp *q, int64_t deadline, GError **errp)
+{
+    if (q->consumed) {
+        memmove(q->buf, q->buf + q->consumed, q->have - q->consumed);
+        q->have -= q->consumed;
+        q->consumed = 0;
+    }
+    for (;;) {
+        char *nl = memchr(q->buf, '\n', q->have);
+        if (nl) {
+            q->consumed = nl + 1 - q->buf;
+            *nl = 0;
+            return q->buf;
+        }
+        if (q->have == LINE_MAX_BYTES) {
+            colo_error_set(errp, "the emulator's monitor sent an endless line");
+            return NULL;
+        }
+        int64_t left = (deadline - g_get_monotonic_time() + 999) / 1000;
+        struct pollfd pfd = {q->fd, POLLIN, 0};
+        int r = poll(&pfd, 1, left > 0 ? (int)left : 0);
+        if (r == 0) {
+            colo_error_set(errp, "the emulator's monitor does not answer");
+            return NULL;
+        }
+        ssize_t n = recv(q->fd, q->buf + q->have, LINE_MAX_BYTES - q->have, MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+            colo_error_set(errp, "the emulator has ended");
+            return NULL;
+        }
+        q->have += n > 0 ? n : 0;
+    }
+}
+
+static void note_event(ChildQmp *q, const char *line)
+{
+    if (q->n_events == EVENTS_MAX) {
+        memmove(q->events[0], q->events[1], sizeof(q->events[0]) * (EVENTS_MAX - 1));
+        q->n_events--;
+    }
+    g_strlcpy(q->events[q->n_events++], line, sizeof(q->events[0]));
+}
+
+static bool line_is_event(const char *line)
+{
+    return strncmp(line, "{\"timestamp\"", 12) == 0;
+}
+
+static bool line_has_id(const char *line, const char *id)
+{
+    char needle[80];
+
+    snprintf(needle, sizeof(needle), "\"id\": \"%s\"", id);
+    return strstr(line, needle) != NULL;
+}
+
+/* The reply line with @id, or NULL. */
+static const char *wait_line(ChildQmp *q, const char *id, int timeout_ms, GError **errp)
+{
+    int64_t deadline = g_get_monotonic_time() + timeout_ms * 1000LL;
+
+    for (;;) {
+        const char *line = next_line(q, deadline, errp);
+        if (!line) {
+            g_prefix_error(errp, "%s: ", id);
+            return NULL;
+        }
+        if (line_is_event(line)) {
+            note_event(q, line);
+        } else if (line_has_id(line, id)) {
+            return line;
+        }
+    }
+}
+
+static void set_reply_error(const char *line, GError **errp)
+{
+    g_autoptr(JsonParser) p = json_parser_new();
+    const char *desc = NULL;
+
+    if (json_parser_load_from_data(p, line, -1, NULL)) {
+        JsonObject *o = json_node_get_object(json_parser_get_root(p));
+        JsonObject *e = json_object_has_member(o, "error")
+                            ? json_object_get_object_member(o, "error")
+                            : NULL;
+        desc = e ? json_object_get_string_member_with_default(e, "desc", NULL) : NULL;
+    }
+    colo_error_set(errp, "emulator: %s", desc ? desc : line);
+}
+
+bool child_qmp_send(ChildQmp *q, const char *text, GError **errp)
+{
+    size_t len = strlen(text);
+
+    while (len > 0) {
+        ssize_t n = send(q->fd, text, len, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            colo_error_set_errno(errp, errno, "the emulator's monitor");
+            return false;
+        }
+        text += n;
+        len -= n;
+    }
+    return true;
+}
+
+bool child_qmp_wait(ChildQmp *q, const char *id, int timeout_ms, GError **errp)
+{
+    const char *line = wait_line(q, id, timeout_ms, errp);
+
+    if (!line) {
+        return false;
+    }
+    if (strncmp(line, "{\"error\"", 8) == 0) {
+        set_reply_error(line, errp);
+        return false;
+    }
+    return true;
+}
+
+JsonNode *child_qmp_query(ChildQmp *q, const char *text, const char *id, GError **errp)
+{
+    const char *line;
+
+    if (!child_qmp_send(q, text, errp) || !(line = wait_line(q, id, 30000, errp))) {
+        return NULL;
+    }
+    g_autoptr(JsonParser) p = json_parser_new();
+    if (!json_parser_load_from_data(p, line, -1, errp)) {
+        return NULL;
+    }
+    JsonObject *o = json_node_get_object(json_parser_get_root(p));
+    if (!json_object_has_member(o, "return")) {
+        set_reply_error(line, errp);
+        return NULL;
+    }
+    return json_node_copy(json_object_get_member(o, "return"));
+}
+
+static bool event_matches(const char *line, const char *name, const char *needle)
+{
+    char event[80];
+
+    snprintf(event, sizeof(event), "\"event\": \"%s\"", name);
+    return strstr(line, event) && (!needle || strstr(line, needle));
+}
+
+bool child_qmp_wait_event(ChildQmp *q, const char *name, const char *needle,
+                          int timeout_ms, GError **errp)
+{
+    int64_t deadline = g_get_monotonic_time() + timeout_ms * 1000LL;
+
+    for (unsigned i = 0; i < q->n_events; i++) {
+        if (event_matches(q->events[i], name, needle)) {
+            return true;
+        }
+    }
+    for (;;) {
+        const char *line = next_line(q, deadline, errp);
+        if (!line) {
+            g_prefix_error(errp, "event %s: ", name);
+            return false;
+        }
+        if (line_is_event(line)) {
+            note_event(q, line);
+            if (event_matches(line, name, needle)) {
+                return true;
+            }
+        }
+    }
+}
+
+void child_qmp_forget_events(ChildQmp *q)
+{
+    q->n_events = 0;
+}
+
+ChildQmp *child_qmp_new(int fd, GError **errp)
+{
+    ChildQmp *q = g_new0(ChildQmp, 1);
+    int64_t deadline = g_get_monotonic_time() + 30 * G_USEC_PER_SEC;
+
+    q->fd = fd;
+    q->buf = g_malloc(LINE_MAX_BYTES);
+    const char *line = next_line(q, deadline, errp);
+    if (!line || strncmp(line, "{\"QMP\"", 6) != 0) {
+        if (line) {
+            colo_error_set(errp, "the emulator's monitor greets with '%.40s'", line);
+        }
+        child_qmp_free(q);
+        return NULL;
+    }
+    if (!child_qmp_send(q, "{\"execute\":\"qmp_capabilities\",\"id\":\"k0\"}\n", errp) ||
+        !child_qmp_wait(q, "k0", 30000, errp)) {
+        child_qmp_free(q);
+        return NULL;
+    }
+    return q;
+}
+
+void child_qmp_free(ChildQmp *q)
+{
+    if (q) {
+        close(q->fd);
+        g_free(q->buf);
+        g_free(q);
+    }
+}

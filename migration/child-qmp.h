@@ -1,0 +1,38 @@
+/*
+ * The checkpoint thread's own QMP connection to the emulator.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Synchronous, used by one thread at a time. Replies are matched by id with plain text
+ * search, so that nothing is parsed or allocated between stop and cont.
+ */
+#ifndef COLO_MIGRATION_CHILD_QMP_H
+#define COLO_MIGRATION_CHILD_QMP_H
+
+#include <glib.h>
+#include <json-glib/json-glib.h>
+#include <stdbool.h>
+
+typedef struct ChildQmp ChildQmp;
+
+/** Take over @fd, read the greeting (up to 30 s) and negotiate. */
+ChildQmp *child_qmp_new(int fd, GError **errp);
+void child_qmp_free(ChildQmp *q);
+
+/** Write @text: one or more commands, each with an "id" of the caller's choice. */
+bool child_qmp_send(ChildQmp *q, const char *text, GError **errp);
+
+/** Wait for the reply with string id @id; an error reply becomes @errp. */
+bool child_qmp_wait(ChildQmp *q, const char *id, int timeout_ms, GError **errp);
+
+/** Send command @text (it must carry "id":"<id>") and return its "return" member. */
+JsonNode *child_qmp_query(ChildQmp *q, const char *text, const char *id, GError **errp);
+
+/** Wait for event @name whose line contains @needle (NULL: any). Events that came since
+ * child_qmp_forget_events() count. */
+bool child_qmp_wait_event(ChildQmp *q, const char *name, const char *needle,
+                          int timeout_ms, GError **errp);
+void child_qmp_forget_events(ChildQmp *q);
+
+#endif

@@ -1,0 +1,36 @@
+/*
+ * What migration/ram.c and migration/ram-cache.c share.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef COLO_MIGRATION_RAM_PRIVATE_H
+#define COLO_MIGRATION_RAM_PRIVATE_H
+
+#include "migration/ram.h"
+
+#define RAM_PAGE_ZERO (1ull << 63)
+
+struct Ram {
+    int fd;
+    uint64_t size, pages;
+    Tracker *tracker;
+    uint8_t *ram; /* the guest's memory, shared with the child */
+
+    /* Staging: slot s holds page page_of[s]; slot_of[page] is its slot + 1, or 0. */
+    uint8_t *staging;
+    uint32_t *slot_of, *page_of;
+    uint64_t n_staged, populated, peak;
+
+    uint8_t *cache;    /* secondary: RAM as of the last committed checkpoint */
+    uint64_t *marked;  /* bitmap: pages to restore */
+    uint64_t *hashes;  /* test option: of the primary's pages, in host order */
+    uint64_t hashed;   /* pages of which the secondary holds a hash */
+};
+
+void *ram_map_private(uint64_t size, GError **errp);
+void ram_staging_clear(Ram *r);
+uint8_t *ram_staging_slot(Ram *r, uint64_t page);
+uint64_t ram_page_hash(const uint8_t *page);
+
+#endif

@@ -1,0 +1,285 @@
+/*
+ * Guest RAM in a checkpoint: mapping, staging, capture and transfer on the primary.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Staging is address space for all of RAM, of which only as much is populated as recent
+ * epochs needed, doubled: a page beyond that costs a page fault in the pause, never an
+ * error. A page that is fetched twice in an epoch keeps its slot, so that staging is
+ * bounded by RAM and each page travels once.
+ */
+#include "migration/ram-private.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "util/error.h"
+#include "util/trace.h"
+
+#define STAGING_MIN_PAGES (32u << 20 >> COLO_PAGE_SHIFT)
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+void *ram_map_private(uint64_t size, GError **errp)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+        colo_error_set_errno(errp, errno, "%" G_GUINT64_FORMAT " MiB of address space",
+                             size >> 20);
+        return NULL;
+    }
+    return p;
+}
+
+Ram *ram_new(int ram_fd, uint64_t size, Tracker *tracker, GError **errp)
+{
+    Ram *r = g_new0(Ram, 1);
+
+    r->fd = ram_fd;
+    r->size = size;
+    r->pages = size >> COLO_PAGE_SHIFT;
+    r->tracker = tracker;
+    r->ram = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, ram_fd, 0);
+    if (r->ram == MAP_FAILED) {
+        r->ram = NULL;
+        colo_error_set_errno(errp, errno, "map guest RAM");
+        ram_free(r);
+        return NULL;
+    }
+    r->slot_of = g_new0(uint32_t, r->pages);
+    r->page_of = g_new0(uint32_t, r->pages);
+    r->staging = ram_map_private(size, errp);
+    if (!r->staging) {
+        ram_free(r);
+        return NULL;
+    }
+    return r;
+}
+
+void ram_free(Ram *r)
+{
+    if (!r) {
+        return;
+    }
+    if (r->ram) {
+        munmap(r->ram, r->size);
+    }
+    if (r->staging) {
+        munmap(r->staging, r->size);
+    }
+    ram_cache_drop(r);
+    g_free(r->hashes);
+    g_free(r->slot_of);
+    g_free(r->page_of);
+    g_free(r);
+}
+
+uint64_t ram_size(Ram *r)
+{
+    return r->size;
+}
+
+uint64_t ram_overhead(Ram *r)
+{
+    return (r->populated << COLO_PAGE_SHIFT) + (r->cache ? r->size : 0);
+}
+
+void ram_staging_clear(Ram *r)
+{
+    for (uint64_t s = 0; s < r->n_staged; s++) {
+        r->slot_of[r->page_of[s]] = 0;
+    }
+    r->n_staged = 0;
+}
+
+/* The staging slot of @page, given to it now if it has none. */
+uint8_t *ram_staging_slot(Ram *r, uint64_t page)
+{
+    if (!r->slot_of[page]) {
+        r->page_of[r->n_staged] = page;
+        r->slot_of[page] = ++r->n_staged;
+    }
+    return r->staging + ((uint64_t)(r->slot_of[page] - 1) << COLO_PAGE_SHIFT);
+}
+
+void ram_epoch_begin(Ram *r)
+{
+    r->peak = MAX(r->n_staged, r->peak - r->peak / 16);
+    uint64_t want = MIN(r->pages, MAX(STAGING_MIN_PAGES, r->peak * 2));
+    if (want > r->populated) {
+        uint8_t *from = r->staging + (r->populated << COLO_PAGE_SHIFT);
+        uint64_t bytes = (want - r->populated) << COLO_PAGE_SHIFT;
+        if (madvise(from, bytes, MADV_POPULATE_WRITE) == 0) {
+            r->populated = want;
+        }
+    }
+    ram_staging_clear(r);
+}
+
+static void capture_runs(const PageRun *runs, unsigned n, void *opaque)
+{
+    Ram *r = opaque;
+
+    for (unsigned i = 0; i < n; i++) {
+        for (uint64_t p = runs[i].first; p < runs[i].first + runs[i].count; p++) {
+            memcpy(ram_staging_slot(r, p), r->ram + (p << COLO_PAGE_SHIFT),
+                   COLO_PAGE_SIZE);
+        }
+    }
+}
+
+int64_t ram_capture(Ram *r, GError **errp)
+{
+    return tracker_scan(r->tracker, capture_runs, r, errp);
+}
+
+uint64_t ram_staged(Ram *r)
+{
+    return r->n_staged;
+}
+
+static bool page_is_zero(const uint8_t *p)
+{
+    const uint64_t *w = (const uint64_t *)p;
+
+    /* Most pages that are not zero show it early; the rest is memory speed. */
+    if (w[0] | w[1] | w[255] | w[511]) {
+        return false;
+    }
+    uint64_t acc = 0;
+    for (unsigned i = 0; i < COLO_PAGE_SIZE / 8; i += 4) {
+        acc |= w[i] | w[i + 1] | w[i + 2] | w[i + 3];
+    }
+    return acc == 0;
+}
+
+/* A CHANNEL_RAM message being put together. Page contents are copied, because live RAM
+ * may change between the test for zero and the send. */
+typedef struct Batch {
+    uint32_t n, n_data;
+    uint8_t head[8 + 8 * RAM_BATCH_PAGES];
+    uint8_t data[RAM_BATCH_PAGES * COLO_PAGE_SIZE];
+} Batch;
+
+static void put_be64(uint8_t *p, uint64_t v)
+{
+    v = GUINT64_TO_BE(v);
+    memcpy(p, &v, sizeof(v));
+}
+
+static bool batch_flush(Batch *b, Channel *c, GError **errp)
+{
+    if (!b->n) {
+        return true;
+    }
+    put_be64(b->head, (uint64_t)b->n << 32);
+    struct iovec parts[2] = {
+        {b->head, 8 + 8 * b->n},
+        {b->data, (size_t)b->n_data << COLO_PAGE_SHIFT},
+    };
+    bool ok = channel_send(c, CHANNEL_RAM, parts, b->n_data ? 2 : 1, errp);
+    b->n = b->n_data = 0;
+    return ok;
+}
+
+static bool batch_add(Batch *b, Channel *c, uint64_t page, const uint8_t *data,
+                      GError **errp)
+{
+    uint8_t *copy = b->data + ((size_t)b->n_data << COLO_PAGE_SHIFT);
+
+    memcpy(copy, data, COLO_PAGE_SIZE);
+    bool zero = page_is_zero(copy);
+    b->n_data += !zero;
+    put_be64(b->head + 8 + 8 * b->n, page | (zero ? RAM_PAGE_ZERO : 0));
+    return ++b->n < RAM_BATCH_PAGES || batch_flush(b, c, errp);
+}
+
+bool ram_send_staged(Ram *r, Channel *c, uint64_t *pages, GError **errp)
+{
+    g_autofree Batch *b = g_new(Batch, 1);
+
+    b->n = b->n_data = 0;
+    for (uint64_t s = 0; s < r->n_staged; s++) {
+        if (!batch_add(b, c, r->page_of[s], r->staging + (s << COLO_PAGE_SHIFT), errp)) {
+            return false;
+        }
+    }
+    *pages += r->n_staged;
+    return batch_flush(b, c, errp);
+}
+
+bool ram_send_all(Ram *r, Channel *c, bool (*progress)(uint64_t done, void *opaque),
+                  void *opaque, uint64_t *pages, GError **errp)
+{
+    g_autofree Batch *b = g_new(Batch, 1);
+    off_t at = 0;
+
+    b->n = b->n_data = 0;
+    while ((uint64_t)at < r->size) {
+        off_t start = lseek(r->fd, at, SEEK_DATA);
+        if (start < 0) {
+            break; /* ENXIO: only a hole is left */
+        }
+        off_t end = lseek(r->fd, start, SEEK_HOLE);
+        end = end < 0 ? (off_t)r->size : MIN(end, (off_t)r->size);
+        for (off_t o = start & ~(off_t)(COLO_PAGE_SIZE - 1); o < end; o += COLO_PAGE_SIZE) {
+            if (!batch_add(b, c, o >> COLO_PAGE_SHIFT, r->ram + o, errp)) {
+                return false;
+            }
+            ++*pages;
+            if (b->n == 0 && !progress(o, opaque)) {
+                colo_error_set(errp, "the migration was cancelled");
+                return false;
+            }
+        }
+        at = end;
+    }
+    return batch_flush(b, c, errp) && progress(r->size, opaque);
+}
+
+uint64_t ram_page_hash(const uint8_t *page)
+{
+    const uint64_t *w = (const uint64_t *)page;
+    uint64_t h[4] = {1, 2, 3, 4};
+
+    for (unsigned i = 0; i < COLO_PAGE_SIZE / 8; i += 4) {
+        for (unsigned k = 0; k < 4; k++) {
+            h[k] = (h[k] ^ w[i + k]) * 0x9e3779b97f4a7c15ull;
+            h[k] ^= h[k] >> 29;
+        }
+    }
+    return (h[0] * 3 + h[1]) * 5 + (h[2] * 7 + h[3]);
+}
+
+void ram_hash(Ram *r)
+{
+    if (!r->hashes) {
+        r->hashes = g_new(uint64_t, r->pages);
+    }
+    for (uint64_t p = 0; p < r->pages; p++) {
+        r->hashes[p] = ram_page_hash(r->ram + (p << COLO_PAGE_SHIFT));
+    }
+}
+
+bool ram_send_hashes(Ram *r, Channel *c, GError **errp)
+{
+    const uint64_t step = CHANNEL_PAYLOAD_MAX / 16;
+
+    for (uint64_t p = 0; p < r->pages; p += step) {
+        uint64_t first = GUINT64_TO_BE(p);
+        struct iovec parts[2] = {
+            {&first, sizeof(first)},
+            {r->hashes + p, MIN(step, r->pages - p) * sizeof(uint64_t)},
+        };
+        if (!channel_send(c, CHANNEL_VERIFY, parts, 2, errp)) {
+            return false;
+        }
+    }
+    return true;
+}

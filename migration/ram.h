@@ -1,0 +1,89 @@
+/*
+ * Guest RAM in a checkpoint: capture on the primary, cache and restore on the secondary.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * CHANNEL_RAM payload: be32 number of pages n, be32 0, n times be64 (page number, bit 63
+ * set for a page of zeroes), then 4096 bytes for each page that is not zero, in order.
+ */
+#ifndef COLO_MIGRATION_RAM_H
+#define COLO_MIGRATION_RAM_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "migration/channel.h"
+#include "migration/tracker.h"
+
+#define RAM_BATCH_PAGES 256
+
+typedef struct Ram Ram;
+
+/** Map @ram_fd (@size bytes, shared with the child); takes no ownership of either. */
+Ram *ram_new(int ram_fd, uint64_t size, Tracker *tracker, GError **errp);
+void ram_free(Ram *r);
+
+/* --- Primary --- */
+
+/** Populate staging for what recent epochs needed, empty it. Outside the pause. */
+void ram_epoch_begin(Ram *r);
+
+/** Fetch what was dirtied and copy it to staging. Returns pages fetched, or -1. Copies of
+ * pages fetched before in this epoch are replaced. Does not allocate. */
+int64_t ram_capture(Ram *r, GError **errp);
+
+/** Pages in staging now. */
+uint64_t ram_staged(Ram *r);
+
+/** Send staging as CHANNEL_RAM messages; *@pages counts those sent. */
+bool ram_send_staged(Ram *r, Channel *c, uint64_t *pages, GError **errp);
+
+/**
+ * Send all of RAM as it is now (holes in the memfd are skipped), while the guest runs.
+ * @progress is called with bytes done; false from it stops.
+ */
+bool ram_send_all(Ram *r, Channel *c, bool (*progress)(uint64_t done, void *opaque),
+                  void *opaque, uint64_t *pages, GError **errp);
+
+/** Send a hash of every page (test option; long pause). */
+bool ram_send_hashes(Ram *r, Channel *c, GError **errp);
+/** Compute them into a buffer first, in the pause. */
+void ram_hash(Ram *r);
+
+/* --- Secondary --- */
+
+/** Make the cache; all zero. */
+bool ram_cache_init(Ram *r, GError **errp);
+void ram_cache_drop(Ram *r);
+
+/** Take a CHANNEL_RAM message into staging, or (@direct: nothing is committed yet) straight
+ * into the cache. Everything in it is checked. *@pages counts. */
+bool ram_receive(Ram *r, const ChannelMsg *msg, bool direct, uint64_t *pages,
+                 GError **errp);
+
+/** Forget what is staged (a torn checkpoint). */
+void ram_discard(Ram *r);
+
+/** Staged pages become part of the cache and are marked for restore. */
+void ram_commit(Ram *r);
+
+/** Mark every page for restore (after the initial synchronisation). */
+void ram_mark_all(Ram *r);
+
+/** Fetch the SVM's dirty pages and bring every marked page of its RAM to the cache's
+ * content. Returns pages that differed, or -1. */
+int64_t ram_restore(Ram *r, GError **errp);
+
+/** Compare the SVM's RAM with a CHANNEL_VERIFY message kept by ram_verify_add(); returns
+ * the number of pages that differ. */
+bool ram_verify_add(Ram *r, const ChannelMsg *msg, GError **errp);
+uint64_t ram_verify(Ram *r);
+
+uint64_t ram_size(Ram *r);
+
+/** Bytes of memory this side holds beside guest RAM. */
+uint64_t ram_overhead(Ram *r);
+
+#endif
