@@ -1,0 +1,224 @@
+/*
+ * The guest of the tests: writes numbered records to the raw disk and reads them back.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Zone 0: the background writer; memory knows which record each slot must hold, so disk
+ * and memory are held against each other (a takeover must bring both from one moment).
+ * Zone 1: records written, and made stable, at a client's request: what was acknowledged
+ * must be there whatever happens.
+ */
+#include "workload.h"
+#include "pattern.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static uint64_t *zone0; /* number + 1 of the record in each slot, 0 unknown */
+
+static DiskRecord *record_new(void)
+{
+    void *p = NULL;
+
+    if (posix_memalign(&p, DISK_RECORD_SIZE, DISK_RECORD_SIZE)) {
+        abort();
+    }
+    return p;
+}
+
+static bool record_write(int fd, DiskRecord *r, uint64_t zone, uint64_t number)
+{
+    uint64_t at = disk_record_offset(workload.disk_size, zone, number);
+
+    disk_record_make(r, workload.run, zone, number);
+    if (pwrite(fd, r, sizeof(*r), at) != sizeof(*r) || fdatasync(fd)) {
+        workload.disk_errors++;
+        note_error("disk: write of record %llu: %s", (unsigned long long)number,
+                   strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+static bool record_read(int fd, DiskRecord *r, uint64_t zone, uint64_t number)
+{
+    uint64_t at = disk_record_offset(workload.disk_size, zone, number);
+
+    if (pread(fd, r, sizeof(*r), at) != sizeof(*r)) {
+        workload.disk_errors++;
+        note_error("disk: read of record %llu: %s", (unsigned long long)number,
+                   strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+static void *writer_thread(void *opaque)
+{
+    int fd = (int)(intptr_t)opaque;
+    DiskRecord *r = record_new();
+    uint64_t slots = disk_zone_slots(workload.disk_size);
+    uint64_t number = 0, pick = 1;
+
+    for (;;) {
+        uint64_t rate = workload.disk_rate, start = now_us(), spent, slot;
+
+        if (!rate) {
+            usleep(100000);
+            continue;
+        }
+        if (record_write(fd, r, 0, number)) {
+            zone0[number % slots] = number + 1;
+            workload.disk_written++;
+        }
+        number++;
+        /* Same sequence on both twins: a generator, not randomness. */
+        pick = pick * 6364136223846793005ull + 1442695040888963407ull;
+        slot = (pick >> 33) % (number < slots ? number : slots);
+        if (zone0[slot] && record_read(fd, r, 0, zone0[slot] - 1)) {
+            workload.disk_checked++;
+            if (!disk_record_valid(r) || r->number != zone0[slot] - 1 || r->zone != 0 ||
+                r->run != workload.run) {
+                workload.disk_errors++;
+                note_error("disk: slot %llu: found %s record %llu, expected %llu",
+                           (unsigned long long)slot,
+                           disk_record_valid(r) ? "whole" : "broken",
+                           (unsigned long long)r->number,
+                           (unsigned long long)zone0[slot] - 1);
+            }
+        }
+        spent = now_us() - start;
+        if (spent < 1000000 / rate) {
+            usleep(1000000 / rate - spent);
+        }
+    }
+    return NULL;
+}
+
+/* "WRITE n" -> "OK n"; "READ n" -> "REC n RUN", "EMPTY n", "OTHER n M" or "BAD n". */
+static int disk_command(int fd, DiskRecord *r, const char *line, char *out, size_t size)
+{
+    unsigned long long n;
+
+    if (!workload.disk_size) {
+        return snprintf(out, size, "ERROR no disk\n");
+    }
+    if (sscanf(line, "WRITE %llu", &n) == 1) {
+        if (!record_write(fd, r, 1, n)) {
+            return snprintf(out, size, "ERROR %llu\n", n);
+        }
+        workload.disk_acked++;
+        return snprintf(out, size, "OK %llu\n", n);
+    }
+    if (sscanf(line, "READ %llu", &n) == 1) {
+        if (!record_read(fd, r, 1, n)) {
+            return snprintf(out, size, "ERROR %llu\n", n);
+        }
+        if (disk_record_zero(r)) {
+            return snprintf(out, size, "EMPTY %llu\n", n);
+        }
+        if (!disk_record_valid(r) || r->zone != 1) {
+            return snprintf(out, size, "BAD %llu\n", n);
+        }
+        if (r->number != n) {
+            return snprintf(out, size, "OTHER %llu %llu\n", n, (unsigned long long)r->number);
+        }
+        return snprintf(out, size, "REC %llu %llu\n", n, (unsigned long long)r->run);
+    }
+    return snprintf(out, size, "ERROR unknown command\n");
+}
+
+static void *client_thread(void *opaque)
+{
+    int sock = (int)(intptr_t)opaque;
+    int fd = workload.disk_size ? open(workload.disk, O_RDWR | O_DIRECT | O_CLOEXEC) : -1;
+    DiskRecord *r = record_new();
+    char line[128], out[128];
+    size_t have = 0;
+
+    for (;;) {
+        char *nl;
+        ssize_t n = recv(sock, line + have, sizeof(line) - 1 - have, 0);
+
+        if (n <= 0) {
+            break;
+        }
+        have += n;
+        line[have] = '\0';
+        while ((nl = memchr(line, '\n', have))) {
+            int len;
+
+            *nl = '\0';
+            len = disk_command(fd, r, line, out, sizeof(out));
+            if (send(sock, out, len, MSG_NOSIGNAL) != len) {
+                goto out;
+            }
+            have -= nl + 1 - line;
+            memmove(line, nl + 1, have + 1);
+        }
+        if (have == sizeof(line) - 1) {
+            break;
+        }
+    }
+out:
+    close(sock);
+    if (fd >= 0) {
+        close(fd);
+    }
+    free(r);
+    return NULL;
+}
+
+static void *accept_thread(void *opaque)
+{
+    int fd = (int)(intptr_t)opaque;
+
+    for (;;) {
+        int sock = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+
+        if (sock >= 0) {
+            workload.conns++;
+            start_thread(client_thread, (void *)(intptr_t)sock, 0);
+        } else {
+            usleep(10000);
+        }
+    }
+    return NULL;
+}
+
+void disk_serve(int listen_fd)
+{
+    start_thread(accept_thread, (void *)(intptr_t)listen_fd, 0);
+}
+
+bool disk_start(void)
+{
+    int fd = -1;
+
+    if (!workload.disk[0]) {
+        return true;
+    }
+    for (int i = 0; i < 1500 && fd < 0; i++) {
+        fd = open(workload.disk, O_RDWR | O_DIRECT | O_CLOEXEC);
+        if (fd < 0) {
+            usleep(10000);
+        }
+    }
+    if (fd < 0 || ioctl(fd, BLKGETSIZE64, &workload.disk_size) ||
+        !disk_zone_slots(workload.disk_size)) {
+        printf("guest: colo.disk=%s: %s\n", workload.disk, strerror(errno));
+        workload.disk_size = 0;
+        return false;
+    }
+    zone0 = calloc(disk_zone_slots(workload.disk_size), sizeof(*zone0));
+    start_thread(writer_thread, (void *)(intptr_t)fd, 0);
+    return zone0 != NULL;
+}
