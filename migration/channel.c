@@ -202,10 +202,12 @@ bool channel_send_u64(Channel *c, ChannelType type, const uint64_t *values, unsi
     return channel_send(c, type, &(struct iovec){body, 8 * n}, 1, errp);
 }
 
-void channel_ping(Channel *c)
+void channel_try_text(Channel *c, ChannelType type, const char *text)
 {
+    struct iovec part = {(void *)text, strlen(text)};
+
     if (g_mutex_trylock(&c->send_lock)) {
-        send_locked(c, CHANNEL_PING, NULL, 0, NULL);
+        send_locked(c, type, &part, 1, NULL);
         g_mutex_unlock(&c->send_lock);
     }
 }

@@ -68,8 +68,8 @@ bool channel_send_text(Channel *c, ChannelType type, const char *text, GError **
 bool channel_send_u64(Channel *c, ChannelType type, const uint64_t *values, unsigned n,
                       GError **errp);
 
-/** Like channel_send() of an empty PING, unless somebody else is sending just now. */
-void channel_ping(Channel *c);
+/** Like channel_send_text(), unless another thread is sending just now: then nothing. */
+void channel_try_text(Channel *c, ChannelType type, const char *text);
 
 /**
  * Receive one message. TIMEOUT after @timeout_ms without a whole one (-1: never); what

@@ -1,0 +1,224 @@
+/*
+ * State shared by the controller's files: one virtual machine, one role at a time.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "migration/colo.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "monitor/monitor.h"
+#include "net/net.h"
+#include "util/error.h"
+#include "util/options.h"
+#include "util/trace.h"
+
+Colo colo;
+
+static const char *const mode_names[] = {"none", "primary", "secondary"};
+static const char *const state_names[] = {"alone",     "waiting", "setup",    "sync",
+                                          "protected", "lost",    "takeover", "fenced"};
+
+const char *colo_mode_name(ColoMode m)
+{
+    return mode_names[m];
+}
+
+const char *colo_state_name(ColoState s)
+{
+    return state_names[s];
+}
+
+void colo_set_state_locked(ColoState s)
+{
+    colo_trace(migration_state, "%s -> %s", colo_state_name(colo.state),
+               colo_state_name(s));
+    colo.state = s;
+    g_cond_broadcast(&colo.cond);
+}
+
+void colo_set_state(ColoState s)
+{
+    g_mutex_lock(&colo.lock);
+    colo_set_state_locked(s);
+    g_mutex_unlock(&colo.lock);
+}
+
+ColoState colo_get_state(void)
+{
+    g_mutex_lock(&colo.lock);
+    ColoState s = colo.state;
+    g_mutex_unlock(&colo.lock);
+    return s;
+}
+
+void colo_request_checkpoint(ColoTrigger trigger, const char *detail)
+{
+    g_mutex_lock(&colo.lock);
+    if (!colo.want_checkpoint) {
+        colo.want_checkpoint = true;
+        colo.trigger = trigger;
+        colo_trace(migration_trigger, "%d %s", trigger, detail ? detail : "");
+        g_cond_broadcast(&colo.cond);
+    }
+    g_mutex_unlock(&colo.lock);
+}
+
+void colo_emit_exit(ColoMode mode, const char *reason)
+{
+    JsonObject *data = json_object_new();
+
+    json_object_set_string_member(data, "mode", colo_mode_name(mode));
+    json_object_set_string_member(data, "reason", reason);
+    monitor_event("COLO_EXIT", data);
+}
+
+void colo_step(const char *step)
+{
+    static gint hits;
+
+    colo_trace(migration_step, "%s", step);
+    if (!colo.opts.die_at) {
+        return;
+    }
+    g_auto(GStrv) parts = g_strsplit(colo.opts.die_at, ":", 2);
+    int nth = parts[1] ? atoi(parts[1]) : 1;
+    if (strcmp(parts[0], step) == 0 && g_atomic_int_add(&hits, 1) + 1 >= nth) {
+        colo_report("dying at step %s, as asked by -colo die-at", step);
+        kill(colo.child.pid, SIGKILL);
+        kill(getpid(), SIGKILL);
+    }
+}
+
+bool colo_child_command(const char *text, const char *id, GError **errp)
+{
+    return child_qmp_send(colo.qmp, text, errp) && child_qmp_wait(colo.qmp, id, 30000, errp);
+}
+
+void colo_finish_run_state(GError *err)
+{
+    g_mutex_lock(&colo.lock);
+    g_autoptr(GPtrArray) reqs = colo.run_state_requests;
+    colo.run_state_requests = g_ptr_array_new();
+    g_mutex_unlock(&colo.lock);
+    for (guint i = 0; i < reqs->len; i++) {
+        qmp_request_finish(reqs->pdata[i], NULL, err ? g_error_copy(err) : NULL);
+    }
+    g_clear_error(&err);
+}
+
+/* RULES 7: what would make the device save lie is refused at start. */
+static bool check_blockers(GError **errp)
+{
+    g_autoptr(JsonNode) node = child_qmp_query(
+        colo.qmp, "{\"execute\":\"query-migrate\",\"id\":\"blk\"}\n", "blk", errp);
+    if (!node) {
+        return false;
+    }
+    JsonObject *o = json_node_get_object(node);
+    JsonArray *why = json_object_has_member(o, "blocked-reasons")
+                         ? json_object_get_array_member(o, "blocked-reasons")
+                         : NULL;
+    if (why && json_array_get_length(why) > 0) {
+        colo_error_set(errp, "this guest cannot be protected: %s",
+                       json_array_get_string_element(why, 0));
+        return false;
+    }
+    return true;
+}
+
+/* Complete what the command line said with what the emulator made of it. */
+static bool learn_identity(GError **errp)
+{
+    static const struct {
+        const char *key, *text, *member;
+    } facts[] = {
+        {"machine",
+         "{\"execute\":\"qom-get\",\"arguments\":{\"path\":\"/machine\",\"property\":"
+         "\"type\"},\"id\":\"id\"}\n",
+         NULL},
+        {"emulator", "{\"execute\":\"query-version\",\"id\":\"id\"}\n", "package"},
+    };
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(facts); i++) {
+        g_autoptr(JsonNode) node = child_qmp_query(colo.qmp, facts[i].text, "id", errp);
+        if (!node) {
+            return false;
+        }
+        const char *s = facts[i].member
+                            ? options_get_str(json_node_get_object(node), facts[i].member, "")
+                            : json_node_get_string(node);
+        json_object_set_string_member(colo.child.identity, facts[i].key, s ? s : "");
+    }
+    return true;
+}
+
+bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
+                    GError **errp)
+{
+    g_mutex_init(&colo.lock);
+    g_cond_init(&colo.cond);
+    colo.child = *child;
+    colo.opts = *opts;
+    colo.checkpoint_delay = 20000;
+    colo.reason = "none";
+    colo.run_state_requests = g_ptr_array_new();
+    colo.user_paused = child->start_paused;
+    colo.state = child->incoming ? COLO_STATE_WAITING : COLO_STATE_ALONE;
+    colo.qmp = child_qmp_new(child->qmp_fd, errp);
+    if (!colo.qmp || !check_blockers(errp) || !learn_identity(errp)) {
+        return false;
+    }
+    colo.tracker = tracker_new(child->pid, child->ram_fd, child->ram_size, errp);
+    if (!colo.tracker) {
+        return false;
+    }
+    colo.ram = ram_new(child->ram_fd, child->ram_size, colo.tracker, errp);
+    return colo.ram != NULL;
+}
+
+bool migration_listen(const char *uri, GError **errp)
+{
+    if (strcmp(uri, "defer") == 0) {
+        colo_error_set(errp, "-incoming defer: not supported together with COLO options; "
+                             "give tcp:host:port or unix:path");
+        return false;
+    }
+    int fd = channel_listen(uri, errp);
+    if (fd < 0) {
+        return false;
+    }
+    colo.mode = COLO_MODE_SECONDARY;
+    colo.thread = g_thread_new("colo-in", secondary_thread, GINT_TO_POINTER(fd));
+    return true;
+}
+
+void migration_child_died(void)
+{
+    g_mutex_lock(&colo.lock);
+    Channel *c = colo.channel;
+    if (c) {
+        /* Said at once, so that the peer need not wait for a timeout. */
+        channel_try_text(c, CHANNEL_DEATH, "its emulator died");
+    }
+    g_mutex_unlock(&colo.lock);
+}
+
+void migration_shutdown(void)
+{
+    g_mutex_lock(&colo.lock);
+    colo.want_quit = true;
+    if (colo.channel) {
+        channel_cancel(colo.channel);
+    }
+    g_cond_broadcast(&colo.cond);
+    GThread *t = g_steal_pointer(&colo.thread);
+    g_mutex_unlock(&colo.lock);
+    if (t) {
+        g_thread_join(t);
+    }
+}

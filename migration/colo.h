@@ -1,0 +1,118 @@
+/*
+ * State shared by the controller's files: one virtual machine, one role at a time.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef COLO_MIGRATION_COLO_H
+#define COLO_MIGRATION_COLO_H
+
+#include "block/replication.h"
+#include "migration/channel.h"
+#include "migration/child-qmp.h"
+#include "migration/migration.h"
+#include "migration/ram.h"
+#include "migration/stats.h"
+
+#define COLO_DISKS_MAX 64
+#define COLO_PING_MS 100
+#define COLO_HOLD_STATE_MAX (8u << 20)
+#define COLO_FLAG_RUNNING 1u /* CHANNEL_BEGIN: the guest runs in the new epoch */
+
+typedef enum ColoMode {
+    COLO_MODE_NONE,
+    COLO_MODE_PRIMARY,
+    COLO_MODE_SECONDARY,
+} ColoMode;
+
+/* Where a side stands; see docs/devel/checkpoint.rst for the two state machines. */
+typedef enum ColoState {
+    COLO_STATE_ALONE,     /* unprotected */
+    COLO_STATE_WAITING,   /* secondary: no primary yet */
+    COLO_STATE_SETUP,     /* connecting, agreeing */
+    COLO_STATE_SYNC,      /* first copy of RAM */
+    COLO_STATE_PROTECTED, /* at least one checkpoint was loaded */
+    COLO_STATE_LOST,      /* peer gone: output held, the arbiter has to decide */
+    COLO_STATE_TAKEOVER,  /* secondary: won, going live */
+    COLO_STATE_FENCED,    /* the peer goes on without us: we must stay silent */
+} ColoState;
+
+typedef struct Colo {
+    MigrationChild child; /* constant after migration_init() */
+    MigrationOptions opts;
+    ChildQmp *qmp;   /* used by the thread of the current role only */
+    Tracker *tracker;
+    Ram *ram;
+
+    GMutex lock; /* guards all below */
+    GCond cond;  /* anything below changed */
+    bool cap_colo, cap_events;
+    uint64_t checkpoint_delay; /* ms */
+    ColoMode mode, last_mode;
+    ColoState state;
+    const char *reason; /* of the last exit: none, request, error */
+    char *error;        /* of the last failure, or NULL */
+    bool user_paused;   /* the user wants the guest stopped */
+    bool guest_off;     /* the guest has shut itself down or crashed */
+    uint64_t epoch;     /* current, after the last cut (primary) or load (secondary) */
+    Channel *channel;   /* of the current role, for cancelling */
+    GThread *thread;    /* of the current role */
+
+    /* Wishes to the thread of the current role. */
+    bool want_checkpoint;
+    ColoTrigger trigger;
+    bool want_exit;     /* x-colo-lost-heartbeat */
+    bool want_quit;     /* the process ends */
+    bool run_state_changed;
+    GPtrArray *run_state_requests; /* QmpRequest, answered after that checkpoint */
+
+    /* Primary: what the receiving thread learnt. */
+    uint64_t received_epoch, loaded_epoch;
+    char *peer_failure; /* why the peer is lost, or NULL */
+    bool peer_took_over;
+
+    /* Progress of the first copy. */
+    uint64_t sync_total, sync_done, sync_started_us;
+    ColoStats stats;
+} Colo;
+
+extern Colo colo; /* documented global: one virtual machine a process */
+
+const char *colo_mode_name(ColoMode m);
+const char *colo_state_name(ColoState s);
+
+/** Change state, tell those who wait, trace; the lock is held. */
+void colo_set_state_locked(ColoState s);
+void colo_set_state(ColoState s);
+ColoState colo_get_state(void);
+
+/** Ask the primary's thread for a checkpoint. Any thread, any lock of other rooms. */
+void colo_request_checkpoint(ColoTrigger trigger, const char *detail);
+
+/** Emit COLO_EXIT; @reason is static text. */
+void colo_emit_exit(ColoMode mode, const char *reason);
+
+/** Test option die-at: end by SIGKILL if @step is the one. */
+void colo_step(const char *step);
+
+/** Send @text (one command, id @id) to the child and wait for its answer. */
+bool colo_child_command(const char *text, const char *id, GError **errp);
+
+/** Answer the users' stop and cont that waited for a checkpoint. */
+void colo_finish_run_state(GError *err);
+
+/** The role threads' bodies. */
+gpointer primary_thread(gpointer uri);
+gpointer secondary_thread(gpointer listen_fd);
+
+/** JSON of who we are, for the handshake; caller frees. */
+char *hello_build(bool primary, GError **errp);
+/** Why @text (the peer's) does not fit to us, as an error. */
+bool hello_check(const char *text, bool we_are_primary, GError **errp);
+
+/** Barriers to and from bytes. */
+GByteArray *barriers_pack(const BlockBarrier *b, unsigned n);
+bool barriers_unpack(const uint8_t *data, size_t len, BlockBarrier *out, unsigned *n,
+                     GError **errp);
+
+#endif

@@ -1,0 +1,178 @@
+/*
+ * The primary's receiving thread, and the ways out of protection.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "migration/primary.h"
+
+#include <string.h>
+
+#include "net/net.h"
+#include "net/proxy.h"
+#include "util/error.h"
+#include "util/trace.h"
+
+static void handle(const ChannelMsg *msg)
+{
+    g_autofree char *text = NULL;
+    g_autofree char *why = NULL;
+
+    switch (msg->type) {
+    case CHANNEL_RECEIVED:
+    case CHANNEL_LOADED:
+        g_mutex_lock(&colo.lock);
+        if (msg->type == CHANNEL_RECEIVED) {
+            colo.received_epoch = channel_msg_u64(msg, 0);
+        } else {
+            colo.loaded_epoch = channel_msg_u64(msg, 0);
+            stats_add(&colo.stats.lag, channel_msg_u64(msg, 1));
+            colo.stats.verified += colo.opts.verify_ram;
+            colo.stats.wrong_pages += channel_msg_u64(msg, 3);
+        }
+        g_cond_broadcast(&colo.cond);
+        g_mutex_unlock(&colo.lock);
+        break;
+    case CHANNEL_REQUEST:
+        text = channel_msg_text(msg);
+        colo_request_checkpoint(COLO_TRIGGER_SECONDARY, text);
+        break;
+    case CHANNEL_PING:
+        break;
+    case CHANNEL_EXIT:
+        g_mutex_lock(&colo.lock);
+        colo.peer_took_over = true;
+        g_mutex_unlock(&colo.lock);
+        primary_lost("the secondary took over");
+        break;
+    case CHANNEL_DEATH:
+    case CHANNEL_FAILED:
+        text = channel_msg_text(msg);
+        why = g_strdup_printf("the secondary: %s", text);
+        primary_lost(why);
+        break;
+    default:
+        primary_lost("unexpected message from the secondary");
+        break;
+    }
+}
+
+gpointer primary_rx_thread(gpointer opaque)
+{
+    Channel *ch = opaque;
+    int64_t timeout_us = colo.opts.peer_timeout * 1000LL;
+
+    for (;;) {
+        g_autoptr(GError) err = NULL;
+        ChannelMsg msg;
+        ChannelResult r = channel_recv(ch, &msg, COLO_PING_MS, &err);
+        if (r == CHANNEL_CANCELLED) {
+            return NULL;
+        } else if (r == CHANNEL_ERROR) {
+            primary_lost(err->message);
+            return NULL;
+        } else if (r == CHANNEL_OK) {
+            handle(&msg);
+        } else if (channel_silence(ch) > timeout_us) {
+            g_autofree char *why = g_strdup_printf(
+                "nothing was heard of the secondary for %u ms", colo.opts.peer_timeout);
+            primary_lost(why);
+            return NULL;
+        } else {
+            channel_try_text(ch, CHANNEL_PING, "");
+        }
+    }
+}
+
+void primary_guest_off(Channel *ch)
+{
+    channel_send_text(ch, CHANNEL_EXIT, "the guest has shut down", NULL);
+    colo_trace(migration_guest_off, "telling the secondary and ending");
+    colo.opts.guest_shutdown(0);
+}
+
+/* Unprotected from here: the guest runs at full speed, everything held goes out. */
+static void go_alone(bool started_rooms, bool was_protected)
+{
+    tracker_stop(colo.tracker);
+    if (started_rooms) {
+        block_primary_stop();
+        net_lock();
+        proxy_stop_primary();
+        net_unlock();
+    }
+    g_mutex_lock(&colo.lock);
+    colo.last_mode = was_protected ? COLO_MODE_PRIMARY : colo.last_mode;
+    colo.mode = COLO_MODE_NONE;
+    colo_set_state_locked(COLO_STATE_ALONE);
+    g_mutex_unlock(&colo.lock);
+}
+
+/* Wait for the operator's word. Returns false if the process ends instead, or the peer
+ * goes on in our place. */
+static bool wait_arbiter(void)
+{
+    g_mutex_lock(&colo.lock);
+    while (!colo.want_exit && !colo.want_quit && !colo.peer_took_over) {
+        g_cond_wait(&colo.cond, &colo.lock);
+    }
+    bool won = colo.want_exit && !colo.want_quit && !colo.peer_took_over;
+    if (colo.peer_took_over) {
+        colo_set_state_locked(COLO_STATE_FENCED);
+    }
+    g_mutex_unlock(&colo.lock);
+    return won;
+}
+
+/* A capture that failed half way may have left the guest stopped. */
+static void let_guest_run(void)
+{
+    g_mutex_lock(&colo.lock);
+    bool run = !colo.user_paused && !colo.guest_off;
+    g_mutex_unlock(&colo.lock);
+    if (run) {
+        g_autoptr(GError) err = NULL;
+        if (!colo_child_command("{\"execute\":\"cont\",\"id\":\"again\"}\n", "again", &err)) {
+            colo_report("cont after a failed checkpoint: %s", err->message);
+        }
+    }
+}
+
+void primary_end(Channel *ch, bool started_rooms, const GError *why)
+{
+    g_mutex_lock(&colo.lock);
+    bool was_protected = colo.state == COLO_STATE_PROTECTED;
+    bool on_request = colo.want_exit && !colo.peer_failure;
+    bool quit = colo.want_quit;
+    g_free(colo.error);
+    colo.error = g_strdup(why ? why->message : NULL);
+    colo.reason = on_request ? "request" : "error";
+    if (was_protected) {
+        colo_set_state_locked(COLO_STATE_LOST);
+    }
+    g_mutex_unlock(&colo.lock);
+
+    if (was_protected && !quit) {
+        net_lock();
+        proxy_silence();
+        net_unlock();
+        colo_report("protection ended (%s)%s", why ? why->message : "?",
+                    on_request ? "" : "; output is held until x-colo-lost-heartbeat");
+        if (on_request && ch) {
+            channel_try_text(ch, CHANNEL_EXIT, "the primary goes on alone, on request");
+        }
+        colo_emit_exit(COLO_MODE_PRIMARY, on_request ? "request" : "error");
+        let_guest_run();
+        colo_finish_run_state(NULL);
+        if (!wait_arbiter()) {
+            return;
+        }
+    } else if (!quit) {
+        colo_report("migrate: %s", why ? why->message : "failed");
+        /* Not protected yet: the guest is as free as it was before. */
+        colo_finish_run_state(NULL);
+    } else {
+        return;
+    }
+    go_alone(started_rooms, was_protected);
+}

@@ -1,0 +1,251 @@
+/*
+ * The secondary's life: waiting for a primary, protection, takeover.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "migration/secondary.h"
+#include "net/net.h"
+#include "net/proxy.h"
+#include "util/error.h"
+#include "util/trace.h"
+
+static void on_block_event(bool fatal, const char *message, void *opaque)
+{
+    /* The thread that receives owns the channel's fate; here only a word is sent. */
+    g_mutex_lock(&colo.lock);
+    if (colo.channel) {
+        channel_try_text(colo.channel, fatal ? CHANNEL_FAILED : CHANNEL_REQUEST, message);
+    }
+    g_mutex_unlock(&colo.lock);
+    if (fatal) {
+        colo_report("disk replication: %s", message);
+    }
+}
+
+static void set_channel(Channel *ch)
+{
+    g_mutex_lock(&colo.lock);
+    colo.channel = ch;
+    g_mutex_unlock(&colo.lock);
+}
+
+/* A connection of a client that may be anybody: NULL if it is no fitting primary. */
+static Channel *agree(int fd, GError **errp)
+{
+    Channel *ch = channel_new(fd, colo.opts.peer_timeout);
+    ChannelMsg msg;
+
+    ChannelResult r = channel_recv(ch, &msg, 5000, errp);
+    if (r == CHANNEL_TIMEOUT || (r == CHANNEL_OK && msg.type != CHANNEL_HELLO)) {
+        colo_error_set(errp, "the client on the migration port does not greet");
+    }
+    if (r != CHANNEL_OK || msg.type != CHANNEL_HELLO) {
+        channel_free(ch);
+        return NULL;
+    }
+    g_autofree char *hello = g_strndup((const char *)msg.data, msg.len);
+    g_mutex_lock(&colo.lock);
+    bool wanted = colo.cap_colo;
+    g_mutex_unlock(&colo.lock);
+    bool ok = wanted;
+    if (!wanted) {
+        colo_error_set(errp, "capability x-colo is off on the secondary: send it "
+                             "migrate-set-capabilities with x-colo first");
+    }
+    g_autofree char *reply = NULL;
+    ok = ok && hello_check(hello, false, errp) &&
+         block_secondary_start(on_block_event, NULL, errp);
+    if (ok) {
+        net_lock();
+        ok = proxy_start_secondary(errp);
+        net_unlock();
+    }
+    ok = ok && (reply = hello_build(false, errp)) &&
+         channel_send_text(ch, CHANNEL_HELLO_OK, reply, errp);
+    if (!ok) {
+        channel_send_text(ch, CHANNEL_REFUSE, (*errp)->message, NULL);
+        channel_free(ch);
+        return NULL;
+    }
+    return ch;
+}
+
+static Channel *wait_primary(int listen_fd)
+{
+    for (;;) {
+        struct pollfd pfd = {listen_fd, POLLIN, 0};
+        g_autoptr(GError) err = NULL;
+        g_mutex_lock(&colo.lock);
+        bool quit = colo.want_quit;
+        g_mutex_unlock(&colo.lock);
+        if (quit) {
+            return NULL;
+        }
+        if (poll(&pfd, 1, 100) <= 0) {
+            continue;
+        }
+        int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        if (fd < 0) {
+            continue;
+        }
+        colo_set_state(COLO_STATE_SETUP);
+        Channel *ch = agree(fd, &err);
+        if (ch) {
+            return ch;
+        }
+        colo_report("incoming migration refused: %s", err->message);
+        colo_set_state(COLO_STATE_WAITING);
+    }
+}
+
+static bool prepare(GError **errp)
+{
+    g_mutex_lock(&colo.lock);
+    colo.epoch = 0;
+    colo.sync_total = ram_size(colo.ram);
+    colo.sync_done = 0;
+    colo.sync_started_us = g_get_monotonic_time();
+    colo_set_state_locked(COLO_STATE_SYNC);
+    g_mutex_unlock(&colo.lock);
+    ram_epoch_begin(colo.ram);
+    return ram_cache_init(colo.ram, errp) && tracker_start(colo.tracker, errp);
+}
+
+/* Receive until the connection ends; @errp says why it did. */
+static void receive(Secondary *s, GError **errp)
+{
+    int64_t last_ping = 0;
+
+    for (;;) {
+        ChannelMsg msg;
+        ChannelResult r = channel_recv(s->ch, &msg, COLO_PING_MS, errp);
+        if (r == CHANNEL_ERROR) {
+            return;
+        } else if (r == CHANNEL_CANCELLED) {
+            colo_error_set(errp, "x-colo-lost-heartbeat");
+            return;
+        } else if (r == CHANNEL_OK && !secondary_handle(s, &msg, errp)) {
+            return;
+        } else if (r == CHANNEL_TIMEOUT &&
+                   channel_silence(s->ch) > colo.opts.peer_timeout * 1000LL) {
+            colo_error_set(errp, "nothing was heard of the primary for %u ms",
+                           colo.opts.peer_timeout);
+            return;
+        }
+        int64_t now = g_get_monotonic_time();
+        if (now - last_ping > COLO_PING_MS * 1000) {
+            channel_try_text(s->ch, CHANNEL_PING, "");
+            last_ping = now;
+        }
+    }
+}
+
+/* After the connection ended: drop what is torn, tell the world, wait for the arbiter.
+ * Returns whether we go live. */
+static bool lose_primary(Secondary *s, const GError *why)
+{
+    net_lock();
+    proxy_stop_vouching(); /* from here the PVM cannot release anything */
+    net_unlock();
+    g_mutex_lock(&colo.lock);
+    bool on_request = colo.want_exit;
+    colo.stats.torn += s->in_checkpoint && !s->broken;
+    g_free(colo.error);
+    colo.error = g_strdup(why->message);
+    colo.reason = on_request ? "request" : "error";
+    colo_set_state_locked(COLO_STATE_LOST);
+    g_mutex_unlock(&colo.lock);
+    if (s->broken) {
+        channel_try_text(s->ch, CHANNEL_FAILED, why->message);
+    } else if (on_request) {
+        channel_try_text(s->ch, CHANNEL_EXIT, "the secondary takes over");
+    }
+    set_channel(NULL);
+    channel_free(g_steal_pointer(&s->ch));
+    colo_report("the primary is lost (%s)%s", why->message,
+                on_request ? "" : "; x-colo-lost-heartbeat takes over");
+    colo_emit_exit(COLO_MODE_SECONDARY, on_request ? "request" : "error");
+
+    g_mutex_lock(&colo.lock);
+    while (!colo.want_exit && !colo.want_quit) {
+        g_cond_wait(&colo.cond, &colo.lock);
+    }
+    bool go = !colo.want_quit;
+    if (go) {
+        colo_set_state_locked(COLO_STATE_TAKEOVER);
+    }
+    g_mutex_unlock(&colo.lock);
+    return go;
+}
+
+static void take_over(Secondary *s)
+{
+    g_autoptr(GError) err = NULL;
+    int64_t start = g_get_monotonic_time();
+
+    secondary_reset_staging(s);
+    colo_step("takeover");
+    if (!block_secondary_takeover(&err)) {
+        /* Serving from a disk that is not durable beats not serving, but say it. */
+        colo_report("takeover: disk: %s", err->message);
+    }
+    colo_step("takeover-disk");
+    net_lock();
+    proxy_takeover();
+    net_unlock();
+    tracker_stop(colo.tracker);
+    ram_cache_drop(colo.ram);
+    g_mutex_lock(&colo.lock);
+    colo.last_mode = COLO_MODE_SECONDARY;
+    colo.mode = COLO_MODE_NONE;
+    colo_set_state_locked(COLO_STATE_ALONE);
+    g_mutex_unlock(&colo.lock);
+    colo_report("took over: serving unprotected after %" G_GINT64_FORMAT " us",
+                g_get_monotonic_time() - start);
+}
+
+gpointer secondary_thread(gpointer opaque)
+{
+    int listen_fd = GPOINTER_TO_INT(opaque);
+    Secondary s = {
+        .device = g_byte_array_new(),
+        .proxy = g_byte_array_new(),
+        .barriers = g_byte_array_new(),
+    };
+    g_autoptr(GError) err = NULL;
+
+    s.ch = wait_primary(listen_fd);
+    close(listen_fd);
+    if (s.ch) {
+        set_channel(s.ch);
+        if (prepare(&err)) {
+            receive(&s, &err);
+        }
+        if (s.guest_off || colo.epoch == 0 || s.broken) {
+            /* Nothing here that could serve: end, as QEMU does after a failed incoming
+             * migration. */
+            bool failed = !s.guest_off;
+            colo_report("%s: %s", failed ? "incoming migration failed" : "ending",
+                        err->message);
+            if (failed) {
+                channel_try_text(s.ch, CHANNEL_FAILED, err->message);
+            }
+            set_channel(NULL);
+            channel_free(s.ch);
+            colo.opts.guest_shutdown(failed ? 1 : 0);
+        } else if (lose_primary(&s, err)) {
+            take_over(&s);
+        }
+    }
+    g_byte_array_unref(s.device);
+    g_byte_array_unref(s.proxy);
+    g_byte_array_unref(s.barriers);
+    return NULL;
+}
