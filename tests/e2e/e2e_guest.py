@@ -1,0 +1,147 @@
+# Guests of the end-to-end tests: configuration, images and command lines.
+#
+# Copyright (c) 2026 the qemu-colo developers
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+The command lines are those of the documented procedure (docs/system), word for word but
+for addresses, paths and the guest itself.
+"""
+
+import dataclasses
+import os
+import subprocess
+
+from e2e_net import GUEST_IP, LINK_IP
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+GUEST_MAC = "52:54:00:c0:10:01"
+TWIN_MAC = "52:54:00:c0:10:02"
+
+
+@dataclasses.dataclass
+class Config:
+    """What a guest is made of, and how it is protected."""
+
+    emulator: str = ""          # program that takes the command line
+    machine: str = "pc"         # or q35
+    cpu: str = "qemu64"
+    mem: int = 256              # MiB
+    smp: int = 1
+    nic: str = "virtio-net-pci"  # or e1000, rtl8139
+    disk: str = "virtio"        # drive interface: virtio, ide, none (no disk)
+    disk_format: str = "raw"    # or qcow2
+    disk_mib: int = 64
+    checkpoint_delay: int = 0   # ms; 0 leaves the default
+    region: int = 32            # MiB that the guest rewrites
+    dirty: int = 5              # MB/s at start
+    check: int = 20             # MB/s verified
+    diskrate: int = 20          # background records a second
+    ip: str = GUEST_IP
+    mac: str = GUEST_MAC
+    append: str = ""            # more for the kernel
+    extra: tuple = ()           # more for both command lines
+    extra_primary: tuple = ()
+    extra_secondary: tuple = ()
+    compare: str = ""           # more options of colo-compare, e.g. "compare_timeout=500"
+    usb: bool = False           # the documented usb-tablet
+
+
+def build_guest():
+    """Kernel and initramfs, made when they are not there."""
+    script = os.path.join(HERE, "..", "guest", "build.sh")
+    done = subprocess.run([script], stdout=subprocess.PIPE, text=True, check=True)
+    found = dict(line.split("=", 1) for line in done.stdout.split())
+    return found["kernel"], found["initrd"]
+
+
+def make_image(path, fmt, mib):
+    subprocess.run(["qemu-img", "create", "-q", "-f", fmt, path, "%dM" % mib], check=True)
+
+
+def kernel_command_line(cfg):
+    device = {"virtio": "/dev/vda", "ide": "/dev/sda", "none": ""}[cfg.disk]
+    words = ["console=ttyS0", "quiet", "loglevel=4", "nokaslr", "mitigations=off",
+             "no_timer_check", "tsc=reliable", "random.trust_cpu=on",
+             "colo.ip=%s" % cfg.ip, "colo.region=%d" % cfg.region,
+             "colo.dirty=%d" % cfg.dirty, "colo.check=%d" % cfg.check,
+             "colo.diskrate=%d" % cfg.diskrate, "colo.threads=%d" % cfg.smp,
+             "colo.ata=%d" % (cfg.disk == "ide")]
+    if device:
+        words.append("colo.disk=" + device)
+    return " ".join(words + ([cfg.append] if cfg.append else []))
+
+
+def common(cfg, name, rundir):
+    kernel, initrd = build_guest()
+    line = [cfg.emulator, "-accel", "tcg", "-machine", cfg.machine, "-cpu", cfg.cpu,
+            "-m", str(cfg.mem), "-smp", str(cfg.smp), "-name", name, "-nodefaults",
+            "-vga", "none", "-display", "none",
+            "-serial", "file:%s/serial.log" % rundir,
+            "-qmp", "unix:%s/qmp,server=on,wait=off" % rundir,
+            "-kernel", kernel, "-initrd", initrd, "-append", kernel_command_line(cfg),
+            "-netdev", "tap,id=hn0,vhost=off,ifname=tap0,script=no,downscript=no",
+            "-device", "%s,id=e0,netdev=hn0,mac=%s,romfile=" % (cfg.nic, cfg.mac)]
+    if cfg.usb:
+        line += ["-device", "piix3-usb-uhci", "-device", "usb-tablet"]
+    return line
+
+
+def unprotected_command(cfg, name, rundir, image):
+    """The same guest without COLO, as the measure of everything."""
+    line = common(cfg, name, rundir)
+    if cfg.disk != "none":
+        line += ["-drive", "if=%s,id=colo-disk0,format=%s,file=%s" % (
+            cfg.disk, cfg.disk_format, image)]
+    return line + list(cfg.extra)
+
+
+def primary_command(cfg, rundir, image):
+    """Step 1 of the procedure."""
+    line = common(cfg, "primary", rundir)
+    for dev in ("mirror0,host=0.0.0.0,port=9003,server=on,wait=off",
+                "compare1,host=0.0.0.0,port=9004,server=on,wait=on",
+                "compare0,host=127.0.0.1,port=9001,server=on,wait=off",
+                "compare0-0,host=127.0.0.1,port=9001",
+                "compare_out,host=127.0.0.1,port=9005,server=on,wait=off",
+                "compare_out0,host=127.0.0.1,port=9005"):
+        line += ["-chardev", "socket,id=" + dev]
+    for obj in ("filter-mirror,id=m0,netdev=hn0,queue=tx,outdev=mirror0",
+                "filter-redirector,netdev=hn0,id=redire0,queue=rx,indev=compare_out",
+                "filter-redirector,netdev=hn0,id=redire1,queue=rx,outdev=compare0",
+                "iothread,id=iothread1",
+                "colo-compare,id=comp0,primary_in=compare0-0,secondary_in=compare1,"
+                "outdev=compare_out0,iothread=iothread1" +
+                ("," + cfg.compare if cfg.compare else "")):
+        line += ["-object", obj]
+    if cfg.disk != "none":
+        line += ["-drive", "if=%s,id=colo-disk0,driver=quorum,read-pattern=fifo,"
+                 "vote-threshold=1,children.0.file.filename=%s,children.0.driver=%s" % (
+                     cfg.disk, image, cfg.disk_format)]
+    return line + ["-S"] + list(cfg.extra) + list(cfg.extra_primary)
+
+
+def secondary_command(cfg, rundir, image, primary="a"):
+    """Step 2 of the procedure; makes the active and hidden images, too."""
+    line = common(cfg, "secondary", rundir)
+    for dev, port in (("red0", 9003), ("red1", 9004)):
+        line += ["-chardev", "socket,id=%s,host=%s,port=%d,reconnect-ms=1000" % (
+            dev, LINK_IP[primary], port)]
+    for obj in ("filter-redirector,id=f1,netdev=hn0,queue=tx,indev=red0",
+                "filter-redirector,id=f2,netdev=hn0,queue=rx,outdev=red1",
+                "filter-rewriter,id=rew0,netdev=hn0,queue=all"):
+        line += ["-object", obj]
+    if cfg.disk != "none":
+        for name in ("active", "hidden"):
+            make_image("%s/secondary-%s.qcow2" % (rundir, name), "qcow2", cfg.disk_mib)
+        line += ["-drive", "if=none,id=parent0,file.filename=%s,driver=%s" % (
+                     image, cfg.disk_format),
+                 "-drive", "if=none,id=childs0,driver=replication,mode=secondary,"
+                 "file.driver=qcow2,top-id=colo-disk0,"
+                 "file.file.filename=%s/secondary-active.qcow2,"
+                 "file.backing.driver=qcow2,"
+                 "file.backing.file.filename=%s/secondary-hidden.qcow2,"
+                 "file.backing.backing=parent0" % (rundir, rundir),
+                 "-drive", "if=%s,id=colo-disk0,driver=quorum,read-pattern=fifo,"
+                 "vote-threshold=1,children.0=childs0" % cfg.disk]
+    return line + ["-incoming", "tcp:0.0.0.0:9998"] + list(cfg.extra) + \
+        list(cfg.extra_secondary)
