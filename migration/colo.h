@@ -54,6 +54,7 @@ typedef struct Colo {
     char *error;        /* of the last failure, or NULL */
     bool user_paused;   /* the user wants the guest stopped */
     bool guest_off;     /* the guest has shut itself down or crashed */
+    bool guest_exit;    /* and both sides are to end for it */
     uint64_t epoch;     /* current, after the last cut (primary) or load (secondary) */
     Channel *channel;   /* of the current role, for cancelling */
     GThread *thread;    /* of the current role */

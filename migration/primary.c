@@ -484,7 +484,7 @@ static bool protect(Primary *p, GError **errp)
             colo_set_state(COLO_STATE_PROTECTED);
         }
         g_mutex_lock(&colo.lock);
-        bool off = colo.guest_off;
+        bool off = colo.guest_exit;
         g_mutex_unlock(&colo.lock);
         if (off) {
             primary_guest_off(p->ch);

@@ -1,0 +1,210 @@
+/*
+ * QMP commands of protection and of the guest's run state.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <string.h>
+
+#include "migration/colo.h"
+#include "monitor/monitor.h"
+#include "net/net.h"
+#include "net/proxy.h"
+#include "qapi/qapi-commands.h"
+#include "util/error.h"
+#include "util/options.h"
+#include "util/trace.h"
+
+QmpResult qmp_x_colo_lost_heartbeat(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                                    GError **errp)
+{
+    const char *why = NULL;
+
+    g_mutex_lock(&colo.lock);
+    if (colo.mode == COLO_MODE_NONE) {
+        why = "VM is not in COLO mode";
+    } else if (colo.state == COLO_STATE_FENCED || colo.peer_took_over) {
+        why = "the secondary took over: this side must stay silent (quit it)";
+    } else if (colo.mode == COLO_MODE_SECONDARY && colo.state != COLO_STATE_PROTECTED &&
+               colo.state != COLO_STATE_LOST) {
+        why = colo.state == COLO_STATE_TAKEOVER
+                  ? "the takeover is under way"
+                  : "no checkpoint was loaded yet: nothing here could take over";
+    } else {
+        colo.want_exit = true;
+        if (colo.channel) {
+            channel_cancel(colo.channel);
+        }
+        g_cond_broadcast(&colo.cond);
+    }
+    g_mutex_unlock(&colo.lock);
+    if (why) {
+        colo_error_set(errp, "%s", why);
+        return QMP_FAILED;
+    }
+    return QMP_DONE;
+}
+
+QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                                GError **errp)
+{
+    JsonObject *o = json_object_new();
+    uint64_t frames = 0, bytes = 0;
+
+    net_lock();
+    proxy_held(&frames, &bytes);
+    net_unlock();
+    g_mutex_lock(&colo.lock);
+    bool active = colo.state == COLO_STATE_PROTECTED || colo.state == COLO_STATE_LOST ||
+                  colo.state == COLO_STATE_FENCED || colo.state == COLO_STATE_TAKEOVER;
+    json_object_set_string_member(o, "mode", colo_mode_name(active ? colo.mode : 0));
+    json_object_set_string_member(o, "last-mode", colo_mode_name(colo.last_mode));
+    json_object_set_string_member(o, "reason", colo.reason);
+    json_object_set_string_member(o, "state", colo_state_name(colo.state));
+    json_object_set_int_member(o, "epoch", colo.epoch);
+    json_object_set_int_member(o, "checkpoint-delay", colo.checkpoint_delay);
+    json_object_set_string_member(o, "tracker", tracker_name(colo.tracker));
+    json_object_set_int_member(o, "ram-overhead", ram_overhead(colo.ram));
+    json_object_set_int_member(o, "bytes-sent",
+                               colo.channel ? channel_bytes_sent(colo.channel) : 0);
+    if (colo.error) {
+        json_object_set_string_member(o, "error", colo.error);
+    }
+    stats_to_json(&colo.stats, o);
+    g_mutex_unlock(&colo.lock);
+    json_object_set_int_member(o, "held-frames", frames);
+    json_object_set_int_member(o, "held-bytes", bytes);
+    json_object_set_member(o, "disks", block_replication_query());
+    *ret = json_node_init_object(json_node_alloc(), o);
+    json_object_unref(o);
+    return QMP_DONE;
+}
+
+QmpResult qmp_xen_colo_do_checkpoint(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                                     GError **errp)
+{
+    if (colo.mode != COLO_MODE_PRIMARY) {
+        colo_error_set(errp, "this side is not a COLO primary");
+        return QMP_FAILED;
+    }
+    colo_request_checkpoint(COLO_TRIGGER_REQUEST, "xen-colo-do-checkpoint");
+    return QMP_DONE;
+}
+
+/* The user's stop and cont. While protected they take effect as a checkpoint, so that the
+ * SVM stops and runs with the PVM; in the middle of one, after it. */
+static QmpResult change_run_state(QmpRequest *req, bool pause, GError **errp)
+{
+    QmpResult r = QMP_PASS;
+
+    g_mutex_lock(&colo.lock);
+    if (colo.mode == COLO_MODE_SECONDARY) {
+        colo_error_set(errp, "this is the secondary: its guest follows the primary's");
+        r = QMP_FAILED;
+    } else if (colo.state == COLO_STATE_FENCED) {
+        colo_error_set(errp, "the secondary took over: this guest must not run");
+        r = QMP_FAILED;
+    } else if (colo.mode == COLO_MODE_PRIMARY && colo.state == COLO_STATE_PROTECTED) {
+        colo.user_paused = pause;
+        colo.run_state_changed = true;
+        g_ptr_array_add(colo.run_state_requests, req);
+        g_cond_broadcast(&colo.cond);
+        r = QMP_PENDING;
+    } else {
+        colo.user_paused = pause;
+    }
+    g_mutex_unlock(&colo.lock);
+    return r;
+}
+
+QmpResult qmp_stop(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    return change_run_state(req, true, errp);
+}
+
+QmpResult qmp_cont(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    return change_run_state(req, false, errp);
+}
+
+static void on_status(JsonNode *ret, const GError *err, void *opaque)
+{
+    JsonNode *copy = ret ? json_node_copy(ret) : NULL;
+
+    g_mutex_lock(&colo.lock);
+    bool ours = colo.state == COLO_STATE_PROTECTED && !colo.guest_off;
+    bool waiting = colo.mode == COLO_MODE_SECONDARY && colo.epoch == 0;
+    if (copy && (ours || waiting)) {
+        /* What the user wants, not what a checkpoint does for two milliseconds. */
+        JsonObject *o = json_node_get_object(copy);
+        bool run = ours && !colo.user_paused;
+        json_object_set_boolean_member(o, "running", run);
+        json_object_set_string_member(
+            o, "status", waiting ? "inmigrate" : (run ? "running" : "paused"));
+    }
+    g_mutex_unlock(&colo.lock);
+    qmp_request_finish(opaque, copy, err ? g_error_copy(err) : NULL);
+}
+
+QmpResult qmp_query_status(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    monitor_child_execute("query-status", NULL, on_status, req);
+    return QMP_PENDING;
+}
+
+static gboolean quit_now(gpointer opaque)
+{
+    colo.opts.guest_shutdown(0);
+    return G_SOURCE_REMOVE;
+}
+
+QmpResult qmp_quit(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    g_timeout_add(20, quit_now, NULL); /* after the answer has gone out */
+    return QMP_DONE;
+}
+
+/* RULES 8: on the PVM the guest's own end is output, which needs a checkpoint first; on
+ * the SVM it is a mismatch. */
+static bool guest_ended(const char *name)
+{
+    g_mutex_lock(&colo.lock);
+    ColoMode mode = colo.mode;
+    ColoState state = colo.state;
+    bool primary = mode == COLO_MODE_PRIMARY;
+    bool shutdown = strcmp(name, "SHUTDOWN") == 0;
+    if (mode != COLO_MODE_SECONDARY) {
+        colo.guest_off = true;
+        colo.guest_exit = shutdown && !colo.opts.no_shutdown;
+        colo.run_state_changed = true;
+        g_cond_broadcast(&colo.cond);
+    } else if (colo.channel) {
+        channel_try_text(colo.channel, CHANNEL_REQUEST, name);
+    }
+    g_mutex_unlock(&colo.lock);
+    colo_trace(migration_guest_ended, "%s in state %s", name, colo_state_name(state));
+    if (mode == COLO_MODE_SECONDARY) {
+        return false;
+    }
+    if (shutdown && !colo.opts.no_shutdown &&
+        (!primary || state != COLO_STATE_PROTECTED)) {
+        g_timeout_add(20, quit_now, NULL);
+    }
+    return true;
+}
+
+bool migration_child_event(const char *name, JsonObject *data)
+{
+    if (strcmp(name, "SHUTDOWN") == 0 || strcmp(name, "GUEST_PANICKED") == 0) {
+        return guest_ended(name);
+    }
+    if (strcmp(name, "RESET") == 0) {
+        g_mutex_lock(&colo.lock);
+        colo.guest_off = colo.guest_exit = false;
+        g_mutex_unlock(&colo.lock);
+    }
+    if (strcmp(name, "STOP") == 0 || strcmp(name, "RESUME") == 0) {
+        return !(colo.opts.hide_events && colo.mode != COLO_MODE_NONE);
+    }
+    return true;
+}

@@ -1,0 +1,178 @@
+/*
+ * The emulator as our child process.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Guest RAM is a memfd of ours that the child maps through memory-backend-file, so that
+ * we hold it mapped before the child does and can seal it against punched holes.
+ */
+#include "system/child.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "migration/vmstate-image.h"
+#include "util/error.h"
+#include "util/trace.h"
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+static int new_memfd(const char *name, unsigned flags, uint64_t size, GError **errp)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC | flags);
+
+    if (fd < 0 || ftruncate(fd, size) < 0) {
+        colo_error_set_errno(errp, errno, "memfd of %" G_GUINT64_FORMAT " MiB (%s)",
+                             size >> 20, name);
+        if (fd >= 0) {
+            close(fd);
+        }
+        return -1;
+    }
+    return fd;
+}
+
+/* A QMP connection: the child's end is appended to @plan. */
+static int add_qmp(Plan *plan, const char *id, int *theirs, GError **errp)
+{
+    int sv[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) < 0) {
+        colo_error_set_errno(errp, errno, "socketpair");
+        return -1;
+    }
+    g_array_append_val(plan->fds, sv[1]);
+    *theirs = sv[1];
+    plan_arg(plan, "-chardev");
+    plan_arg(plan, "socket,id=%s,fd=%d", id, sv[1]);
+    plan_arg(plan, "-mon");
+    plan_arg(plan, "chardev=%s,mode=control", id);
+    return sv[0];
+}
+
+static void add_arguments(Child *c, Plan *plan)
+{
+    plan_arg(plan, "-m");
+    plan_arg(plan, "%" G_GUINT64_FORMAT "k", plan->ram_size >> 10);
+    plan_arg(plan, "-object");
+    plan_arg(plan,
+             "memory-backend-file,id=qemu-colo-ram,mem-path=/proc/self/fd/%d,"
+             "size=%" G_GUINT64_FORMAT ",share=on",
+             c->ram_fd, plan->ram_size);
+    plan_arg(plan, "-machine");
+    plan_arg(plan, "memory-backend=qemu-colo-ram,suppress-vmdesc=on");
+    plan_arg(plan, "-global");
+    plan_arg(plan, "migration.send-configuration=off");
+    plan_arg(plan, "-no-shutdown");
+    plan_arg(plan, "-S");
+    plan_arg(plan, "-blockdev");
+    plan_arg(plan,
+             "driver=qcow2,node-name=" CHILD_VMST_NODE ",file.driver=file,"
+             "file.filename=/proc/self/fd/%d,file.locking=off", c->vmst_fd);
+}
+
+/* In the forked child: nothing here may allocate or lock. */
+static void exec_child(Plan *plan, char **argv, pid_t parent)
+{
+    sigset_t none;
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) {
+        _exit(1);
+    }
+    for (guint i = 0; i < plan->fds->len; i++) {
+        fcntl(g_array_index(plan->fds, int, i), F_SETFD, 0);
+    }
+    if (plan->qmp_on_stdio) {
+        int null = open("/dev/null", O_RDWR);
+        dup2(null, STDIN_FILENO);
+        dup2(STDERR_FILENO, STDOUT_FILENO);
+    }
+    signal(SIGPIPE, SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    execv(plan->emulator, argv);
+    _exit(127);
+}
+
+bool child_start(Child *c, Plan *plan, GError **errp)
+{
+    int their_monitor = -1, their_checkpoint = -1;
+
+    c->ram_fd = new_memfd("qemu-colo-ram", MFD_ALLOW_SEALING, plan->ram_size, errp);
+    if (c->ram_fd < 0) {
+        return false;
+    }
+    c->state_fd = new_memfd("qemu-colo-state", 0, 0, errp);
+    c->vmst_fd = vmstate_image_new(errp);
+    if (c->state_fd < 0 || c->vmst_fd < 0) {
+        return false;
+    }
+    c->monitor_fd = add_qmp(plan, "qemu-colo-mon", &their_monitor, errp);
+    c->checkpoint_fd = add_qmp(plan, "qemu-colo-ckpt", &their_checkpoint, errp);
+    if (c->monitor_fd < 0 || c->checkpoint_fd < 0) {
+        return false;
+    }
+    g_array_append_val(plan->fds, c->ram_fd);
+    g_array_append_val(plan->fds, c->state_fd);
+    g_array_append_val(plan->fds, c->vmst_fd);
+    add_arguments(c, plan);
+
+    g_autoptr(GPtrArray) argv = g_ptr_array_new();
+    g_ptr_array_add(argv, plan->emulator);
+    for (guint i = 0; i < plan->argv->len; i++) {
+        colo_trace(system_child_arg, "%s", (char *)plan->argv->pdata[i]);
+        g_ptr_array_add(argv, plan->argv->pdata[i]);
+    }
+    g_ptr_array_add(argv, NULL);
+    pid_t parent = getpid();
+    c->pid = fork();
+    if (c->pid < 0) {
+        colo_error_set_errno(errp, errno, "fork");
+        return false;
+    }
+    if (c->pid == 0) {
+        exec_child(plan, (char **)argv->pdata, parent);
+    }
+    close(their_monitor);
+    close(their_checkpoint);
+    return true;
+}
+
+bool child_seal_ram(Child *c, GError **errp)
+{
+    if (fcntl(c->ram_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) < 0) {
+        colo_error_set_errno(errp, errno, "seal guest RAM");
+        return false;
+    }
+    return true;
+}
+
+void child_stop(Child *c)
+{
+    if (c->pid <= 0) {
+        return;
+    }
+    kill(c->pid, SIGTERM);
+    for (int i = 0; i < 300; i++) {
+        pid_t r = waitpid(c->pid, NULL, WNOHANG);
+        if (r == c->pid || (r < 0 && errno == ECHILD)) {
+            c->pid = 0;
+            return;
+        }
+        g_usleep(10000);
+    }
+    kill(c->pid, SIGKILL);
+    waitpid(c->pid, NULL, 0);
+    c->pid = 0;
+}

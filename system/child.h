@@ -1,0 +1,40 @@
+/*
+ * The emulator as our child process.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef COLO_SYSTEM_CHILD_H
+#define COLO_SYSTEM_CHILD_H
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "system/plan.h"
+
+typedef struct Child {
+    pid_t pid;
+    int monitor_fd;    /* our end of the QMP connection for the users' commands */
+    int checkpoint_fd; /* and of the one for checkpoints */
+    int ram_fd;        /* guest RAM */
+    int state_fd;      /* device state as saved */
+    int vmst_fd;       /* device state to load */
+} Child;
+
+#define CHILD_VMST_NODE "qemu-colo-vmst"
+
+/**
+ * Start plan->emulator with plan->argv and what replication needs. The child is killed
+ * when this (the main) thread ends, however that happens.
+ */
+bool child_start(Child *c, Plan *plan, GError **errp);
+
+/** No hole can be punched into guest RAM any more (call when all have mapped it). */
+bool child_seal_ram(Child *c, GError **errp);
+
+/** End it: SIGTERM, after 3 seconds SIGKILL; reaps it. */
+void child_stop(Child *c);
+
+#endif

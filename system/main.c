@@ -1,0 +1,267 @@
+/*
+ * qemu-colo: the program.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <errno.h>
+#include <glib-unix.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "block/block.h"
+#include "chardev/chardev.h"
+#include "migration/migration.h"
+#include "monitor/monitor.h"
+#include "net/net.h"
+#include "system/child.h"
+#include "system/cmdline.h"
+#include "system/plan.h"
+#include "util/error.h"
+#include "util/options.h"
+#include "util/trace.h"
+
+/* The program's one instance of itself (documented global: main thread only). */
+static struct {
+    Plan plan;
+    Child child;
+    GMainLoop *loop;
+    char *runtime_dir;
+    int status;
+    bool ending;
+} self;
+
+static int fail(const GError *err)
+{
+    fprintf(stderr, "qemu-colo: %s\n", err->message);
+    return 1;
+}
+
+static gboolean end_loop(gpointer opaque)
+{
+    if (!self.ending) {
+        self.ending = true;
+        self.status = GPOINTER_TO_INT(opaque);
+        g_main_loop_quit(self.loop);
+    }
+    return G_SOURCE_REMOVE;
+}
+
+/* Any thread. */
+static void request_end(int status)
+{
+    g_idle_add(end_loop, GINT_TO_POINTER(status));
+}
+
+static gboolean on_signal(gpointer opaque)
+{
+    request_end(0);
+    return G_SOURCE_CONTINUE;
+}
+
+static void on_child_exit(GPid pid, gint wait_status, gpointer opaque)
+{
+    bool clean = WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0;
+
+    self.child.pid = 0;
+    if (!clean) {
+        colo_report("the emulator died (%s %d)",
+                    WIFSIGNALED(wait_status) ? "signal" : "status",
+                    WIFSIGNALED(wait_status) ? WTERMSIG(wait_status)
+                                             : WEXITSTATUS(wait_status));
+        migration_child_died();
+    }
+    request_end(clean ? 0 : 1);
+}
+
+static bool on_child_event(const char *name, JsonObject *data, void *opaque)
+{
+    return migration_child_event(name, data);
+}
+
+/* While chardevs with wait=on wait for their client: signals and the child are served. */
+static bool poll_main(void *opaque)
+{
+    while (g_main_context_iteration(NULL, FALSE)) {
+    }
+    return !self.ending;
+}
+
+static bool make_runtime_dir(GError **errp)
+{
+    const char *base = g_getenv("XDG_RUNTIME_DIR");
+    g_autofree char *dir = NULL;
+
+    if (!base || access(base, W_OK) != 0) {
+        base = access("/run", W_OK) == 0 ? "/run" : g_get_tmp_dir();
+    }
+    dir = g_strdup_printf("%s/qemu-colo-XXXXXX", base);
+    if (!g_mkdtemp_full(dir, 0700)) {
+        colo_error_set_errno(errp, errno, "private directory %s", dir);
+        return false;
+    }
+    self.runtime_dir = g_steal_pointer(&dir);
+    return true;
+}
+
+static bool read_options(MigrationOptions *o, GError **errp)
+{
+    bool events = true;
+    uint64_t timeout = 2000;
+    JsonObject *c = self.plan.colo;
+
+    if (!options_get_bool(c, "verify-ram", &o->verify_ram, errp) ||
+        !options_get_bool(c, "checkpoint-events", &events, errp) ||
+        !options_get_uint(c, "peer-timeout", &timeout, 100, 3600000, errp)) {
+        g_prefix_error(errp, "-colo: ");
+        return false;
+    }
+    o->die_at = g_strdup(options_get_str(c, "die-at", NULL));
+    o->peer_timeout = timeout;
+    o->hide_events = !events;
+    o->no_shutdown = self.plan.no_shutdown;
+    o->guest_shutdown = request_end;
+    return true;
+}
+
+static bool start_migration(GError **errp)
+{
+    MigrationOptions opts = {0};
+    MigrationChild child = {
+        .pid = self.child.pid,
+        .qmp_fd = self.child.checkpoint_fd,
+        .ram_fd = self.child.ram_fd,
+        .ram_size = self.plan.ram_size,
+        .state_fd = self.child.state_fd,
+        .vmst_fd = self.child.vmst_fd,
+        .vmst_node = CHILD_VMST_NODE,
+        .identity = self.plan.identity,
+        .incoming = self.plan.incoming != NULL,
+        .start_paused = self.plan.start_paused || self.plan.incoming,
+    };
+
+    if (!read_options(&opts, errp) || !migration_init(&child, &opts, errp) ||
+        !child_seal_ram(&self.child, errp)) {
+        return false;
+    }
+    monitor_set_event_filter(on_child_event, NULL);
+    return !self.plan.incoming || migration_listen(self.plan.incoming, errp);
+}
+
+static bool start_monitors(GError **errp)
+{
+    for (guint i = 0; i < self.plan.qmp->len; i++) {
+        const QmpSpec *q = self.plan.qmp->pdata[i];
+        if (!monitor_add_qmp(q->spec, q->pretty, errp)) {
+            g_prefix_error(errp, "-qmp %s: ", q->spec);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool write_pidfile(GError **errp)
+{
+    g_autofree char *text = g_strdup_printf("%d\n", (int)getpid());
+
+    return !self.plan.pidfile || g_file_set_contents(self.plan.pidfile, text, -1, errp);
+}
+
+static bool start(GError **errp)
+{
+    if (!child_start(&self.child, &self.plan, errp)) {
+        return false;
+    }
+    if (!monitor_init(self.child.monitor_fd, errp)) {
+        g_prefix_error(errp, "the emulator %s did not start: ", self.plan.emulator);
+        return false;
+    }
+    g_child_watch_add(self.child.pid, on_child_exit, NULL);
+    if (!chardev_wait_ready(poll_main, NULL)) {
+        colo_error_set(errp, "ended while waiting for a chardev's client (wait=on)");
+        return false;
+    }
+    if (!start_migration(errp) || !start_monitors(errp) || !write_pidfile(errp)) {
+        return false;
+    }
+    if (!self.plan.start_paused && !self.plan.incoming) {
+        monitor_child_execute("cont", NULL, NULL, NULL);
+    }
+    return true;
+}
+
+static int run(const CmdLine *cl, const char *argv0)
+{
+    g_autoptr(GError) err = NULL;
+
+    signal(SIGPIPE, SIG_IGN);
+    self.loop = g_main_loop_new(NULL, FALSE);
+    g_unix_signal_add(SIGTERM, on_signal, NULL);
+    g_unix_signal_add(SIGINT, on_signal, NULL);
+    g_unix_signal_add(SIGHUP, on_signal, NULL);
+    net_init();
+    bool ok = make_runtime_dir(&err) && block_init(self.runtime_dir, &err) &&
+              plan_make(&self.plan, cl, argv0, &err);
+    if (ok && self.plan.incoming) {
+        net_lock();
+        net_set_role(NET_ROLE_SECONDARY); /* silent from the first frame on */
+        net_unlock();
+    }
+    ok = ok && start(&err);
+    if (ok && !self.ending) {
+        g_main_loop_run(self.loop);
+    }
+    int status = ok ? self.status : fail(err);
+    migration_shutdown();
+    child_stop(&self.child);
+    monitor_shutdown();
+    block_shutdown();
+    net_shutdown();
+    if (self.plan.pidfile) {
+        unlink(self.plan.pidfile);
+    }
+    if (self.runtime_dir) {
+        rmdir(self.runtime_dir);
+    }
+    plan_clear(&self.plan);
+    g_main_loop_unref(self.loop);
+    return status;
+}
+
+/* No COLO in it: be the emulator. */
+static int exec_emulator(char **argv, GError **errp)
+{
+    g_autofree char *path = plan_find_emulator(argv[0], NULL, errp);
+
+    if (path) {
+        argv[0] = path;
+        execv(path, argv);
+        colo_error_set_errno(errp, errno, "%s", path);
+    }
+    return 1;
+}
+
+int main(int argc, char **argv)
+{
+    g_autoptr(GError) err = NULL;
+    CmdLine cl = {0};
+    int status;
+
+    if (!cmdline_parse(&cl, argc, argv, &err)) {
+        return fail(err);
+    }
+    if (cmdline_uses_colo(&cl)) {
+        status = run(&cl, argv[0]);
+    } else {
+        status = exec_emulator(argv, &err);
+        if (err) {
+            status = fail(err);
+        }
+    }
+    cmdline_clear(&cl);
+    return status;
+}
