@@ -25,6 +25,7 @@ typedef enum ChardevControlType {
     CHARDEV_CTL_MARKER = 1, /* epoch starts here; count = frames sent before it */
     CHARDEV_CTL_ISN = 2,    /* compare -> rewriter: a flow's two initial sequence numbers */
     CHARDEV_CTL_RELEASED = 3, /* compare -> rewriter: SVM frames up to count were used */
+    CHARDEV_CTL_GAP = 4, /* secondary -> primary on the mirror stream: frames were lost */
 } ChardevControlType;
 
 /* A control message; @body is private to @type's sender and receiver, big-endian. */
@@ -52,6 +53,10 @@ typedef struct ChardevHandlers {
  */
 Chardev *chardev_new(JsonObject *opts, GError **errp);
 Chardev *chardev_find(const char *id);
+
+/** The same on a connected stream socket @fd (taken over on success). Ids that start
+ * with '#' are internal: not shown by chardev_query(). */
+Chardev *chardev_new_fd(const char *id, int fd, GError **errp);
 
 /** Remove @id; refused while a filter or comparison uses it. */
 bool chardev_remove(const char *id, GError **errp);
@@ -82,7 +87,23 @@ void chardev_allow_control(Chardev *c, bool allow);
  * frame was not sent and never will be.
  */
 bool chardev_send(Chardev *c, Frame *f);
+
+/** The same, and takes the reference of @f: within the process no copy is made. */
+bool chardev_send_take(Chardev *c, Frame *f);
 bool chardev_send_control(Chardev *c, const ChardevControl *msg);
+
+/** The chardev of this process that @c is joined to, or NULL. */
+Chardev *chardev_peer(Chardev *c);
+
+/** The user of @c (the opaque pointer of its claim) if its handlers are @h, or NULL. */
+void *chardev_user(Chardev *c, const ChardevHandlers *h);
+
+/** Whether somebody uses @c. */
+bool chardev_claimed(Chardev *c);
+
+/** Frames sent and received since the connection came up. */
+uint64_t chardev_frames_out(Chardev *c);
+uint64_t chardev_frames_in(Chardev *c);
 
 /** Close the connection (as yank does); a server listens on, a client reconnects. */
 void chardev_yank(Chardev *c);

@@ -30,6 +30,16 @@ void net_lock(void);
 void net_unlock(void);
 ColoIoThread *net_thread(void);
 
+/**
+ * Batches: between begin and end (they nest), @flush functions given to net_batch_add()
+ * are collected and called once at the end, so that many frames leave in few system calls.
+ */
+void net_batch_begin(void);
+void net_batch_end(void);
+bool net_batch_active(void);
+void net_batch_add(void (*flush)(void *opaque), void *opaque);
+void net_batch_remove(void (*flush)(void *opaque), void *opaque);
+
 /** Who may speak: the role gates every backend, in both directions (RULES 16). */
 typedef enum NetRole {
     NET_ROLE_ALONE,     /* unprotected: gates open, chain as configured */

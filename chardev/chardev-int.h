@@ -1,0 +1,68 @@
+/*
+ * Inside of the chardev room.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef COLO_CHARDEV_INT_H
+#define COLO_CHARDEV_INT_H
+
+#include <sys/socket.h>
+
+#include "chardev/chardev.h"
+#include "net/net.h"
+#include "util/error.h"
+#include "util/options.h"
+#include "util/trace.h"
+
+#define CHARDEV_QUEUE_MAX (16u << 20)
+#define CHARDEV_CONTROL_BIT 0x80000000u
+#define CHARDEV_CONTROL_MAX (16u << 20)
+
+struct Chardev {
+    char *id;
+    /* Address */
+    bool unix_path, abstract, tight, server, wait;
+    char *host, *port, *path;
+    struct sockaddr_storage addr;
+    socklen_t addr_len;
+    unsigned reconnect_ms;
+    /* Connection: a socket, or another chardev of this process */
+    int listen_fd, fd;
+    bool connecting, connected;
+    Chardev *joined;
+    char peer_name[64];
+    GSource *listen_src, *in, *out, *timer;
+    /* User */
+    const ChardevHandlers *h;
+    void *opaque;
+    bool vnet_hdr, allow_control;
+    /* Bytes that the socket has not taken: @obuf[ohead..oend) */
+    uint8_t *obuf;
+    size_t ohead, oend, ocap;
+    /* Bytes received that are not yet a whole frame: @ibuf[0..ilen) */
+    uint8_t *ibuf;
+    size_t ilen, icap;
+    uint64_t frames_in, frames_out; /* of this connection */
+    uint64_t malformed, dropped;
+};
+
+/* socket.c: the life of connections */
+bool chardev_socket_open(Chardev *c, GError **errp);
+void chardev_socket_close(Chardev *c);
+/** The connection is over; a server listens on, a client tries again. */
+void chardev_socket_lost(Chardev *c, const char *why);
+void chardev_socket_watch(Chardev *c);
+
+/* stream.c: frames to bytes and back */
+void chardev_stream_reset(Chardev *c);
+void chardev_stream_free(Chardev *c);
+void chardev_stream_flush(void *opaque);
+/** Read and deliver; false if the connection is to be closed, with *@why. */
+bool chardev_stream_read(Chardev *c, const char **why);
+
+/* chardev.c */
+GPtrArray *chardev_list(void);
+char *chardev_address(Chardev *c);
+
+#endif

@@ -1,0 +1,296 @@
+/*
+ * Framing: frames and control messages as bytes of a stream.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * be32 length | [be32 vnet header length] | vnet header and frame      (QEMU's)
+ * be32 0x80000000 + n | type (1 byte) | body (n - 1 bytes)             (ours, if agreed)
+ */
+#include "chardev/chardev-int.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define READ_CHUNK (256u << 10)
+
+static uint32_t get_be32(const uint8_t *p)
+{
+    return (uint32_t)p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3];
+}
+
+static void put_be32(uint8_t *p, uint32_t v)
+{
+    p[0] = v >> 24;
+    p[1] = v >> 16;
+    p[2] = v >> 8;
+    p[3] = v;
+}
+
+void chardev_stream_reset(Chardev *c)
+{
+    c->ohead = c->oend = c->ilen = 0;
+    c->frames_in = c->frames_out = 0;
+    if (c->icap > 2 * READ_CHUNK) {
+        g_clear_pointer(&c->ibuf, g_free);
+        c->icap = 0;
+    }
+    net_batch_remove(chardev_stream_flush, c);
+}
+
+void chardev_stream_free(Chardev *c)
+{
+    chardev_stream_reset(c);
+    g_free(c->obuf);
+    g_free(c->ibuf);
+    c->obuf = c->ibuf = NULL;
+    c->ocap = c->icap = 0;
+}
+
+/* --- Out --- */
+
+static gboolean stream_writable(int fd, GIOCondition cond, gpointer opaque)
+{
+    Chardev *c = opaque;
+
+    io_source_destroy(&c->out);
+    chardev_stream_flush(c);
+    return G_SOURCE_REMOVE;
+}
+
+void chardev_stream_flush(void *opaque)
+{
+    Chardev *c = opaque;
+
+    while (c->fd >= 0 && c->connected && c->ohead < c->oend) {
+        ssize_t n = send(c->fd, c->obuf + c->ohead, c->oend - c->ohead,
+                         MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n >= 0) {
+            c->ohead += n;
+        } else if (errno == EAGAIN) {
+            if (!c->out) {
+                c->out = io_thread_watch_fd(net_thread(), c->fd, G_IO_OUT,
+                                            stream_writable, c);
+            }
+            return;
+        } else if (errno != EINTR) {
+            /* The reader sees the end of it too and cleans up, outside of any caller. */
+            c->ohead = c->oend = 0;
+            shutdown(c->fd, SHUT_RDWR);
+            return;
+        }
+    }
+    c->ohead = c->oend = 0;
+}
+
+/* Room for @n more bytes at the end of the queue, or NULL. */
+static uint8_t *stream_room(Chardev *c, size_t n)
+{
+    if (c->oend - c->ohead + n > CHARDEV_QUEUE_MAX) {
+        c->dropped++;
+        return NULL;
+    }
+    if (c->oend + n > c->ocap && c->ohead > 0) {
+        memmove(c->obuf, c->obuf + c->ohead, c->oend - c->ohead);
+        c->oend -= c->ohead;
+        c->ohead = 0;
+    }
+    if (c->oend + n > c->ocap) {
+        c->ocap = MAX(c->ocap * 2, MAX(c->oend + n, READ_CHUNK));
+        c->obuf = g_realloc(c->obuf, c->ocap);
+    }
+    uint8_t *p = c->obuf + c->oend;
+    c->oend += n;
+    return p;
+}
+
+static void stream_kick(Chardev *c)
+{
+    if (c->out) {
+        return;
+    }
+    if (net_batch_active() && c->oend - c->ohead < READ_CHUNK) {
+        net_batch_add(chardev_stream_flush, c);
+    } else {
+        chardev_stream_flush(c);
+    }
+}
+
+static bool joined_send(Chardev *c, Frame *f)
+{
+    Chardev *to = c->joined;
+
+    if (!to->h) {
+        c->dropped++;
+        frame_unref(f);
+        return false;
+    }
+    c->frames_out++;
+    to->frames_in++;
+    /* The receiver may queue it: it must be nobody else's. */
+    f = frame_writable(f);
+    if (!c->vnet_hdr || !to->vnet_hdr) {
+        f->vnet_len = 0;
+    }
+    to->h->frame(to->opaque, f);
+    return true;
+}
+
+static bool socket_send(Chardev *c, const Frame *f)
+{
+    if (!c->connected) {
+        c->dropped++;
+        return false;
+    }
+    uint32_t vnet = c->vnet_hdr ? f->vnet_len : 0;
+    uint32_t head = c->vnet_hdr ? 8 : 4;
+    uint8_t *p = stream_room(c, head + vnet + f->len);
+    if (!p) {
+        return false;
+    }
+    put_be32(p, vnet + f->len);
+    if (c->vnet_hdr) {
+        put_be32(p + 4, vnet);
+    }
+    memcpy(p + head, f->data - vnet, vnet + f->len);
+    c->frames_out++;
+    stream_kick(c);
+    return true;
+}
+
+bool chardev_send(Chardev *c, Frame *f)
+{
+    return c->joined ? joined_send(c, frame_ref(f)) : socket_send(c, f);
+}
+
+bool chardev_send_take(Chardev *c, Frame *f)
+{
+    if (c->joined) {
+        return joined_send(c, f);
+    }
+    bool sent = socket_send(c, f);
+    frame_unref(f);
+    return sent;
+}
+
+bool chardev_send_control(Chardev *c, const ChardevControl *msg)
+{
+    if (!c->connected || !c->allow_control) {
+        return false;
+    }
+    if (c->joined) {
+        Chardev *to = c->joined;
+        if (!to->h || !to->h->control || !to->allow_control) {
+            return false;
+        }
+        to->h->control(to->opaque, msg);
+        return true;
+    }
+    g_assert(msg->len < CHARDEV_CONTROL_MAX);
+    uint8_t *p = stream_room(c, 5 + msg->len);
+    if (!p) {
+        return false;
+    }
+    put_be32(p, CHARDEV_CONTROL_BIT | (msg->len + 1));
+    p[4] = msg->type;
+    if (msg->len) {
+        memcpy(p + 5, msg->body, msg->len);
+    }
+    stream_kick(c);
+    return true;
+}
+
+/* --- In --- */
+
+/* Bytes of the next item at @p (@n are there), 0 if more must be read, -1 if wrong. */
+static ssize_t item_size(Chardev *c, const uint8_t *p, size_t n, const char **why)
+{
+    if (n < 4) {
+        return 0;
+    }
+    uint32_t len = get_be32(p);
+    if (len & CHARDEV_CONTROL_BIT) {
+        uint32_t body = len & ~CHARDEV_CONTROL_BIT;
+        if (!c->allow_control || body == 0 || body > CHARDEV_CONTROL_MAX) {
+            *why = "a control message that was not agreed";
+            return -1;
+        }
+        return 4 + (size_t)body;
+    }
+    if (len == 0 || len > FRAME_MAX) {
+        *why = "a frame length out of range";
+        return -1;
+    }
+    if (!c->vnet_hdr) {
+        return 4 + (size_t)len;
+    }
+    if (n < 8) {
+        return 0;
+    }
+    uint32_t vnet = get_be32(p + 4);
+    if (vnet >= len || vnet > FRAME_HEADROOM) {
+        *why = "a vnet header length out of range";
+        return -1;
+    }
+    return 8 + (size_t)len;
+}
+
+static void deliver(Chardev *c, const uint8_t *p, size_t size, int64_t now)
+{
+    uint32_t len = get_be32(p);
+
+    if (len & CHARDEV_CONTROL_BIT) {
+        ChardevControl msg = {.type = p[4], .len = size - 5, .body = p + 5};
+        if (c->h->control) {
+            c->h->control(c->opaque, &msg);
+        }
+        return;
+    }
+    uint32_t vnet = c->vnet_hdr ? get_be32(p + 4) : 0;
+    const uint8_t *bytes = p + (c->vnet_hdr ? 8 : 4);
+    Frame *f = frame_new(len - vnet);
+    memcpy(f->data - vnet, bytes, len);
+    f->vnet_len = vnet;
+    f->stamp = now;
+    c->frames_in++;
+    c->h->frame(c->opaque, f);
+}
+
+bool chardev_stream_read(Chardev *c, const char **why)
+{
+    if (c->icap - c->ilen < READ_CHUNK) {
+        c->icap = c->ilen + READ_CHUNK;
+        c->ibuf = g_realloc(c->ibuf, c->icap);
+    }
+    ssize_t n = recv(c->fd, c->ibuf + c->ilen, c->icap - c->ilen, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+        return true;
+    }
+    if (n <= 0) {
+        *why = n == 0 ? "closed by the peer" : g_strerror(errno);
+        return false;
+    }
+    c->ilen += n;
+    size_t at = 0;
+    int64_t now = g_get_monotonic_time();
+    int fd = c->fd;
+    while (c->h && c->fd == fd) {
+        ssize_t size = item_size(c, c->ibuf + at, c->ilen - at, why);
+        if (size < 0) {
+            c->malformed++;
+            colo_report("chardev '%s': the peer sent %s; connection closed", c->id, *why);
+            return false;
+        }
+        if (size == 0 || (size_t)size > c->ilen - at) {
+            break;
+        }
+        deliver(c, c->ibuf + at, size, now);
+        at += size;
+    }
+    if (c->fd != fd) {
+        return true; /* a handler closed it: the buffer was reset */
+    }
+    memmove(c->ibuf, c->ibuf + at, c->ilen - at);
+    c->ilen -= at;
+    return true;
+}

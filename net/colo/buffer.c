@@ -1,0 +1,122 @@
+/*
+ * filter-buffer: frames wait and go on together, each interval.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "net/colo/colo-int.h"
+#include "net/net-int.h"
+
+typedef struct FilterBuffer {
+    NetFilter nf;
+    uint64_t interval_us;
+    FrameQueue tx, rx;
+    GSource *timer;
+} FilterBuffer;
+
+static void buffer_release(FilterBuffer *b)
+{
+    Frame *f;
+
+    net_batch_begin();
+    while ((f = frame_queue_pop(&b->tx))) {
+        net_filter_pass_next(&b->nf, NET_FILTER_TX, f);
+    }
+    while ((f = frame_queue_pop(&b->rx))) {
+        net_filter_pass_next(&b->nf, NET_FILTER_RX, f);
+    }
+    net_batch_end();
+}
+
+static gboolean buffer_fire(gpointer opaque)
+{
+    FilterBuffer *b = opaque;
+
+    buffer_release(b);
+    colo_timer_at(&b->timer, g_get_monotonic_time() + b->interval_us, buffer_fire, b);
+    return G_SOURCE_CONTINUE;
+}
+
+static void buffer_status(NetFilter *nf)
+{
+    FilterBuffer *b = (FilterBuffer *)nf;
+
+    if (!nf->on) {
+        buffer_release(b);
+        io_source_destroy(&b->timer);
+    } else {
+        colo_timer_at(&b->timer, g_get_monotonic_time() + b->interval_us, buffer_fire, b);
+    }
+}
+
+static Frame *buffer_receive(NetFilter *nf, NetFilterDirection dir, Frame *f)
+{
+    FilterBuffer *b = (FilterBuffer *)nf;
+    FrameQueue *q = dir == NET_FILTER_TX ? &b->tx : &b->rx;
+
+    if (q->count >= NET_HELD_FRAMES) {
+        frame_unref(f);
+        return NULL;
+    }
+    frame_queue_push(q, frame_writable(f));
+    return NULL;
+}
+
+static bool buffer_setup(NetFilter *nf, JsonObject *opts, GError **errp)
+{
+    FilterBuffer *b = (FilterBuffer *)nf;
+
+    if (!json_object_has_member(opts, "interval")) {
+        colo_error_set(errp, "filter-buffer '%s': parameter 'interval' is missing (a "
+                             "positive number of microseconds)",
+                       nf->id);
+        return false;
+    }
+    if (!options_get_uint(opts, "interval", &b->interval_us, 1, UINT32_MAX, errp)) {
+        return false;
+    }
+    buffer_status(nf);
+    return true;
+}
+
+static void buffer_cleanup(NetFilter *nf)
+{
+    FilterBuffer *b = (FilterBuffer *)nf;
+
+    io_source_destroy(&b->timer);
+    buffer_release(b);
+}
+
+static JsonNode *buffer_get(NetFilter *nf, const char *property)
+{
+    FilterBuffer *b = (FilterBuffer *)nf;
+    return g_str_equal(property, "interval") ? colo_int_node(b->interval_us) : NULL;
+}
+
+static bool buffer_set(NetFilter *nf, const char *property, JsonNode *value, bool *known,
+                       GError **errp)
+{
+    FilterBuffer *b = (FilterBuffer *)nf;
+
+    if (!g_str_equal(property, "interval")) {
+        return false;
+    }
+    *known = true;
+    g_autoptr(JsonObject) o = json_object_new();
+    json_object_set_member(o, "interval", json_node_copy(value));
+    return options_get_uint(o, "interval", &b->interval_us, 1, UINT32_MAX, errp);
+}
+
+static const char *const buffer_options[] = {"interval", NULL};
+
+const NetFilterClass filter_buffer_class = {
+    .type = "filter-buffer",
+    .size = sizeof(FilterBuffer),
+    .options = buffer_options,
+    .setup = buffer_setup,
+    .cleanup = buffer_cleanup,
+    .receive = buffer_receive,
+    .status_changed = buffer_status,
+    .get = buffer_get,
+    .set = buffer_set,
+};

@@ -1,0 +1,69 @@
+/*
+ * filter-rewriter: the engine of rewriter-engine.h as a filter.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "net/colo/colo-int.h"
+#include "net/net-int.h"
+
+#define BEAT_US G_USEC_PER_SEC
+
+static gboolean rewriter_fire(gpointer opaque)
+{
+    FilterRewriter *r = opaque;
+    int64_t now = g_get_monotonic_time();
+    int64_t next = rewriter_engine_tick(r->engine, now);
+
+    /* New flows do not ask for a time: look again now and then. */
+    next = CLAMP(next, now + BEAT_US / 10, now + BEAT_US);
+    colo_timer_at(&r->timer, next, rewriter_fire, r);
+    return G_SOURCE_CONTINUE;
+}
+
+static Frame *rewriter_receive(NetFilter *nf, NetFilterDirection dir, Frame *f)
+{
+    FilterRewriter *r = (FilterRewriter *)nf;
+    int64_t now = g_get_monotonic_time();
+
+    return dir == NET_FILTER_TX ? rewriter_engine_to_guest(r->engine, f, now)
+                                : rewriter_engine_from_guest(r->engine, f, now);
+}
+
+static bool rewriter_setup(NetFilter *nf, JsonObject *opts, GError **errp)
+{
+    FilterRewriter *r = (FilterRewriter *)nf;
+
+    if (!options_get_bool(opts, "vnet_hdr_support", &r->vnet_hdr, errp)) {
+        return false;
+    }
+    r->engine = rewriter_engine_new(0);
+    colo_timer_at(&r->timer, g_get_monotonic_time() + BEAT_US, rewriter_fire, r);
+    return true;
+}
+
+static void rewriter_cleanup(NetFilter *nf)
+{
+    FilterRewriter *r = (FilterRewriter *)nf;
+
+    io_source_destroy(&r->timer);
+    rewriter_engine_free(r->engine);
+}
+
+static JsonNode *rewriter_get(NetFilter *nf, const char *property)
+{
+    FilterRewriter *r = (FilterRewriter *)nf;
+    return g_str_equal(property, "vnet_hdr_support") ? colo_bool_node(r->vnet_hdr) : NULL;
+}
+
+static const char *const rewriter_options[] = {"vnet_hdr_support", NULL};
+
+const NetFilterClass filter_rewriter_class = {
+    .type = "filter-rewriter",
+    .size = sizeof(FilterRewriter),
+    .options = rewriter_options,
+    .setup = rewriter_setup,
+    .cleanup = rewriter_cleanup,
+    .receive = rewriter_receive,
+    .get = rewriter_get,
+};

@@ -1,0 +1,337 @@
+/*
+ * The proxy on the primary: cut, save, commit; what the streams tell.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The essay is in proxy.c.
+ */
+#include "net/colo/proxy-int.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+
+/* The comparison that this NetDev's output is redirected to. */
+static bool find_compare(ProxyLink *l, GError **errp)
+{
+    const char *id = l->nd->id;
+    FilterRedirector *out = l->out;
+
+    if (!out) {
+        colo_error_set(errp, "netdev '%s' has no filter-redirector (queue=rx) with an "
+                             "outdev: its output would leave uncompared",
+                       id);
+        return false;
+    }
+    ColoCompare *cmp = chardev_user(chardev_peer(out->out), &compare_primary_handlers);
+    if (!cmp) {
+        colo_error_set(errp, "netdev '%s': chardev '%s' of filter-redirector '%s' does not "
+                             "lead to a colo-compare's primary_in in this process",
+                       id, chardev_id(out->out), out->nf.id);
+        return false;
+    }
+    FilterRedirector *back = chardev_user(chardev_peer(cmp->out), &redirector_in_handlers);
+    if (!back || back->nf.nd != l->nd || !(back->nf.direction & NET_FILTER_RX)) {
+        colo_error_set(errp, "netdev '%s': outdev '%s' of colo-compare '%s' does not lead to "
+                             "the indev of a filter-redirector (queue=rx) of this netdev",
+                       id, chardev_id(cmp->out), cmp->id);
+        return false;
+    }
+    if (!chardev_connected(cmp->secondary_in)) {
+        colo_error_set(errp, "netdev '%s': comparison stream: chardev '%s' is not connected",
+                       id, chardev_id(cmp->secondary_in));
+        return false;
+    }
+    l->cmp = cmp;
+    return true;
+}
+
+static bool check_primary(ProxyLink *l, GError **errp)
+{
+    if (!l->mirror) {
+        colo_error_set(errp, "netdev '%s' has no filter-mirror (queue=tx): the secondary "
+                             "would not see its input",
+                       l->nd->id);
+        return false;
+    }
+    if (!chardev_connected(l->mirror->out)) {
+        colo_error_set(errp, "netdev '%s': mirror stream: chardev '%s' is not connected",
+                       l->nd->id, chardev_id(l->mirror->out));
+        return false;
+    }
+    return find_compare(l, errp);
+}
+
+bool proxy_start_primary(ProxyTriggerFunc fn, void *opaque, GError **errp)
+{
+    if (proxy.primary || proxy.secondary) {
+        colo_error_set(errp, "the network is already in use by COLO");
+        return false;
+    }
+    proxy_find_links();
+    EACH_LINK (l) {
+        if (!check_primary(l, errp)) {
+            proxy_drop_links();
+            return false;
+        }
+    }
+    int64_t now = g_get_monotonic_time();
+    EACH_LINK (l) {
+        chardev_allow_control(l->mirror->out, true);
+        chardev_allow_control(l->cmp->secondary_in, true);
+        l->cmp->gap = 0;
+        compare_engine_set_mode(l->cmp->engine, COMPARE_MODE_PASS, now);
+    }
+    proxy.primary = true;
+    proxy.protected = false;
+    proxy.fn = fn;
+    proxy.opaque = opaque;
+    proxy.epoch = 0;
+    memset(proxy.triggers, 0, sizeof(proxy.triggers));
+    net_set_role(NET_ROLE_PRIMARY);
+    return true;
+}
+
+/* Of the frames taken back, those that the mirror will take again. */
+static uint32_t count_repeats(ProxyLink *l)
+{
+    uint32_t n = 0;
+
+    for (unsigned i = 0; i < l->nd->back.count; i++) {
+        NetFilter *after = entry_ring_at(&l->nd->back, i)->after;
+        bool before = true;
+        for (unsigned k = 0; after && k < l->nd->filters->len; k++) {
+            if (l->nd->filters->pdata[k] == after) {
+                break;
+            }
+            if (l->nd->filters->pdata[k] == &l->mirror->nf) {
+                before = false;
+                break;
+            }
+        }
+        n += before && after != &l->mirror->nf;
+    }
+    return n;
+}
+
+void proxy_cut(uint64_t epoch)
+{
+    if (!proxy.primary) {
+        return;
+    }
+    proxy.epoch = epoch;
+    EACH_LINK (l) {
+        if (l->cmp) {
+            compare_engine_cut(l->cmp->engine, epoch);
+        }
+        if (l->mirror) {
+            Chardev *c = l->mirror->out;
+            l->mirror->strict = true;
+            if (!proxy_send_marker(c, epoch, chardev_frames_out(c), count_repeats(l))) {
+                proxy_trigger(PROXY_TRIGGER_STREAM, "the mirror stream took no marker");
+            }
+        }
+    }
+}
+
+static void append_blob(GByteArray *out, const void *data, uint32_t len)
+{
+    uint8_t head[4];
+
+    proxy_put_int(head, len, 4);
+    g_byte_array_append(out, head, 4);
+    if (len) {
+        g_byte_array_append(out, data, len);
+    }
+}
+
+GBytes *proxy_save(void)
+{
+    GByteArray *out = g_byte_array_new();
+    uint8_t head[12];
+
+    proxy_put_int(proxy_put_int(head, SAVE_MAGIC, 8), proxy.links ? proxy.links->len : 0, 4);
+    g_byte_array_append(out, head, sizeof(head));
+    EACH_LINK (l) {
+        g_autoptr(GByteArray) cmp = g_byte_array_new();
+        g_autoptr(GByteArray) rew = g_byte_array_new();
+        if (l->cmp) {
+            compare_engine_save(l->cmp->engine, cmp);
+        }
+        if (l->rew) {
+            rewriter_engine_save(l->rew->engine, rew);
+        }
+        append_blob(out, l->nd->id, strlen(l->nd->id));
+        append_blob(out, cmp->data, cmp->len);
+        append_blob(out, rew->data, rew->len);
+    }
+    return g_byte_array_free_to_bytes(out);
+}
+
+static void tick_all(void)
+{
+    EACH_LINK (l) {
+        if (l->cmp) {
+            colo_compare_tick(l->cmp);
+        }
+    }
+}
+
+void proxy_commit(uint64_t epoch)
+{
+    if (!proxy.primary) {
+        return;
+    }
+    int64_t now = g_get_monotonic_time();
+    net_batch_begin();
+    EACH_LINK (l) {
+        if (l->cmp) {
+            compare_engine_commit(l->cmp->engine, epoch, now);
+        }
+    }
+    tick_all();
+    net_batch_end();
+}
+
+void proxy_loaded(uint64_t epoch)
+{
+    if (!proxy.primary) {
+        return;
+    }
+    int64_t now = g_get_monotonic_time();
+    proxy.protected = true;
+    net_batch_begin();
+    EACH_LINK (l) {
+        if (!l->cmp) {
+            continue;
+        }
+        if (compare_engine_mode(l->cmp->engine) == COMPARE_MODE_PASS) {
+            compare_engine_set_mode(l->cmp->engine, COMPARE_MODE_COMPARE, now);
+        }
+        compare_engine_loaded(l->cmp->engine, epoch, now);
+    }
+    tick_all();
+    net_batch_end();
+}
+
+void proxy_stop_primary(void)
+{
+    if (!proxy.primary) {
+        return;
+    }
+    int64_t now = g_get_monotonic_time();
+    proxy.primary = proxy.protected = false;
+    net_batch_begin();
+    net_set_role(NET_ROLE_ALONE); /* what the gate kept goes first: it is older */
+    EACH_LINK (l) {
+        if (l->mirror) {
+            l->mirror->strict = false;
+            chardev_allow_control(l->mirror->out, false);
+        }
+        if (l->cmp) {
+            chardev_allow_control(l->cmp->secondary_in, false);
+            compare_engine_set_mode(l->cmp->engine, COMPARE_MODE_PASS, now);
+        }
+    }
+    net_batch_end();
+    proxy_drop_links();
+    proxy.fn = NULL;
+}
+
+void proxy_silence(void)
+{
+    if (!proxy.primary) {
+        return;
+    }
+    int64_t now = g_get_monotonic_time();
+    net_set_role(NET_ROLE_SILENT);
+    EACH_LINK (l) {
+        if (l->cmp) {
+            compare_engine_set_mode(l->cmp->engine, COMPARE_MODE_HOLD, now);
+        }
+    }
+}
+
+/* --- Primary: what streams and comparison tell --- */
+
+void proxy_compare_trigger(ColoCompare *c, ProxyTrigger t, const char *detail)
+{
+    proxy_trigger(t, detail);
+}
+
+void proxy_compare_isn(ColoCompare *c, const FlowKey *k, uint32_t pvm, uint32_t svm)
+{
+    uint8_t body[ISN_BODY], *p = body;
+
+    memcpy(p, k->guest, 16);
+    memcpy(p + 16, k->client, 16);
+    p = proxy_put_int(p + 32, k->guest_port, 2);
+    p = proxy_put_int(p, k->client_port, 2);
+    p = proxy_put_int(p, k->vlan, 4);
+    p = proxy_put_int(p, k->ethertype, 2);
+    p = proxy_put_int(p, k->proto, 1);
+    p = proxy_put_int(p, k->kind, 1);
+    p = proxy_put_int(p, pvm, 4);
+    p = proxy_put_int(p, svm, 4);
+    ChardevControl msg = {CHARDEV_CTL_ISN, ISN_BODY, body};
+    EACH_LINK (l) {
+        if (l->cmp == c && l->mirror && !chardev_send_control(l->mirror->out, &msg)) {
+            proxy_trigger(PROXY_TRIGGER_STREAM, "the mirror stream took no sequence numbers");
+        }
+    }
+}
+
+void proxy_compare_control(ColoCompare *c, const ChardevControl *msg)
+{
+    ProxyMarker m;
+
+    if (!proxy.primary || !proxy_parse_marker(msg, &m)) {
+        return;
+    }
+    uint64_t gap = proxy_new_gap(m.frames, chardev_frames_in(c->secondary_in), &c->gap);
+    compare_engine_secondary_marker(c->engine, m.epoch);
+    if (gap && proxy.protected) {
+        g_autofree char *detail =
+            g_strdup_printf("comparison stream: %" G_GUINT64_FORMAT " frames lost", gap);
+        proxy_trigger(PROXY_TRIGGER_STREAM, detail);
+    }
+}
+
+void proxy_compare_event(ColoCompare *c, bool connected)
+{
+    c->gap = 0;
+    if (proxy.primary) {
+        proxy_trigger(PROXY_TRIGGER_STREAM, connected ? "the comparison stream came up again"
+                                                : "the comparison stream went down");
+    }
+}
+
+static bool is_mirror(FilterMirror *m)
+{
+    EACH_LINK (l) {
+        if (proxy.primary && l->mirror == m) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void proxy_mirror_event(FilterMirror *m, bool connected)
+{
+    if (!is_mirror(m)) {
+        return;
+    }
+    if (connected && proxy.epoch) {
+        proxy_send_marker(m->out, proxy.epoch, 0, 0);
+    }
+    proxy_trigger(PROXY_TRIGGER_STREAM, connected ? "the mirror stream came up again"
+                                            : "the mirror stream went down");
+}
+
+void proxy_mirror_control(FilterMirror *m, const ChardevControl *msg)
+{
+    if (is_mirror(m) && msg->type == CHARDEV_CTL_GAP && msg->len == 16) {
+        proxy_trigger(PROXY_TRIGGER_STREAM, "the secondary lost mirrored frames");
+    }
+}
