@@ -1,0 +1,201 @@
+/*
+ * The comparison engine: datagrams, and what is never compared.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A datagram (UDP, ICMP, another protocol, a fragment, a whole frame of an unknown type)
+ * leaves when the SVM has sent an equal one of the same flow, one for one, in any order.
+ * Both sides' datagrams wait in one hash table; equal hashes are checked byte by byte.
+ * A fragment is a datagram of its own, told apart by offset and "more" but not by id: the
+ * same guest splits the same datagram in the same way on both sides.
+ */
+#include "compare-int.h"
+
+#define SVM_DGRAM_AGE (2 * G_USEC_PER_SEC) /* then its twin will not come */
+#define NEIGHBOUR_GRACE (200 * 1000)
+
+bool compare_is_query(const FlowKey *k)
+{
+    if (k->kind != PACKET_UDP) {
+        return false;
+    }
+    switch (k->client_port) {
+    case 53:   /* DNS, random id */
+    case 67:   /* DHCP */
+    case 123:  /* NTP, own clock */
+    case 547:  /* DHCPv6 */
+    case 5353: /* mDNS, random delays */
+        return true;
+    default:
+        return false;
+    }
+}
+
+static Item *find_twin(CompareEngine *e, CompareFlow *fl, const Frame *f, const Packet *p,
+                       uint64_t hash, bool primary)
+{
+    for (Item *it = e->dgrams[hash & e->dgram_mask]; it; it = it->snext) {
+        if (it->hash == hash && it->primary == primary && it->flow == fl &&
+            it->body_len == p->body_len &&
+            memcmp(it->f->data + it->body, f->data + p->body, p->body_len) == 0) {
+            return it;
+        }
+    }
+    return NULL;
+}
+
+static void keep(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p,
+                 uint64_t hash, bool primary)
+{
+    Item *it = compare_item_new(e, fl, f, primary);
+    Item **bucket = &e->dgrams[hash & e->dgram_mask];
+
+    it->kind = ITEM_DGRAM;
+    it->hash = hash;
+    it->body = p->body;
+    it->body_len = p->body_len;
+    it->snext = *bucket;
+    if (*bucket) {
+        (*bucket)->sprev = it;
+    }
+    *bucket = it;
+    it->in_stream = true;
+}
+
+static uint64_t hash_of(CompareEngine *e, CompareFlow *fl, const Frame *f, const Packet *p)
+{
+    return flow_hash_bytes(f->data + p->body, p->body_len,
+                           e->seed ^ ((uintptr_t)fl * 0x9e3779b97f4a7c15u));
+}
+
+void compare_dgram_primary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p)
+{
+    uint64_t hash = hash_of(e, fl, f, p);
+    Item *twin = find_twin(e, fl, f, p, hash, false);
+
+    if (twin) {
+        compare_item_drop(e, twin);
+        compare_sample_lag(e, 0);
+        e->stats.equal++;
+        compare_release(e, f);
+        compare_flow_wait(e, fl, true);
+        return;
+    }
+    keep(e, fl, f, p, hash, true);
+    compare_flow_wait(e, fl, false);
+    compare_backlog(e, fl);
+}
+
+void compare_dgram_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p)
+{
+    uint64_t hash = hash_of(e, fl, f, p);
+    Item *twin = find_twin(e, fl, f, p, hash, true);
+
+    if (!twin) {
+        keep(e, fl, f, p, hash, false);
+        return;
+    }
+    compare_sample_lag(e, e->now - twin->stamp);
+    e->stats.equal++;
+    compare_release(e, compare_item_take(e, twin));
+    frame_unref(f);
+    compare_flow_wait(e, fl, true);
+}
+
+/* --- Never compared --- */
+
+static void neighbour_remove(CompareEngine *e, uint32_t i)
+{
+    frame_unref(e->neighbours[i].f);
+    e->neighbours[i] = e->neighbours[--e->n_neighbours];
+}
+
+static void neighbour_add(CompareEngine *e, uint64_t hash, Frame *f)
+{
+    if (e->n_neighbours == NEIGHBOURS) {
+        uint32_t oldest = 0;
+        for (uint32_t i = 1; i < NEIGHBOURS; i++) {
+            if (e->neighbours[i].when < e->neighbours[oldest].when) {
+                oldest = i;
+            }
+        }
+        e->stats.svm_dropped += e->neighbours[oldest].f != NULL;
+        neighbour_remove(e, oldest);
+    }
+    e->neighbours[e->n_neighbours++] = (Neighbour){hash, e->now, f};
+}
+
+void compare_pass_primary(CompareEngine *e, Frame *f, const Packet *p)
+{
+    if (p->solicit && e->mode == COMPARE_MODE_COMPARE) {
+        uint64_t hash = flow_hash_bytes(f->data, f->len, e->seed);
+
+        for (uint32_t i = 0; i < e->n_neighbours;) {
+            if (e->neighbours[i].hash == hash) {
+                neighbour_remove(e, i);
+            } else {
+                i++;
+            }
+        }
+        neighbour_add(e, hash, NULL);
+    }
+    compare_release(e, f);
+}
+
+void compare_pass_secondary(CompareEngine *e, Frame *f, const Packet *p)
+{
+    uint64_t hash;
+
+    if (!p->solicit || e->mode != COMPARE_MODE_COMPARE) {
+        frame_unref(f);
+        return;
+    }
+    hash = flow_hash_bytes(f->data, f->len, e->seed);
+    for (uint32_t i = 0; i < e->n_neighbours; i++) {
+        if (e->neighbours[i].hash == hash &&
+            e->now - e->neighbours[i].when < NEIGHBOUR_GRACE) {
+            frame_unref(f); /* the PVM asked the same, or it waits already */
+            return;
+        }
+    }
+    neighbour_add(e, hash, f);
+}
+
+void compare_pass_clear(CompareEngine *e)
+{
+    while (e->n_neighbours) {
+        neighbour_remove(e, 0);
+    }
+}
+
+int64_t compare_dgram_tick(CompareEngine *e, int64_t now)
+{
+    int64_t next = INT64_MAX;
+    Item *it;
+
+    for (uint32_t i = 0; i < e->n_neighbours;) {
+        Neighbour *n = &e->neighbours[i];
+
+        if (now - n->when >= NEIGHBOUR_GRACE) {
+            if (n->f) {
+                e->stats.svm_forwarded++;
+                compare_release(e, frame_ref(n->f));
+            }
+            neighbour_remove(e, i);
+            continue;
+        }
+        if (n->f) {
+            next = MIN(next, n->when + NEIGHBOUR_GRACE);
+        }
+        i++;
+    }
+    while ((it = e->kept_dgrams.head) && now - it->stamp >= SVM_DGRAM_AGE) {
+        e->stats.svm_dropped++;
+        compare_item_drop(e, it);
+    }
+    if (it) {
+        next = MIN(next, it->stamp + SVM_DGRAM_AGE);
+    }
+    return next;
+}

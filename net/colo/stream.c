@@ -1,0 +1,141 @@
+/*
+ * One side of a TCP byte stream: segments sorted by sequence, without overlap.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A FIN is one more place behind the last byte. Places where two segments meet must
+ * agree, or the side contradicts itself. The bytes stay in their frames.
+ */
+#include "compare-int.h"
+
+void stream_unlink(Stream *st, Item *it)
+{
+    if (it->sprev) {
+        it->sprev->snext = it->snext;
+    } else {
+        st->head = it->snext;
+    }
+    if (it->snext) {
+        it->snext->sprev = it->sprev;
+    } else {
+        st->tail = it->sprev;
+    }
+    it->sprev = it->snext = NULL;
+    it->in_stream = false;
+}
+
+static void link_after(Stream *st, Item *it, Item *prev)
+{
+    it->sprev = prev;
+    it->snext = prev ? prev->snext : st->head;
+    if (it->snext) {
+        it->snext->sprev = it;
+    } else {
+        st->tail = it;
+    }
+    if (prev) {
+        prev->snext = it;
+    } else {
+        st->head = it;
+    }
+    it->in_stream = true;
+}
+
+void stream_consume(Item *it, uint32_t n)
+{
+    uint32_t bytes = MIN(n, it->len);
+
+    it->seq += n;
+    it->at += bytes;
+    it->len -= bytes;
+    if (n > bytes) {
+        it->fin = false;
+    }
+}
+
+static void cut_tail(Item *it, uint32_t end)
+{
+    it->len = end - it->seq;
+    it->fin = false;
+}
+
+/* Whether two overlapping segments agree where they meet. */
+static bool agree(const Item *a, const Item *b)
+{
+    uint32_t from = seq_max(a->seq, b->seq);
+    uint32_t to = seq_min(stream_end(a), stream_end(b));
+    uint32_t data_to = seq_min(a->seq + a->len, b->seq + b->len);
+
+    if (seq_lt(from, data_to) &&
+        memcmp(a->f->data + a->at + (from - a->seq), b->f->data + b->at + (from - b->seq),
+               data_to - from) != 0) {
+        return false;
+    }
+    if (seq_lt(data_to, to)) {
+        /* One place is left, and both must have their FIN there. */
+        return a->fin && b->fin && a->seq + a->len == b->seq + b->len;
+    }
+    return true;
+}
+
+StreamResult stream_insert(Stream *st, Item *it, bool have_from, uint32_t from,
+                           void (*covered)(Item *old, void *opaque), void *opaque)
+{
+    Item *prev = st->tail;
+
+    if (have_from && seq_lt(it->seq, from)) {
+        if (seq_le(stream_end(it), from)) {
+            return STREAM_KNOWN;
+        }
+        stream_consume(it, from - it->seq);
+    }
+    /* Nearly always it goes to the end. */
+    while (prev && seq_lt(it->seq, prev->seq)) {
+        prev = prev->sprev;
+    }
+    /* First only look, so that a conflict changes nothing. */
+    for (Item *o = prev ? prev : st->head; o && seq_lt(o->seq, stream_end(it));
+         o = o->snext) {
+        if (seq_lt(it->seq, stream_end(o)) && !agree(o, it)) {
+            return STREAM_CONFLICT;
+        }
+    }
+    if (prev && seq_lt(it->seq, stream_end(prev))) {
+        if (seq_le(stream_end(it), stream_end(prev))) {
+            return STREAM_KNOWN;
+        }
+        stream_consume(it, stream_end(prev) - it->seq);
+    }
+    for (Item *o = prev ? prev->snext : st->head; o && seq_lt(o->seq, stream_end(it));) {
+        Item *next = o->snext;
+
+        if (seq_lt(stream_end(it), stream_end(o))) {
+            cut_tail(it, o->seq);
+            break;
+        }
+        stream_unlink(st, o);
+        covered(o, opaque);
+        o = next;
+    }
+    if (stream_size(it) == 0) {
+        return STREAM_KNOWN;
+    }
+    link_after(st, it, prev);
+    return STREAM_NEW;
+}
+
+void stream_trim(Stream *st, uint32_t from, void (*covered)(Item *old, void *opaque),
+                 void *opaque)
+{
+    while (st->head && seq_lt(st->head->seq, from)) {
+        Item *o = st->head;
+
+        if (seq_lt(from, stream_end(o))) {
+            stream_consume(o, from - o->seq);
+            return;
+        }
+        stream_unlink(st, o);
+        covered(o, opaque);
+    }
+}
