@@ -10,7 +10,7 @@
 #include "monitor/monitor.h"
 #include "net/net.h"
 #include "net/proxy.h"
-#include "qapi/qapi-commands.h"
+#include "qapi-commands.h"
 #include "util/error.h"
 #include "util/options.h"
 #include "util/trace.h"

@@ -10,7 +10,7 @@
 
 #include "migration/colo.h"
 #include "monitor/monitor.h"
-#include "qapi/qapi-commands.h"
+#include "qapi-commands.h"
 #include "util/error.h"
 #include "util/options.h"
 
@@ -31,7 +31,7 @@ static void on_patched(JsonNode *ret, const GError *err, void *opaque)
     qmp_request_finish(p->req, copy, err ? g_error_copy(err) : NULL);
 }
 
-/* Let the child answer @command, completed by @patch (may be NULL). */
+/* Let the child answer @command (@args is taken), completed by @patch (may be NULL). */
 static QmpResult ask_child(QmpRequest *req, const char *command, JsonObject *args,
                            void (*patch)(JsonNode *ret))
 {
@@ -39,6 +39,7 @@ static QmpResult ask_child(QmpRequest *req, const char *command, JsonObject *arg
 
     *p = (Patch){req, patch};
     monitor_child_execute(command, args, on_patched, p);
+    g_clear_pointer(&args, json_object_unref);
     return QMP_PENDING;
 }
 

@@ -102,7 +102,7 @@ static bool load_devices(Secondary *s, GError **errp)
     if (!vmstate_image_write(colo.child.vmst_fd, s->device->data, s->device->len, errp)) {
         return false;
     }
-    g_snprintf(id, sizeof(id), "qemu-colo-load-%u", s->loads++);
+    g_strlcpy(id, "qemu-colo-load", sizeof(id)); /* dismissed before the next */
     g_snprintf(needle, sizeof(needle), "\"status\": \"concluded\", \"id\": \"%s\"", id);
     g_snprintf(text, sizeof(text),
                "{\"execute\":\"snapshot-load\",\"arguments\":{\"job-id\":\"%s\",\"tag\":\"%s\","

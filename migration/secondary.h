@@ -18,7 +18,6 @@ typedef struct Secondary {
     GByteArray *device, *proxy, *barriers;
     int64_t restored;   /* pages that the roll-back changed */
     uint64_t wrong;     /* pages that differ from the primary's (test option) */
-    unsigned loads;
     bool broken;        /* a roll-back failed: the SVM must never run again */
     bool peer_goes_on;  /* the primary said that it leaves protection by itself */
     bool guest_off;     /* and that the guest has shut down */

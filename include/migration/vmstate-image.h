@@ -11,8 +11,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define VMSTATE_IMAGE_TAG "ck" /* name of its one internal snapshot */
-#define VMSTATE_IMAGE_MAX (16u << 20) /* bytes of device state it can hold */
+#define VMSTATE_IMAGE_TAG "c" /* name of its one internal snapshot */
+#define VMSTATE_IMAGE_MAX (4u << 20) /* bytes of device state it can hold */
 
 /** A new memfd (close-on-exec) that holds a qcow2 with one internal snapshot, or -1. */
 int vmstate_image_new(GError **errp);
