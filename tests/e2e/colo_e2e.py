@@ -218,7 +218,9 @@ class Bed:
         while True:
             now = self.control("STATUS", host)
             assert now["errors"] == 0, "guest: " + now["first_error"]
-            if now["mem_checked"] >= status["mem_checked"] + pages:
+            # Pages are also checked before they are rewritten: those do not count here.
+            if now["mem_checked"] - now["mem_written"] >= \
+                    status["mem_checked"] - status["mem_written"] + pages:
                 break
             assert time.monotonic() < end, "guest checks no memory: %s" % now
             time.sleep(0.2)
@@ -331,7 +333,7 @@ class Pair(Bed):
             host.qmp.wait_for("COLO mode " + mode, there, timeout)
 
     def protect(self, timeout=60):
-        """Steps 3 and 4, until both sides say that they are protected."""
+        """Steps 3 and 4, until both sides say that they are protected and the guest is up."""
         self.prepare_secondary()
         if self.cfg.disk != "none":
             self.attach_disk()
@@ -339,6 +341,8 @@ class Pair(Bed):
         if self.cfg.checkpoint_delay:
             self.set_delay(self.cfg.checkpoint_delay)
         self.wait_protected(timeout)
+        # Started with boot=False the guest boots now, protected.
+        self.primary.wait_ready(timeout)
 
     def set_delay(self, ms):
         self.primary.qmp.cmd("migrate-set-parameters", {"x-checkpoint-delay": ms})

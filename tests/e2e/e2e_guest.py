@@ -43,6 +43,7 @@ class Config:
     extra_primary: tuple = ()
     extra_secondary: tuple = ()
     compare: str = ""           # more options of colo-compare, e.g. "compare_timeout=500"
+    reconnect: str = "reconnect-ms=1000"  # before QEMU 9.2: reconnect=1
     usb: bool = False           # the documented usb-tablet
 
 
@@ -124,8 +125,8 @@ def secondary_command(cfg, rundir, image, primary="a"):
     """Step 2 of the procedure; makes the active and hidden images, too."""
     line = common(cfg, "secondary", rundir)
     for dev, port in (("red0", 9003), ("red1", 9004)):
-        line += ["-chardev", "socket,id=%s,host=%s,port=%d,reconnect-ms=1000" % (
-            dev, LINK_IP[primary], port)]
+        line += ["-chardev", "socket,id=%s,host=%s,port=%d,%s" % (
+            dev, LINK_IP[primary], port, cfg.reconnect)]
     for obj in ("filter-redirector,id=f1,netdev=hn0,queue=tx,indev=red0",
                 "filter-redirector,id=f2,netdev=hn0,queue=rx,outdev=red1",
                 "filter-rewriter,id=rew0,netdev=hn0,queue=all"):

@@ -13,6 +13,7 @@ is lost and nothing is refused, packets just stop arriving.
 
 import atexit
 import os
+import re
 import subprocess
 
 CLIENT_IP = "10.66.0.1"
@@ -41,8 +42,9 @@ class Network:
         if os.geteuid() != 0:
             raise NetError("network namespaces need root; without it use colo-switch")
         Network.serial += 1
-        stem = "%s-%d-%d" % (os.environ.get("COLO_E2E_PREFIX", "colo"), os.getpid(),
-                             Network.serial)
+        prefix = os.environ.get("COLO_E2E_PREFIX", "colo")
+        self._sweep(prefix)
+        stem = "%s-%d-%d" % (prefix, os.getpid(), Network.serial)
         self.ns = {who: "%s-%s" % (stem, who) for who in "abc"}
         self.made = []
         atexit.register(self.close)
@@ -75,6 +77,14 @@ class Network:
             _ip("-n", ns, "tuntap", "add", "tap0", "mode", "tap")
             _ip("-n", ns, "link", "set", "tap0", "master", "br0", "up")
             _ip("-n", ns, "addr", "add", LINK_IP[who] + "/24", "dev", "link0")
+
+    @staticmethod
+    def _sweep(prefix):
+        """Remove what a run that was killed with SIGKILL has left."""
+        for line in _ip("netns", "list").splitlines():
+            found = re.match(re.escape(prefix) + r"-(\d+)-\d+-[abc]\b", line)
+            if found and not os.path.exists("/proc/" + found.group(1)):
+                _ip("netns", "del", found.group(0), check=False)
 
     @staticmethod
     def _bridge(ns, name):

@@ -57,7 +57,7 @@ void mode_echo(Run *r)
 {
     enum { AHEAD = 128 * 1024 };
     static _Thread_local char out[65536], in[65536];
-    uint64_t sent = 0, got = 0, rnd = r->seed;
+    uint64_t sent = 0, got = 0, rnd = r->seed, allowed;
     int fd = net_connect(r, PORT_ECHO, SOCK_STREAM);
     bool over = false;
 
@@ -72,16 +72,20 @@ void mode_echo(Run *r)
         if (over && sent == got) {
             break;
         }
-        if (!over && r->opt->rate && sent == got) {
-            run_pace(r, r->started, sent / 1e6, r->opt->rate);
+        allowed = r->opt->rate ? (now_s() - r->started) * r->opt->rate * 1e6 : UINT64_MAX;
+        if (!over && sent == got && sent >= allowed) {
+            run_pace(r, r->started, (sent + 1) / 1e6, r->opt->rate);
             run_waiting(r);
+            continue;
         }
-        if (!over && sent - got < AHEAD) {
+        if (!over && sent - got < AHEAD && sent < allowed) {
             pfd.events |= POLLOUT;
         }
-        if (poll(&pfd, 1, r->opt->stall_ms) != 1) {
-            run_fail(r, "connection lost: the peer stands still");
-            break;
+        if (poll(&pfd, 1, sent < allowed || over ? r->opt->stall_ms : 5) != 1) {
+            if (now_s() - r->last > r->opt->stall_ms / 1e3) {
+                run_fail(r, "connection lost: the peer stands still");
+            }
+            continue;
         }
         if (pfd.revents & POLLOUT) {
             size_t len;
@@ -116,7 +120,7 @@ void mode_echo(Run *r)
     close(fd);
 }
 
-/* One GET and its answer; -1 failed, 0 the connection was closed as asked, 1 goes on. */
+/* One GET and its answer, checked; false after run_fail(). */
 static bool http_get(Run *r, Reader *rd, const char *path, uint64_t bytes, uint64_t seed,
                      bool close_it, double pace_start)
 {

@@ -84,6 +84,9 @@ static void *stripe_thread(void *opaque)
         /* Spread over the region by a step that visits every page. */
         for (; pages; pages--) {
             write_at = (write_at + 7919) % s->count;
+            if (workload.check_mbs) {
+                page_check(s, write_at); /* or the damage would be painted over */
+            }
             page_write(s, write_at);
             workload.mem_written++;
         }
