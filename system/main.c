@@ -176,6 +176,7 @@ static bool start(GError **errp)
     if (!child_start(&self.child, &self.plan, errp)) {
         return false;
     }
+    monitor_register_commands();
     if (!monitor_init(self.child.monitor_fd, errp)) {
         g_prefix_error(errp, "the emulator %s did not start: ", self.plan.emulator);
         return false;
