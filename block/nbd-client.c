@@ -1,0 +1,535 @@
+/*
+ * NBD client nodes over libnbd, run by the block thread.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * libnbd sends commands in the order of the calls and never blocks here. Its completion
+ * callbacks run inside its own lock, so they only queue. A connection that ends fails
+ * every command in flight and stays dead: reconnecting is a decision for others.
+ */
+#include "block-int.h"
+
+#include <gio/gio.h>
+#include <gio/gunixsocketaddress.h>
+#include <inttypes.h>
+#include <libnbd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#define NBD_CONNECT_MS 5000
+
+typedef struct NbdCmd {
+    NbdClient *client;
+    BlockRequest *req;
+    GList link;
+} NbdCmd;
+
+struct NbdClient {
+    struct nbd_handle *h;
+    BlockFd *watch;
+    char *export_name;
+    char *error;
+    bool ready;
+    GQueue in_flight; /* NbdCmd */
+    uint64_t size;
+    bool read_only, can_zero, can_trim, can_fua, can_flush, has_status;
+    BlockWait *connecting;
+    NbdClientClosedFunc closed_fn;
+    void *closed_opaque;
+};
+
+
+static void client_fail(NbdClient *c, const char *why)
+{
+    if (c->error) {
+        return;
+    }
+    c->error = g_strdup(why);
+    block_fd_free(c->watch);
+    c->watch = NULL;
+    GList *l;
+    while ((l = g_queue_pop_head_link(&c->in_flight))) {
+        NbdCmd *cmd = l->data;
+
+        block_complete_later(g_steal_pointer(&cmd->req), -EIO);
+    }
+    colo_trace(block_nbd_client_dead, "export '%s': %s", c->export_name, why);
+    if (c->connecting) {
+        block_wait_done(g_steal_pointer(&c->connecting), -ECONNRESET);
+    } else if (c->closed_fn) {
+        c->closed_fn(c->closed_opaque, c->error);
+    }
+}
+
+static bool client_learn(NbdClient *c)
+{
+    int64_t size = nbd_get_size(c->h);
+
+    if (size < 0) {
+        return false;
+    }
+    c->size = size;
+    c->read_only = nbd_is_read_only(c->h) > 0;
+    c->can_zero = nbd_can_zero(c->h) > 0;
+    c->can_trim = nbd_can_trim(c->h) > 0;
+    c->can_fua = nbd_can_fua(c->h) > 0;
+    c->can_flush = nbd_can_flush(c->h) > 0;
+    c->has_status = nbd_can_meta_context(c->h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
+    return true;
+}
+
+/* After each call into libnbd: what does it wait for now? */
+static void client_update(NbdClient *c)
+{
+    if (c->error) {
+        return;
+    }
+    if (nbd_aio_is_dead(c->h) > 0 || nbd_aio_is_closed(c->h) > 0) {
+        const char *e = nbd_get_error();
+
+        client_fail(c, e && *e && c->connecting ? e : "the NBD connection is lost");
+        return;
+    }
+    if (!c->ready && nbd_aio_is_ready(c->h) > 0) {
+        if (!client_learn(c)) {
+            client_fail(c, "the NBD server gave no size");
+            return;
+        }
+        c->ready = true;
+        if (c->connecting) {
+            block_wait_done(g_steal_pointer(&c->connecting), 0);
+        }
+    }
+    unsigned dir = nbd_aio_get_direction(c->h);
+    block_fd_set(c->watch, (dir & LIBNBD_AIO_DIRECTION_READ ? G_IO_IN | G_IO_HUP : 0) |
+                               (dir & LIBNBD_AIO_DIRECTION_WRITE ? G_IO_OUT : 0) | G_IO_ERR);
+}
+
+static void client_event(void *opaque, GIOCondition cond)
+{
+    NbdClient *c = opaque;
+    unsigned dir = nbd_aio_get_direction(c->h);
+    int r = 0;
+
+    if ((dir & LIBNBD_AIO_DIRECTION_READ) && (cond & (G_IO_IN | G_IO_HUP | G_IO_ERR))) {
+        r = nbd_aio_notify_read(c->h);
+    } else if ((dir & LIBNBD_AIO_DIRECTION_WRITE) &&
+               (cond & (G_IO_OUT | G_IO_HUP | G_IO_ERR))) {
+        r = nbd_aio_notify_write(c->h);
+    }
+    if (r < 0 && !c->ready) {
+        g_autofree char *why = g_strdup(nbd_get_error());
+        client_fail(c, why ? why : "NBD negotiation failed");
+        return;
+    }
+    client_update(c);
+}
+
+NbdClient *nbd_client_new(int fd, const char *export_name, unsigned ms, GError **errp)
+{
+    NbdClient *c = g_new0(NbdClient, 1);
+    BlockWait wait;
+
+    block_wait_init(&wait);
+    c->export_name = g_strdup(export_name);
+    g_queue_init(&c->in_flight);
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    block_lock();
+    c->h = nbd_create();
+    if (!c->h || nbd_set_export_name(c->h, export_name) < 0 ||
+        nbd_add_meta_context(c->h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
+        nbd_set_pread_initialize(c->h, false) < 0 ||
+        nbd_aio_connect_socket(c->h, fd) < 0) {
+        colo_error_set(errp, "NBD export '%s': %s", export_name, nbd_get_error());
+        block_unlock();
+        nbd_client_free(c);
+        return NULL;
+    }
+    c->connecting = &wait;
+    c->watch = block_fd_new(fd, G_IO_ERR, client_event, c);
+    client_update(c);
+    block_unlock();
+
+    int r = block_wait(&wait, ms);
+    block_lock();
+    c->connecting = NULL;
+    if (r < 0 || c->error) {
+        colo_error_set(errp, "NBD export '%s': %s", export_name,
+                       c->error ? c->error : "the server does not answer");
+        nbd_client_free(c);
+        c = NULL;
+    }
+    block_unlock();
+    return c;
+}
+
+void nbd_client_set_closed(NbdClient *c, NbdClientClosedFunc fn, void *opaque)
+{
+    c->closed_fn = fn;
+    c->closed_opaque = opaque;
+    if (fn && c->error) {
+        fn(opaque, c->error);
+    }
+}
+
+uint64_t nbd_client_size(NbdClient *c)
+{
+    return c->size;
+}
+
+bool nbd_client_read_only(NbdClient *c)
+{
+    return c->read_only;
+}
+
+bool nbd_client_can_zero(NbdClient *c)
+{
+    return c->can_zero;
+}
+
+bool nbd_client_can_trim(NbdClient *c)
+{
+    return c->can_trim;
+}
+
+const char *nbd_client_error(NbdClient *c)
+{
+    return c->error;
+}
+
+const char *nbd_client_export(NbdClient *c)
+{
+    return c->export_name;
+}
+
+void nbd_client_free(NbdClient *c)
+{
+    c->closed_fn = NULL;
+    block_fd_free(c->watch);
+    c->watch = NULL;
+    GList *l;
+    while ((l = g_queue_pop_head_link(&c->in_flight))) {
+        NbdCmd *cmd = l->data;
+
+        block_complete_later(g_steal_pointer(&cmd->req), -ESHUTDOWN);
+    }
+    if (c->h) {
+        nbd_close(c->h);
+    }
+    g_free(c->export_name);
+    g_free(c->error);
+    g_free(c);
+}
+
+/* --- Commands --- */
+
+static int cmd_done(void *opaque, int *error)
+{
+    NbdCmd *cmd = opaque;
+
+    /* NULL: already failed by client_fail(). */
+    if (cmd->req) {
+        g_queue_unlink(&cmd->client->in_flight, &cmd->link);
+        block_complete_later(g_steal_pointer(&cmd->req), -*error);
+    }
+    return 1;
+}
+
+/* libnbd is through with the command, or refused it. */
+static void cmd_free(void *opaque)
+{
+    NbdCmd *cmd = opaque;
+
+    if (cmd->req) {
+        g_queue_unlink(&cmd->client->in_flight, &cmd->link);
+    }
+    g_free(cmd);
+}
+
+static int cmd_extents(void *opaque, const char *context, uint64_t offset,
+                       uint32_t *entries, size_t n, int *error)
+{
+    NbdCmd *cmd = opaque;
+
+    if (!cmd->req || strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION)) {
+        return 0;
+    }
+    for (size_t i = 0; i + 1 < n; i += 2) {
+        BlockExtent e = {.bytes = entries[i], .flags = entries[i + 1]};
+
+        g_array_append_val(cmd->req->extents, e);
+    }
+    return 0;
+}
+
+/* A server without FUA: the write, then a flush. */
+typedef struct FuaReq {
+    NbdClient *client;
+    BlockRequest *orig;
+    BlockRequest sub;
+} FuaReq;
+
+static void fua_done(BlockRequest *sub, int ret)
+{
+    FuaReq *fua = sub->opaque;
+
+    if (ret == 0 && sub->op != BLOCK_OP_FLUSH) {
+        sub->op = BLOCK_OP_FLUSH;
+        nbd_client_submit(fua->client, sub);
+        return;
+    }
+    fua->orig->done(fua->orig, ret);
+    g_free(fua);
+}
+
+void nbd_client_submit(NbdClient *c, BlockRequest *req)
+{
+    if (c->error) {
+        block_complete_later(req, -EIO);
+        return;
+    }
+    if ((req->op == BLOCK_OP_FLUSH && !c->can_flush) ||
+        (req->op == BLOCK_OP_TRIM && !c->can_trim)) {
+        block_complete_later(req, 0);
+        return;
+    }
+    if (req->op == BLOCK_OP_ZEROES && !c->can_zero) {
+        block_complete_later(req, -EOPNOTSUPP);
+        return;
+    }
+    if (req->op == BLOCK_OP_STATUS && !c->has_status) {
+        BlockExtent e = {.bytes = req->bytes};
+
+        g_array_append_val(req->extents, e);
+        block_complete_later(req, 0);
+        return;
+    }
+    if ((req->flags & BLOCK_REQ_FUA) && !c->can_fua) {
+        FuaReq *fua = g_new0(FuaReq, 1);
+
+        fua->client = c;
+        fua->orig = req;
+        fua->sub = *req;
+        fua->sub.flags &= ~BLOCK_REQ_FUA;
+        fua->sub.done = fua_done;
+        fua->sub.opaque = fua;
+        nbd_client_submit(c, &fua->sub);
+        return;
+    }
+
+    NbdCmd *cmd = g_new0(NbdCmd, 1);
+    cmd->client = c;
+    cmd->req = req;
+    cmd->link.data = cmd;
+    g_queue_push_tail_link(&c->in_flight, &cmd->link);
+    nbd_completion_callback done = {.callback = cmd_done, .user_data = cmd, .free = cmd_free};
+    uint32_t fua = req->flags & BLOCK_REQ_FUA ? LIBNBD_CMD_FLAG_FUA : 0;
+    int64_t r = -1;
+
+    switch (req->op) {
+    case BLOCK_OP_READ:
+        r = nbd_aio_pread(c->h, req->data, req->bytes, req->offset, done, 0);
+        break;
+    case BLOCK_OP_WRITE:
+        r = nbd_aio_pwrite(c->h, req->data, req->bytes, req->offset, done, fua);
+        break;
+    case BLOCK_OP_ZEROES:
+        fua |= req->flags & BLOCK_REQ_MAY_UNMAP ? 0 : LIBNBD_CMD_FLAG_NO_HOLE;
+        r = nbd_aio_zero(c->h, req->bytes, req->offset, done, fua);
+        break;
+    case BLOCK_OP_TRIM:
+        r = nbd_aio_trim(c->h, req->bytes, req->offset, done, fua);
+        break;
+    case BLOCK_OP_FLUSH:
+        r = nbd_aio_flush(c->h, done, 0);
+        break;
+    case BLOCK_OP_STATUS: {
+        nbd_extent_callback extents = {.callback = cmd_extents, .user_data = cmd};
+
+        r = nbd_aio_block_status(c->h, req->bytes, req->offset, extents, done, 0);
+        break;
+    }
+    }
+    if (r < 0) {
+        /* A refused call has freed the command and with it unlinked it. */
+        int err = nbd_get_errno();
+
+        colo_trace(block_nbd_client_refused, "%s", nbd_get_error());
+        block_complete_later(req, err ? -err : -EIO);
+    }
+    client_update(c);
+}
+
+/* --- The node --- */
+
+static void nbd_node_submit(BlockNode *node, BlockRequest *req)
+{
+    nbd_client_submit(node->opaque, req);
+}
+
+static void nbd_node_close(BlockNode *node)
+{
+    nbd_client_free(node->opaque);
+}
+
+static void nbd_node_query(BlockNode *node, JsonObject *out)
+{
+    NbdClient *c = node->opaque;
+
+    json_object_set_string_member(out, "export", c->export_name);
+    if (c->error) {
+        json_object_set_string_member(out, "error", c->error);
+    }
+}
+
+static const BlockDriver nbd_node_driver = {
+    .name = "nbd",
+    .submit = nbd_node_submit,
+    .close = nbd_node_close,
+    .query = nbd_node_query,
+};
+
+NbdClient *block_nbd_client(BlockNode *node)
+{
+    return node->drv == &nbd_node_driver ? node->opaque : NULL;
+}
+
+/* A connected socket to the server that @opts name. */
+static int nbd_connect(JsonObject *opts, GError **errp)
+{
+    JsonObject *server = options_get_obj(opts, "server");
+    JsonObject *addr = server ? server : opts;
+    const char *type = options_get_str(server, "type", NULL);
+    const char *path = options_get_str(addr, "path", NULL);
+    const char *host = options_get_str(addr, "host", NULL);
+    g_autoptr(GSocketConnectable) target = NULL;
+
+    if (type ? !strcmp(type, "unix") : path != NULL) {
+        if (!path) {
+            colo_error_set(errp, "Parameter 'server.path' is missing");
+            return -1;
+        }
+        target = G_SOCKET_CONNECTABLE(g_unix_socket_address_new(path));
+    } else if (!type || !strcmp(type, "inet")) {
+        uint64_t port = 10809;
+
+        if (!host) {
+            colo_error_set(errp, "Parameter 'server.host' is missing");
+            return -1;
+        }
+        if (!options_get_uint(addr, "port", &port, 1, 65535, errp)) {
+            return -1;
+        }
+        target = g_network_address_new(host, port);
+    } else {
+        colo_error_set(errp, "Parameter 'server.type' expects 'inet' or 'unix', not '%s'",
+                       type);
+        return -1;
+    }
+
+    g_autoptr(GSocketClient) sc = g_socket_client_new();
+    g_socket_client_set_timeout(sc, NBD_CONNECT_MS / 1000);
+    g_socket_client_set_enable_proxy(sc, FALSE);
+    g_autoptr(GError) err = NULL;
+    g_autoptr(GSocketConnection) sock = g_socket_client_connect(sc, target, NULL, &err);
+    if (!sock) {
+        g_autofree char *where = g_socket_connectable_to_string(target);
+
+        colo_error_set(errp, "cannot connect to the NBD server at %s: %s", where,
+                       err->message);
+        return -1;
+    }
+    int fd = fcntl(g_socket_get_fd(g_socket_connection_get_socket(sock)), F_DUPFD_CLOEXEC, 3);
+    int one = 1;
+    if (fd >= 0) {
+        /* Fails on a unix socket, which needs it not. */
+        (void)!setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    }
+    /* The duplicate keeps the connection open. */
+    return fd;
+}
+
+/* nbd://host[:port]/export, nbd+unix:///export?socket=path, nbd:host:port:exportname=x */
+static JsonObject *nbd_parse_uri(const char *uri, GError **errp)
+{
+    g_autoptr(JsonObject) o = json_object_new();
+    g_autoptr(GUri) u = g_uri_parse(uri, G_URI_FLAGS_NONE, NULL);
+
+    if (u && g_uri_get_host(u) && g_str_has_prefix(uri, "nbd")) {
+        const char *path = g_uri_get_path(u);
+        const char *query = g_uri_get_query(u);
+
+        json_object_set_string_member(o, "export", *path == '/' ? path + 1 : path);
+        if (!strcmp(g_uri_get_scheme(u), "nbd+unix")) {
+            if (!query || !g_str_has_prefix(query, "socket=")) {
+                colo_error_set(errp, "'%s': expected ?socket=PATH", uri);
+                return NULL;
+            }
+            json_object_set_string_member(o, "path", query + 7);
+        } else {
+            int port = g_uri_get_port(u);
+
+            json_object_set_string_member(o, "host", g_uri_get_host(u));
+            json_object_set_int_member(o, "port", port > 0 ? port : 10809);
+        }
+        return g_steal_pointer(&o);
+    }
+    g_auto(GStrv) parts = g_strsplit(uri, ":", 4);
+    guint n = g_strv_length(parts);
+    if (n < 3 || strcmp(parts[0], "nbd") ||
+        (n == 4 && !g_str_has_prefix(parts[3], "exportname="))) {
+        colo_error_set(errp, "'%s' is not an NBD address", uri);
+        return NULL;
+    }
+    if (!strcmp(parts[1], "unix")) {
+        json_object_set_string_member(o, "path", parts[2]);
+    } else {
+        json_object_set_string_member(o, "host", parts[1]);
+        json_object_set_string_member(o, "port", parts[2]);
+    }
+    json_object_set_string_member(o, "export", n == 4 ? parts[3] + 11 : "");
+    return g_steal_pointer(&o);
+}
+
+BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
+{
+    static const char *const known[] = {"driver", "node-name", "server", "host", "port",
+                                        "path", "export", "uri", "read-only", "discard",
+                                        "cache", "aio", NULL};
+    const char *uri = options_get_str(opts, "uri", NULL);
+    g_autoptr(JsonObject) parsed = NULL;
+    bool read_only = false;
+
+    if (!options_check_known(opts, "driver nbd", known, errp) ||
+        !options_get_bool(opts, "read-only", &read_only, errp)) {
+        return NULL;
+    }
+    if (uri) {
+        parsed = nbd_parse_uri(uri, errp);
+        if (!parsed) {
+            return NULL;
+        }
+    }
+    JsonObject *where = parsed ? parsed : opts;
+    int fd = nbd_connect(where, errp);
+    if (fd < 0) {
+        return NULL;
+    }
+    NbdClient *c = nbd_client_new(fd, options_get_str(where, "export", ""), NBD_CONNECT_MS,
+                                  errp);
+    if (!c) {
+        return NULL;
+    }
+    block_lock();
+    BlockNode *node = block_node_new(&nbd_node_driver, name, c);
+    const char *discard = options_get_str(opts, "discard", "ignore");
+    node->size = c->size;
+    node->read_only = read_only || c->read_only;
+    node->can_zero = c->can_zero;
+    node->discard = c->can_trim && (!strcmp(discard, "unmap") || !strcmp(discard, "on"));
+    block_unlock();
+    return node;
+}

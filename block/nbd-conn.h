@@ -1,0 +1,128 @@
+/*
+ * One NBD connection: what its files and the server share.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef COLO_BLOCK_NBD_CONN_H
+#define COLO_BLOCK_NBD_CONN_H
+
+#include "block-int.h"
+#include "nbd-proto.h"
+
+/* What one client may have in flight before it is no longer read from. */
+#define NBD_CONN_REQUESTS 128
+#define NBD_CONN_BYTES (64u * 1024 * 1024)
+#define NBD_STAGE 65536
+#define NBD_NAME_MAX 4096
+/* The longest option that is read; a longer one ends the connection. */
+#define NBD_OPTION_MAX 16384
+
+typedef struct NbdListener NbdListener;
+
+/** Something exported under a name. */
+typedef struct NbdExport {
+    char *name;
+    BlockNode *node;
+    bool writable;
+    bool guest; /* the emulator's own */
+} NbdExport;
+
+typedef enum NbdPhase {
+    NBD_PHASE_FLAGS,  /* the client's 4 bytes */
+    NBD_PHASE_OPTION, /* option header */
+    NBD_PHASE_OPTION_DATA,
+    NBD_PHASE_REQUEST,
+    NBD_PHASE_PAYLOAD,
+} NbdPhase;
+
+typedef struct NbdConn {
+    unsigned refs; /* the server's, and one each request in flight */
+    NbdListener *listener;
+    NbdExport *export; /* NULL before the transmission and after closing */
+    int fd;
+    BlockFd *watch;
+    GSource *patience; /* for the negotiation */
+    bool closed;
+    bool no_zeroes;
+    bool structured;
+    bool meta_context;
+    bool disconnecting; /* NBD_CMD_DISC came, or an error is being sent */
+
+    NbdPhase phase;
+    uint8_t stage[NBD_STAGE]; /* received, not yet looked at */
+    size_t stage_start, stage_end;
+    uint32_t opt, opt_len;
+    struct NbdServed *payload; /* the write whose data is being received */
+    size_t payload_got;
+
+    GQueue out; /* NbdOut */
+    unsigned in_flight;
+    uint64_t in_flight_bytes;
+} NbdConn;
+
+/* nbd-conn.c */
+NbdConn *nbd_conn_new(NbdListener *l, int fd);
+void nbd_conn_close(NbdConn *c);
+/** Read on if what stopped it is over. */
+void nbd_conn_resume(NbdConn *c);
+/** Queue @len bytes, then @data_len of @buf (a reference is taken) from @data on. */
+void nbd_conn_send(NbdConn *c, const void *head, size_t len, BlockBuf *buf,
+                   const uint8_t *data, size_t data_len);
+void nbd_conn_flush(NbdConn *c);
+
+/* nbd-handshake.c: each returns false if the connection must end. */
+void nbd_handshake_greet(NbdConn *c);
+bool nbd_handshake_flags(NbdConn *c, uint32_t flags);
+bool nbd_handshake_option(NbdConn *c, const uint8_t *data);
+
+/* nbd-server.c */
+NbdExport *nbd_listener_find(NbdListener *l, const char *name);
+/** Export @i of the listener, or NULL behind the last. */
+NbdExport *nbd_listener_export(NbdListener *l, unsigned i);
+void nbd_listener_forget(NbdListener *l, NbdConn *c);
+uint16_t nbd_export_flags(NbdExport *e);
+
+static inline void put16(uint8_t *p, uint16_t v)
+{
+    v = GUINT16_TO_BE(v);
+    memcpy(p, &v, sizeof(v));
+}
+
+static inline void put32(uint8_t *p, uint32_t v)
+{
+    v = GUINT32_TO_BE(v);
+    memcpy(p, &v, sizeof(v));
+}
+
+static inline void put64(uint8_t *p, uint64_t v)
+{
+    v = GUINT64_TO_BE(v);
+    memcpy(p, &v, sizeof(v));
+}
+
+static inline uint16_t get16(const uint8_t *p)
+{
+    uint16_t v;
+
+    memcpy(&v, p, sizeof(v));
+    return GUINT16_FROM_BE(v);
+}
+
+static inline uint32_t get32(const uint8_t *p)
+{
+    uint32_t v;
+
+    memcpy(&v, p, sizeof(v));
+    return GUINT32_FROM_BE(v);
+}
+
+static inline uint64_t get64(const uint8_t *p)
+{
+    uint64_t v;
+
+    memcpy(&v, p, sizeof(v));
+    return GUINT64_FROM_BE(v);
+}
+
+#endif

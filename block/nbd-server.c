@@ -1,0 +1,393 @@
+/*
+ * NBD server: listeners and exports, the emulator's and the user's.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The emulator has one unix socket a disk, in the private runtime directory, with the
+ * disk as its only export. nbd-server-start makes one more listener, for which
+ * nbd-server-add names exports.
+ */
+#include "nbd-conn.h"
+
+#include <fcntl.h>
+#include <gio/gio.h>
+#include <gio/gunixsocketaddress.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+struct NbdListener {
+    GSocket *socket;
+    BlockFd *watch;
+    char *path; /* unix: to be unlinked */
+    GPtrArray *exports; /* NbdExport */
+    GPtrArray *conns;   /* NbdConn */
+    uint64_t max_conn;  /* 0: any number */
+    bool guest;
+};
+
+/* Room singleton, guarded by the block lock. */
+static struct {
+    NbdListener *user;
+    GPtrArray *guests; /* NbdListener of block_serve_child() */
+    unsigned number;
+} servers;
+
+NbdExport *nbd_listener_export(NbdListener *l, unsigned i)
+{
+    return i < l->exports->len ? l->exports->pdata[i] : NULL;
+}
+
+NbdExport *nbd_listener_find(NbdListener *l, const char *name)
+{
+    for (guint i = 0; i < l->exports->len; i++) {
+        NbdExport *e = l->exports->pdata[i];
+
+        if (!strcmp(e->name, name)) {
+            return e;
+        }
+    }
+    return NULL;
+}
+
+void nbd_listener_forget(NbdListener *l, NbdConn *c)
+{
+    g_ptr_array_remove_fast(l->conns, c);
+}
+
+uint16_t nbd_export_flags(NbdExport *e)
+{
+    BlockNode *node = e->node;
+    uint16_t flags = NBD_TFLAG_HAS_FLAGS | NBD_TFLAG_SEND_FLUSH | NBD_TFLAG_SEND_FUA |
+                     NBD_TFLAG_SEND_DF;
+
+    if (!e->writable) {
+        flags |= NBD_TFLAG_READ_ONLY;
+    } else {
+        flags |= node->can_zero ? NBD_TFLAG_SEND_WRITE_ZEROES : 0;
+        flags |= node->discard ? NBD_TFLAG_SEND_TRIM : 0;
+    }
+    /* A flush covers what came by any connection, and all see one content; but a log has
+     * one connection's order. */
+    if (!node->secondary || block_secondary_multi_conn(node->secondary)) {
+        flags |= NBD_TFLAG_CAN_MULTI_CONN;
+    }
+    return flags;
+}
+
+static void listener_event(void *opaque, GIOCondition cond)
+{
+    NbdListener *l = opaque;
+    int fd = accept4(g_socket_get_fd(l->socket), NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int one = 1;
+
+    if (fd < 0) {
+        return;
+    }
+    if (l->max_conn && l->conns->len >= l->max_conn) {
+        colo_report("NBD server: over max-connections=%" G_GUINT64_FORMAT, l->max_conn);
+        close(fd);
+        return;
+    }
+    /* Fails on a unix socket, which needs it not. */
+    (void)!setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    NbdConn *c = nbd_conn_new(l, fd);
+    g_ptr_array_add(l->conns, c);
+    nbd_handshake_greet(c);
+}
+
+static void export_free(NbdExport *e)
+{
+    e->node->users--;
+    g_free(e->name);
+    g_free(e);
+}
+
+static void listener_free(NbdListener *l)
+{
+    block_fd_free(l->watch);
+    while (l->conns->len > 0) {
+        nbd_conn_close(l->conns->pdata[0]);
+    }
+    for (guint i = 0; i < l->exports->len; i++) {
+        export_free(l->exports->pdata[i]);
+    }
+    g_ptr_array_unref(l->exports);
+    g_ptr_array_unref(l->conns);
+    g_socket_close(l->socket, NULL);
+    g_object_unref(l->socket);
+    if (l->path) {
+        unlink(l->path);
+    }
+    g_free(l->path);
+    g_free(l);
+}
+
+static NbdListener *listener_new(GSocketAddress *addr, GError **errp)
+{
+    g_autoptr(GError) err = NULL;
+    bool is_unix = G_IS_UNIX_SOCKET_ADDRESS(addr);
+    const char *path =
+        is_unix ? g_unix_socket_address_get_path(G_UNIX_SOCKET_ADDRESS(addr)) : NULL;
+    g_autoptr(GSocket) sock = g_socket_new(g_socket_address_get_family(addr),
+                                           G_SOCKET_TYPE_STREAM, G_SOCKET_PROTOCOL_DEFAULT,
+                                           &err);
+
+    if (path) {
+        unlink(path);
+    }
+    if (!sock || !g_socket_bind(sock, addr, TRUE, &err) || !g_socket_listen(sock, &err)) {
+        g_autofree char *where = g_socket_connectable_to_string(G_SOCKET_CONNECTABLE(addr));
+
+        colo_error_set(errp, "NBD server cannot listen on %s: %s", where, err->message);
+        return NULL;
+    }
+    g_socket_set_blocking(sock, FALSE);
+    NbdListener *l = g_new0(NbdListener, 1);
+    l->path = g_strdup(path);
+    l->exports = g_ptr_array_new();
+    l->conns = g_ptr_array_new();
+    l->watch = block_fd_new(g_socket_get_fd(sock), G_IO_IN, listener_event, l);
+    l->socket = g_steal_pointer(&sock);
+    return l;
+}
+
+static NbdExport *listener_add(NbdListener *l, BlockNode *node, const char *name,
+                               bool writable, bool guest)
+{
+    NbdExport *e = g_new0(NbdExport, 1);
+
+    e->name = g_strdup(name);
+    e->node = node;
+    e->writable = writable;
+    e->guest = guest;
+    node->users++;
+    g_ptr_array_add(l->exports, e);
+    return e;
+}
+
+/* --- The emulator's --- */
+
+const char *block_serve_child(const char *name, GError **errp)
+{
+    block_lock();
+    BlockNode *node = block_node_find(name);
+    if (!node) {
+        colo_error_set(errp, "Cannot find device='' nor node-name='%s'", name);
+    } else if (!node->serve_path) {
+        g_autofree char *path = g_strdup_printf("%s/disk-%u.sock", block_runtime_dir(),
+                                                servers.number++);
+        g_autoptr(GSocketAddress) addr = g_unix_socket_address_new(path);
+        NbdListener *l = listener_new(addr, errp);
+
+        if (l) {
+            l->guest = true;
+            listener_add(l, node, name, !node->read_only, true);
+            if (!servers.guests) {
+                servers.guests = g_ptr_array_new();
+            }
+            g_ptr_array_add(servers.guests, l);
+            block_front_set_guest(block_front_get(node));
+            node->serve_path = g_strdup(path);
+        }
+    }
+    const char *path = node ? node->serve_path : NULL;
+    block_unlock();
+    return path;
+}
+
+void nbd_server_unserve(BlockNode *node)
+{
+    for (guint i = 0; servers.guests && i < servers.guests->len; i++) {
+        NbdListener *l = servers.guests->pdata[i];
+        NbdExport *e = l->exports->pdata[0];
+
+        if (e->node == node && l->conns->len == 0) {
+            g_ptr_array_remove_index_fast(servers.guests, i);
+            listener_free(l);
+            g_clear_pointer(&node->serve_path, g_free);
+            return;
+        }
+    }
+}
+
+/* --- The user's --- */
+
+/* {"type":"inet","data":{...}} (legacy) or {"type":"inet","host":...}. */
+static GSocketAddress *server_address(JsonObject *addr, GError **errp)
+{
+    const char *type = options_get_str(addr, "type", "inet");
+    JsonObject *data = options_get_obj(addr, "data") ? options_get_obj(addr, "data") : addr;
+
+    if (!strcmp(type, "unix")) {
+        const char *path = options_get_str(data, "path", NULL);
+
+        if (!path) {
+            colo_error_set(errp, "Parameter 'addr.path' is missing");
+            return NULL;
+        }
+        return g_unix_socket_address_new(path);
+    }
+    if (strcmp(type, "inet")) {
+        colo_error_set(errp, "nbd-server-start: addr type '%s' is not supported (inet, unix)",
+                       type);
+        return NULL;
+    }
+    const char *host = options_get_str(data, "host", "");
+    uint64_t port = 0;
+    if (!options_get_uint(data, "port", &port, 0, 65535, errp)) {
+        return NULL;
+    }
+    GSocketAddress *a = g_inet_socket_address_new_from_string(*host ? host : "::", port);
+    if (a) {
+        return a;
+    }
+    g_autoptr(GSocketConnectable) name = g_network_address_new(host, port);
+    g_autoptr(GSocketAddressEnumerator) en = g_socket_connectable_enumerate(name);
+    g_autoptr(GError) err = NULL;
+    a = g_socket_address_enumerator_next(en, NULL, &err);
+    if (!a) {
+        colo_error_set(errp, "nbd-server-start: host '%s': %s", host,
+                       err ? err->message : "no address");
+    }
+    return a;
+}
+
+bool block_nbd_server_start(JsonObject *addr, const char *tls_creds, uint64_t max_conn,
+                            GError **errp)
+{
+    if (tls_creds) {
+        colo_error_set(errp, "nbd-server-start: tls-creds is not supported");
+        return false;
+    }
+    g_autoptr(GSocketAddress) sa = server_address(addr, errp);
+    if (!sa) {
+        return false;
+    }
+    block_lock();
+    bool ok = false;
+    if (servers.user) {
+        colo_error_set(errp, "NBD server already running");
+    } else {
+        servers.user = listener_new(sa, errp);
+        if (servers.user) {
+            servers.user->max_conn = max_conn;
+            ok = true;
+        }
+    }
+    block_unlock();
+    return ok;
+}
+
+bool block_nbd_server_add(const char *name, const char *export_name, bool writable,
+                          GError **errp)
+{
+    const char *as = export_name ? export_name : name;
+
+    block_lock();
+    BlockNode *node = block_node_find(name);
+    bool ok = false;
+    if (!servers.user) {
+        colo_error_set(errp, "NBD server not running");
+    } else if (!node) {
+        colo_error_set(errp, "Cannot find device='%s' nor node-name='%s'", name, name);
+    } else if (strlen(as) > 255) {
+        colo_error_set(errp, "export name '%s' too long", as);
+    } else if (nbd_listener_find(servers.user, as)) {
+        colo_error_set(errp, "NBD server already has export named '%s'", as);
+    } else if (writable && node->read_only) {
+        colo_error_set(errp, "Node '%s' is read only and cannot be exported writable", name);
+    } else {
+        listener_add(servers.user, node, as, writable, false);
+        if (writable) {
+            block_secondary_exported(node, as);
+        }
+        ok = true;
+    }
+    block_unlock();
+    return ok;
+}
+
+bool block_nbd_server_remove(const char *export_name, GError **errp)
+{
+    block_lock();
+    NbdListener *l = servers.user;
+    NbdExport *e = l ? nbd_listener_find(l, export_name) : NULL;
+    if (!e) {
+        colo_error_set(errp, "Export '%s' is not found", export_name);
+        block_unlock();
+        return false;
+    }
+    for (guint i = 0; i < l->conns->len;) {
+        NbdConn *c = l->conns->pdata[i];
+
+        if (c->export == e) {
+            nbd_conn_close(c);
+            i = 0;
+        } else {
+            i++;
+        }
+    }
+    block_secondary_exported(e->node, NULL);
+    g_ptr_array_remove(l->exports, e);
+    export_free(e);
+    block_unlock();
+    return true;
+}
+
+bool block_nbd_server_stop(GError **errp)
+{
+    block_lock();
+    bool running = servers.user != NULL;
+    if (running) {
+        /* The disks' names stay known to the log: a takeover still follows. */
+        listener_free(g_steal_pointer(&servers.user));
+    }
+    block_unlock();
+    if (!running) {
+        colo_error_set(errp, "NBD server not running");
+    }
+    return running;
+}
+
+/* --- For the room --- */
+
+void nbd_server_cleanup(void)
+{
+    if (servers.user) {
+        listener_free(g_steal_pointer(&servers.user));
+    }
+    while (servers.guests && servers.guests->len > 0) {
+        listener_free(g_ptr_array_remove_index_fast(servers.guests, 0));
+    }
+    g_clear_pointer(&servers.guests, g_ptr_array_unref);
+}
+
+void nbd_server_kick(void)
+{
+    NbdListener *l = servers.user;
+    g_autoptr(GPtrArray) conns = l ? g_ptr_array_copy(l->conns, NULL, NULL) : NULL;
+
+    for (guint i = 0; conns && i < conns->len; i++) {
+        /* Closing one may close no other. */
+        nbd_conn_resume(conns->pdata[i]);
+    }
+}
+
+void nbd_server_drop_writers(BlockNode *node)
+{
+    NbdListener *l = servers.user;
+
+    for (guint i = 0; l && i < l->conns->len;) {
+        NbdConn *c = l->conns->pdata[i];
+
+        if (c->export && c->export->node == node && c->export->writable) {
+            nbd_conn_close(c);
+            i = 0;
+        } else {
+            i++;
+        }
+    }
+}

@@ -1,0 +1,392 @@
+/*
+ * The checkpoint controller's view of the secondary's disks.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "secondary-int.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <unistd.h>
+
+/* Room singleton, guarded by the block lock. */
+static struct {
+    BlockReplicationFunc fn;
+    void *opaque;
+    GSourceFunc arrived_fn;
+    void *arrived_opaque;
+    BlockBarrier *barriers;
+    unsigned n_barriers;
+} control;
+
+void secondary_notify(bool fatal, const char *message)
+{
+    if (control.fn) {
+        control.fn(fatal, message, control.opaque);
+    }
+}
+
+static BlockSecondary *secondary_of_disk(const char *disk)
+{
+    g_autoptr(GPtrArray) all = secondaries();
+
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+
+        if (!g_strcmp0(s->export_name, disk)) {
+            return s;
+        }
+    }
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+
+        if (!strcmp(s->parent->name, disk) || !g_strcmp0(s->parent->id, disk)) {
+            return s;
+        }
+    }
+    return NULL;
+}
+
+JsonArray *block_secondary_disks(void)
+{
+    JsonArray *a = json_array_new();
+
+    block_lock();
+    g_autoptr(GPtrArray) all = secondaries();
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+
+        if (s->export_name) {
+            JsonObject *o = json_object_new();
+
+            json_object_set_string_member(o, "disk", s->export_name);
+            json_object_set_int_member(o, "size", s->parent->size);
+            json_array_add_object_element(a, o);
+        }
+    }
+    block_unlock();
+    return a;
+}
+
+/* --- The marker --- */
+
+static bool marker_sync_dir(const char *path)
+{
+    g_autofree char *dir = g_path_get_dirname(path);
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool ok = fd >= 0 && fsync(fd) == 0;
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return ok;
+}
+
+static bool marker_create(const char *path, GError **errp)
+{
+    static const char text[] =
+        "This image belonged to a running COLO secondary. If none runs any more, the\n"
+        "image may hold parts of two checkpoints: copy it again from the other host.\n";
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) &&
+              fsync(fd) == 0 && marker_sync_dir(path);
+    int err = errno;
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (!ok) {
+        colo_error_set_errno(errp, err, "cannot write '%s', which marks the image as being "
+                             "replicated", path);
+    }
+    return ok;
+}
+
+static void marker_remove(const char *path)
+{
+    if (unlink(path) == 0) {
+        marker_sync_dir(path);
+    }
+}
+
+/* --- Start, arrival, commit --- */
+
+static bool secondary_can_start(BlockSecondary *s, GError **errp)
+{
+    if (s->state != SECONDARY_IDLE || s->error) {
+        colo_error_set(errp, "disk '%s' cannot start to replicate: it is %s%s%s",
+                       s->parent->name, secondary_state_name(s->state),
+                       s->error ? ", " : "", s->error ? s->error : "");
+        return false;
+    }
+    if (!s->export_name) {
+        colo_error_set(errp, "disk '%s' is not exported: run nbd-server-start and "
+                       "nbd-server-add with device '%s' and writable=true first",
+                       s->parent->name, s->parent->name);
+        return false;
+    }
+    return true;
+}
+
+bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
+{
+    g_autoptr(GPtrArray) markers = g_ptr_array_new_with_free_func(g_free);
+    bool ok = true;
+
+    block_lock();
+    g_autoptr(GPtrArray) all = secondaries();
+    for (guint i = 0; ok && i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+
+        ok = secondary_can_start(s, errp);
+        if (s->parent->filename) {
+            g_ptr_array_add(markers, g_strconcat(s->parent->filename, ".colo", NULL));
+        } else {
+            g_ptr_array_add(markers, g_strdup(""));
+        }
+    }
+    block_unlock();
+    for (guint i = 0; ok && i < markers->len; i++) {
+        const char *path = markers->pdata[i];
+
+        ok = !*path || marker_create(path, errp);
+        for (guint k = 0; !ok && k < i; k++) {
+            marker_remove(markers->pdata[k]);
+        }
+    }
+    if (!ok) {
+        return false;
+    }
+    block_lock();
+    control.fn = fn;
+    control.opaque = opaque;
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+        char *path = markers->pdata[i];
+
+        s->marker = *path ? g_strdup(path) : NULL;
+        overlay_clear_all(s->overlay);
+        s->generation++;
+        s->asked = false;
+        if (g_hash_table_size(s->conns) == 1) {
+            GHashTableIter it;
+
+            g_hash_table_iter_init(&it, s->conns);
+            g_hash_table_iter_next(&it, &s->conn, NULL);
+        }
+        s->state = SECONDARY_LOGGING;
+        colo_trace(block_secondary_start, "%s: %" PRIu64 " requests so far",
+                   s->parent->name, secondary_arrivals(s));
+    }
+    block_unlock();
+    return true;
+}
+
+static bool barriers_arrived(const BlockBarrier *b, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        BlockSecondary *s = secondary_of_disk(b[i].disk);
+
+        /* What went through before the start must be in the image, too. */
+        if (!s || s->through > 0 || secondary_arrivals(s) < b[i].sequence) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void secondary_check_arrived(void)
+{
+    if (control.arrived_fn && barriers_arrived(control.barriers, control.n_barriers)) {
+        GSourceFunc fn = g_steal_pointer(&control.arrived_fn);
+
+        fn(control.arrived_opaque);
+    }
+}
+
+bool block_secondary_arrived(const BlockBarrier *barriers, unsigned n, GSourceFunc done,
+                             void *opaque)
+{
+    block_lock();
+    bool there = barriers_arrived(barriers, n);
+    control.arrived_fn = there ? NULL : done;
+    control.arrived_opaque = opaque;
+    g_free(control.barriers);
+    control.barriers = g_memdup2(barriers, n * sizeof(*barriers));
+    control.n_barriers = n;
+    block_unlock();
+    return there;
+}
+
+static bool check_barriers(const BlockBarrier *b, unsigned n, GPtrArray *all, GError **errp)
+{
+    for (unsigned i = 0; i < n; i++) {
+        BlockSecondary *s = secondary_of_disk(b[i].disk);
+
+        if (!s) {
+            colo_error_set(errp, "the primary replicates a disk '%s' that is not exported "
+                           "here", b[i].disk);
+            return false;
+        }
+        if (s->state != SECONDARY_LOGGING || s->error) {
+            colo_error_set(errp, "disk '%s' takes no checkpoint: it is %s%s%s", b[i].disk,
+                           secondary_state_name(s->state), s->error ? ", " : "",
+                           s->error ? s->error : "");
+            return false;
+        }
+        if (b[i].sequence < s->committed || b[i].sequence > secondary_arrivals(s)) {
+            colo_error_set(errp, "disk '%s': barrier %" PRIu64 " is not between the last one "
+                           "%" PRIu64 " and the %" PRIu64 " requests that arrived",
+                           b[i].disk, b[i].sequence, s->committed, secondary_arrivals(s));
+            return false;
+        }
+        for (unsigned k = 0; k < i; k++) {
+            if (!strcmp(b[i].disk, b[k].disk)) {
+                colo_error_set(errp, "two barriers for disk '%s'", b[i].disk);
+                return false;
+            }
+        }
+    }
+    if (n != all->len) {
+        colo_error_set(errp, "the checkpoint names %u disks, but %u are replicated here", n,
+                       all->len);
+        return false;
+    }
+    return true;
+}
+
+static void secondary_commit(BlockSecondary *s, uint64_t sequence)
+{
+    LogEntry *e;
+
+    while ((e = g_queue_peek_head(&s->pending)) && e->seq <= sequence) {
+        g_queue_pop_head(&s->pending);
+        log_map_remove(s->pending_map, e->start, e->end, e);
+        log_map_insert(s->committed_map, e);
+        g_queue_push_tail(&s->to_apply, e);
+    }
+    s->committed = sequence;
+    overlay_clear_all(s->overlay);
+    s->generation++;
+    s->asked = false;
+    secondary_apply(s);
+    g_main_context_wakeup(io_thread_context(block_thread()));
+}
+
+bool block_secondary_commit(const BlockBarrier *barriers, unsigned n, GError **errp)
+{
+    block_lock();
+    g_autoptr(GPtrArray) all = secondaries();
+    bool ok = check_barriers(barriers, n, all, errp);
+    for (unsigned i = 0; ok && i < n; i++) {
+        BlockSecondary *s = secondary_of_disk(barriers[i].disk);
+
+        secondary_commit(s, barriers[i].sequence);
+        colo_trace(block_secondary_commit, "%s: %" PRIu64, barriers[i].disk,
+                   barriers[i].sequence);
+    }
+    block_unlock();
+    return ok;
+}
+
+/* --- Ends --- */
+
+bool block_secondary_takeover(GError **errp)
+{
+    bool ok = true;
+
+    block_lock();
+    g_autoptr(GPtrArray) all = secondaries();
+    g_autofree BlockWait *waits = g_new0(BlockWait, all->len);
+    control.arrived_fn = NULL;
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+
+        block_wait_init(&waits[i]);
+        if (s->state == SECONDARY_LIVE || s->state == SECONDARY_FAILED) {
+            block_wait_done(&waits[i], s->state == SECONDARY_LIVE ? 0 : -EIO);
+            continue;
+        }
+        g_ptr_array_add(s->waiters, &waits[i]);
+        if (s->state != SECONDARY_TAKEOVER) {
+            secondary_takeover_begin(s);
+        }
+    }
+    g_main_context_wakeup(io_thread_context(block_thread()));
+    block_unlock();
+    for (guint i = 0; i < all->len; i++) {
+        int r = block_wait(&waits[i], 0);
+        BlockSecondary *s = all->pdata[i];
+        g_autofree char *marker = NULL;
+
+        block_lock();
+        if (r == 0) {
+            marker = g_steal_pointer(&s->marker);
+        } else if (ok) {
+            colo_error_set(errp, "disk '%s': takeover failed: %s", s->parent->name,
+                           s->error ? s->error : g_strerror(-r));
+            ok = false;
+        }
+        block_unlock();
+        if (marker) {
+            marker_remove(marker);
+        }
+    }
+    return ok;
+}
+
+bool block_secondary_settle(GError **errp)
+{
+    bool ok = true;
+
+    block_lock();
+    g_autoptr(GPtrArray) all = secondaries();
+    block_unlock();
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+        BlockWait wait;
+
+        block_wait_init(&wait);
+        block_lock();
+        g_ptr_array_add(s->settlers, &wait);
+        secondary_check_settled(s);
+        block_unlock();
+        int r = block_wait(&wait, 0);
+        if (r == 0) {
+            r = block_request_sync(s->parent, BLOCK_OP_FLUSH, 0, 0, NULL, 0);
+        }
+        if (r < 0 && ok) {
+            colo_error_set_errno(errp, -r, "disk '%s' does not settle", s->parent->name);
+            ok = false;
+        }
+    }
+    return ok;
+}
+
+/* The image now holds exactly the last checkpoint; whoever stops here leaves it usable. */
+void block_secondary_end(void)
+{
+    block_lock();
+    g_autoptr(GPtrArray) all = secondaries();
+    control.fn = NULL;
+    control.arrived_fn = NULL;
+    bool logging = false;
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+
+        logging |= s->state == SECONDARY_LOGGING;
+    }
+    block_unlock();
+    if (!logging || !block_secondary_settle(NULL)) {
+        return;
+    }
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+
+        if (s->marker && !s->error) {
+            marker_remove(s->marker);
+            g_clear_pointer(&s->marker, g_free);
+        }
+    }
+}

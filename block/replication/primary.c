@@ -1,0 +1,408 @@
+/*
+ * replication, mode=primary: the forwarder of a disk's writes.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Goal: the secondary's log holds every modifying request of the guest in the order of
+ * submission, and both sides can name a point in it. One libnbd connection carries them
+ * in order; the point is the count of requests since the node was attached to its quorum.
+ * Nothing is ever taken back from the queue: it is the only copy for the secondary.
+ *
+ * The data is shared with the request by reference. When more than QUEUE_BOUND waits for
+ * the secondary, the front delays the guest's completions (not its requests); over the
+ * bound for QUEUE_PATIENCE_MS at a stretch, or after any error, the forwarder is dead:
+ * it forwards nothing more, says so once, and the guest goes on.
+ */
+#include "../block-int.h"
+#include "block/replication.h"
+
+#define QUEUE_BOUND (64ull * 1024 * 1024)
+#define QUEUE_PATIENCE_MS 2000
+#define QUEUE_ENTRY_COST 512
+
+typedef struct Primary {
+    BlockNode *node;
+    BlockNode *file;
+    NbdClient *client;
+    char *name;
+    char *error;
+    bool attached;
+    uint64_t sequence;
+    uint64_t queued; /* bytes that the secondary has not acknowledged */
+    unsigned in_flight;
+    GSource *patience;
+    bool closed;
+} Primary;
+
+typedef struct Forward {
+    Primary *p;
+    BlockRequest req;
+    uint64_t cost;
+} Forward;
+
+/* Room singleton, guarded by the block lock. */
+static struct {
+    BlockReplicationFunc fn;
+    void *opaque;
+} control;
+
+static void primary_die(Primary *p, const char *why)
+{
+    if (p->error) {
+        return;
+    }
+    g_autofree char *msg = g_strdup_printf("disk '%s' is no longer replicated: %s", p->name,
+                                           why);
+
+    p->error = g_strdup(why);
+    io_source_destroy(&p->patience);
+    colo_trace(block_primary_dead, "%s: %s", p->name, why);
+    if (p->attached && control.fn) {
+        control.fn(true, msg, control.opaque);
+    } else if (p->attached) {
+        colo_report("%s", msg);
+    }
+    block_front_kick_all();
+}
+
+static gboolean primary_out_of_patience(gpointer opaque)
+{
+    Primary *p = opaque;
+
+    primary_die(p, "the secondary takes its writes too slowly or not at all");
+    return G_SOURCE_REMOVE;
+}
+
+static void primary_unref(Primary *p)
+{
+    if (p->closed && p->in_flight == 0) {
+        g_free(p->name);
+        g_free(p->error);
+        g_free(p);
+    }
+}
+
+static void forward_done(BlockRequest *req, int ret)
+{
+    Forward *fw = req->opaque;
+    Primary *p = fw->p;
+
+    p->queued -= fw->cost;
+    p->in_flight--;
+    block_buf_unref(fw->req.buf);
+    g_free(fw);
+    if (p->closed) {
+        primary_unref(p);
+        return;
+    }
+    if (ret < 0 && !p->error) {
+        g_autofree char *why = g_strdup_printf("the secondary could not %s: %s",
+                                               block_op_name(req->op), g_strerror(-ret));
+
+        const char *lost = nbd_client_error(p->client);
+        primary_die(p, lost ? lost : why);
+    }
+    if (p->patience && p->queued <= QUEUE_BOUND) {
+        io_source_destroy(&p->patience);
+        block_front_kick_all();
+    }
+}
+
+void block_primary_forward(BlockNode *node, BlockRequest *req)
+{
+    Primary *p = node->opaque;
+
+    if (!p->attached || p->error || req->bytes == 0) {
+        return;
+    }
+    Forward *fw = g_new0(Forward, 1);
+
+    fw->p = p;
+    fw->req = *req;
+    /* Durability over there is the business of its takeover. */
+    fw->req.flags &= ~BLOCK_REQ_FUA;
+    fw->req.done = forward_done;
+    fw->req.opaque = fw;
+    fw->cost = QUEUE_ENTRY_COST;
+    if (req->op == BLOCK_OP_WRITE) {
+        fw->cost += req->bytes;
+        if (req->buf) {
+            block_buf_ref(req->buf);
+        } else {
+            fw->req.buf = block_buf_new(req->bytes);
+            memcpy(fw->req.buf->data, req->data, req->bytes);
+            fw->req.data = fw->req.buf->data;
+        }
+    }
+    p->sequence++;
+    p->queued += fw->cost;
+    p->in_flight++;
+    nbd_client_submit(p->client, &fw->req);
+    if (p->queued > QUEUE_BOUND && !p->patience && !p->error) {
+        p->patience = io_thread_timer(block_thread(), QUEUE_PATIENCE_MS,
+                                      primary_out_of_patience, p);
+    }
+}
+
+bool block_primary_blocked(BlockNode *node)
+{
+    Primary *p = node->opaque;
+
+    return p->attached && !p->error && p->queued > QUEUE_BOUND;
+}
+
+bool block_primary_alive(BlockNode *node)
+{
+    Primary *p = node->opaque;
+
+    return !p->error;
+}
+
+void block_primary_attached(BlockNode *node, bool attached)
+{
+    Primary *p = node->opaque;
+
+    p->attached = attached;
+    if (!attached) {
+        io_source_destroy(&p->patience);
+        if (!p->error) {
+            /* Its count would no longer match what the secondary has seen. */
+            p->error = g_strdup("it was detached");
+        }
+    }
+    block_front_kick_all();
+}
+
+static void primary_connection_closed(void *opaque, const char *why)
+{
+    primary_die(opaque, why);
+}
+
+static void primary_submit(BlockNode *node, BlockRequest *req)
+{
+    block_complete_later(req, -ENOTSUP);
+}
+
+static void primary_close(BlockNode *node)
+{
+    Primary *p = node->opaque;
+
+    nbd_client_set_closed(p->client, NULL, NULL);
+    io_source_destroy(&p->patience);
+    p->closed = true;
+    block_node_unuse(p->file);
+    primary_unref(p);
+}
+
+static void primary_query(BlockNode *node, JsonObject *o)
+{
+    Primary *p = node->opaque;
+
+    json_object_set_string_member(o, "mode", "primary");
+    json_object_set_string_member(o, "disk", nbd_client_export(p->client));
+    json_object_set_boolean_member(o, "attached", p->attached);
+    json_object_set_int_member(o, "sequence", p->sequence);
+    json_object_set_int_member(o, "queued-bytes", p->queued);
+    if (p->error) {
+        json_object_set_string_member(o, "error", p->error);
+    }
+}
+
+static const BlockDriver primary_driver = {
+    .name = "replication",
+    .submit = primary_submit,
+    .close = primary_close,
+    .query = primary_query,
+};
+
+bool block_node_is_primary(BlockNode *node)
+{
+    return node->drv == &primary_driver;
+}
+
+BlockNode *block_primary_open(const char *name, JsonObject *opts, GError **errp)
+{
+    static const char *const known[] = {"driver", "mode", "file", "node-name", "read-only",
+                                        "discard", "cache", "aio", NULL};
+    g_autofree char *what = g_strdup_printf("replication '%s'", name ? name : "(inline)");
+
+    if (json_object_has_member(opts, "top-id")) {
+        colo_error_set(errp, "%s: Parameter 'top-id' is for mode=secondary only", what);
+        return NULL;
+    }
+    if (!options_check_known(opts, what, known, errp)) {
+        return NULL;
+    }
+    BlockNode *file = block_node_open_child(opts, "file", errp);
+    if (!file) {
+        return NULL;
+    }
+    block_lock();
+    NbdClient *client = block_nbd_client(file);
+    if (!client || file->users != 1 || file->read_only || !file->can_zero) {
+        colo_error_set(errp, "%s: 'file' %s", what,
+                       !client            ? "must be driver=nbd, the secondary's export"
+                       : file->users != 1 ? "is in use elsewhere"
+                       : file->read_only  ? "is a read-only export; export the secondary's "
+                                            "image with writable=true"
+                                          : "cannot write zeroes");
+        block_node_unuse(file);
+        block_unlock();
+        return NULL;
+    }
+    Primary *p = g_new0(Primary, 1);
+    p->file = file;
+    p->client = client;
+    BlockNode *node = block_node_new(&primary_driver, name, p);
+    p->node = node;
+    p->name = g_strdup(node->name);
+    node->size = file->size;
+    node->can_zero = true;
+    nbd_client_set_closed(client, primary_connection_closed, p);
+    block_unlock();
+    return node;
+}
+
+/* --- replication.h --- */
+
+/* All attached forwarders, those that died too; the caller frees. */
+static GPtrArray *primaries(void)
+{
+    GPtrArray *out = g_ptr_array_new();
+    GHashTableIter it;
+    BlockNode *node;
+
+    g_hash_table_iter_init(&it, block_nodes());
+    while (g_hash_table_iter_next(&it, NULL, (gpointer *)&node)) {
+        if (block_node_is_primary(node) && ((Primary *)node->opaque)->attached) {
+            g_ptr_array_add(out, node->opaque);
+        }
+    }
+    return out;
+}
+
+static void primary_disk_error(const char *message)
+{
+    if (control.fn) {
+        control.fn(true, message, control.opaque);
+    }
+}
+
+/* Whether the guest's disk @node is replicated, or need not be. */
+static bool primary_covers(BlockNode *node, GError **errp)
+{
+    BlockNode *fw[8];
+    unsigned n = block_node_is_quorum(node)
+                     ? block_quorum_forwarders(node, fw, G_N_ELEMENTS(fw)) : 0;
+
+    if (node->read_only) {
+        return true;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        Primary *p = fw[i]->opaque;
+
+        if (!p->error) {
+            return true;
+        }
+    }
+    if (n > 0) {
+        colo_error_set(errp, "disk '%s': replication child '%s' has lost its secondary (%s)",
+                       node->name, fw[0]->name, ((Primary *)fw[0]->opaque)->error);
+    } else {
+        colo_error_set(errp, "disk '%s' is not replicated: attach a driver=replication,"
+                       "mode=primary node to its quorum with x-blockdev-change", node->name);
+    }
+    return false;
+}
+
+bool block_primary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
+{
+    GHashTableIter it;
+    BlockNode *node;
+    bool ok = true;
+
+    block_lock();
+    g_hash_table_iter_init(&it, block_nodes());
+    while (ok && g_hash_table_iter_next(&it, NULL, (gpointer *)&node)) {
+        if (block_front_is_guest(node->front)) {
+            ok = primary_covers(node, errp);
+        }
+    }
+    if (ok) {
+        control.fn = fn;
+        control.opaque = opaque;
+        block_front_set_error_func(primary_disk_error);
+    }
+    block_unlock();
+    return ok;
+}
+
+void block_primary_hold(bool hold)
+{
+    block_lock();
+    block_front_hold_all(hold);
+    block_unlock();
+}
+
+unsigned block_primary_barriers(BlockBarrier *out, unsigned max)
+{
+    block_lock();
+    g_autoptr(GPtrArray) all = primaries();
+    unsigned n = 0;
+    for (guint i = 0; i < all->len && n < max; i++) {
+        Primary *p = all->pdata[i];
+
+        if (!p->error) {
+            g_strlcpy(out[n].disk, nbd_client_export(p->client), sizeof(out[n].disk));
+            out[n++].sequence = p->sequence;
+        }
+    }
+    block_unlock();
+    return n;
+}
+
+bool block_primary_flushed(GSourceFunc done, void *opaque)
+{
+    block_lock();
+    bool r = block_front_flushed_all(done, opaque);
+    block_unlock();
+    return r;
+}
+
+void block_primary_stop(void)
+{
+    block_lock();
+    control.fn = NULL;
+    block_front_set_error_func(NULL);
+    g_autoptr(GPtrArray) all = primaries();
+    for (guint i = 0; i < all->len; i++) {
+        Primary *p = all->pdata[i];
+
+        if (!p->error) {
+            p->error = g_strdup("protection ended");
+            io_source_destroy(&p->patience);
+        }
+    }
+    block_front_hold_all(false);
+    block_front_kick_all();
+    block_unlock();
+}
+
+JsonArray *block_primary_disks(void)
+{
+    JsonArray *a = json_array_new();
+
+    block_lock();
+    g_autoptr(GPtrArray) all = primaries();
+    for (guint i = 0; i < all->len; i++) {
+        Primary *p = all->pdata[i];
+        JsonObject *o = json_object_new();
+
+        json_object_set_string_member(o, "disk", nbd_client_export(p->client));
+        json_object_set_int_member(o, "size", p->node->size);
+        json_array_add_object_element(a, o);
+    }
+    block_unlock();
+    return a;
+}

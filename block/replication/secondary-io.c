@@ -1,0 +1,278 @@
+/*
+ * The SVM's reads and writes, and reads of the export, while a disk is secondary.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "secondary-int.h"
+
+/* --- A read put together from several layers --- */
+
+typedef struct ComposedRead {
+    BlockSecondary *s;
+    BlockRequest *orig;
+    BlockRangeLock *lock;
+    BlockRange range;
+    bool with_pending;
+    unsigned left;
+    int ret;
+} ComposedRead;
+
+typedef struct ReadPart {
+    BlockRequest req;
+    ComposedRead *cr;
+} ReadPart;
+
+static void composed_put(ComposedRead *cr, int ret)
+{
+    if (ret < 0) {
+        cr->ret = ret;
+    }
+    if (--cr->left > 0) {
+        return;
+    }
+    BlockRequest *orig = cr->orig;
+    ret = cr->ret;
+    if (cr->lock) {
+        block_range_release(cr->lock, &cr->range);
+    }
+    g_free(cr);
+    orig->done(orig, ret);
+}
+
+static void part_done(BlockRequest *req, int ret)
+{
+    ReadPart *part = req->opaque;
+    ComposedRead *cr = part->cr;
+
+    g_free(part);
+    composed_put(cr, ret);
+}
+
+static void read_from(ComposedRead *cr, BlockNode *node, uint64_t start, uint64_t end)
+{
+    ReadPart *part = g_new0(ReadPart, 1);
+
+    part->cr = cr;
+    part->req.op = BLOCK_OP_READ;
+    part->req.offset = start;
+    part->req.bytes = end - start;
+    part->req.data = cr->orig->data + (start - cr->orig->offset);
+    part->req.done = part_done;
+    part->req.opaque = part;
+    cr->left++;
+    block_submit(node, &part->req);
+}
+
+static void copy_from(ComposedRead *cr, const LogEntry *e, uint64_t start, uint64_t end)
+{
+    uint8_t *to = cr->orig->data + (start - cr->orig->offset);
+
+    if (e->buf) {
+        memcpy(to, e->data + (start - e->start), end - start);
+    } else {
+        memset(to, 0, end - start);
+    }
+}
+
+/* [start, end) of @map, what it does not cover of the next layer. */
+static void read_map(ComposedRead *cr, LogMap *map, LogMap *below, uint64_t start,
+                     uint64_t end)
+{
+    while (start < end) {
+        LogExtent *x = log_map_next(map, start);
+        uint64_t hole = x ? MIN(MAX(x->start, start), end) : end;
+
+        if (hole > start) {
+            if (below) {
+                read_map(cr, below, NULL, start, hole);
+            } else {
+                read_from(cr, cr->s->parent, start, hole);
+            }
+            start = hole;
+        }
+        if (start < end) {
+            uint64_t stop = MIN(x->end, end);
+
+            copy_from(cr, x->entry, start, stop);
+            start = stop;
+        }
+    }
+}
+
+static void composed_start(ComposedRead *cr)
+{
+    BlockSecondary *s = cr->s;
+    uint64_t pos = cr->orig->offset, end = pos + cr->orig->bytes;
+
+    cr->left = 1;
+    if (cr->with_pending) {
+        read_map(cr, s->pending_map, s->committed_map, pos, end);
+    } else {
+        while (pos < end) {
+            bool set;
+            uint64_t stop = overlay_run(s->overlay, pos, end, &set);
+
+            if (set) {
+                read_from(cr, s->active, pos, stop);
+            } else {
+                read_map(cr, s->committed_map, NULL, pos, stop);
+            }
+            pos = stop;
+        }
+    }
+    if (cr->left > 1) {
+        composed_put(cr, 0);
+        return;
+    }
+    /* All from memory: done() must not run inside the submission. */
+    BlockRequest *orig = cr->orig;
+    if (cr->lock) {
+        block_range_release(cr->lock, &cr->range);
+    }
+    g_free(cr);
+    block_complete_later(orig, 0);
+}
+
+static void composed_granted(BlockRange *range)
+{
+    composed_start((ComposedRead *)((char *)range - offsetof(ComposedRead, range)));
+}
+
+void secondary_read(BlockSecondary *s, BlockRequest *req, bool with_pending,
+                    BlockRangeLock *lock)
+{
+    ComposedRead *cr = g_new0(ComposedRead, 1);
+
+    cr->s = s;
+    cr->orig = req;
+    cr->with_pending = with_pending;
+    cr->lock = lock;
+    cr->range = (BlockRange){.start = req->offset, .end = req->offset + req->bytes,
+                             .fn = composed_granted};
+    if (!lock || block_range_acquire(lock, &cr->range)) {
+        composed_start(cr);
+    }
+}
+
+/* --- The SVM's writes --- */
+
+typedef struct SvmWrite {
+    BlockSecondary *s;
+    BlockRequest *orig;
+    BlockRequest sub;
+    BlockRange range;
+    bool to_overlay;
+    unsigned generation;
+} SvmWrite;
+
+static void svm_write_done(BlockRequest *sub, int ret)
+{
+    SvmWrite *w = sub->opaque;
+    BlockSecondary *s = w->s;
+    BlockRequest *orig = w->orig;
+
+    if (w->to_overlay) {
+        s->overlay_writes--;
+        if (ret == 0 && w->generation == s->generation) {
+            overlay_set(s->overlay, orig->offset, orig->offset + orig->bytes);
+            if (overlay_bytes(s->overlay) > OVERLAY_SOFT) {
+                secondary_ask(s, "the secondary's guest has written much");
+            }
+        }
+    }
+    block_range_release(&s->ranges, &w->range);
+    g_free(w);
+    if (s->state == SECONDARY_TAKEOVER) {
+        secondary_takeover_step(s);
+    }
+    orig->done(orig, ret);
+}
+
+static void svm_write_start(SvmWrite *w)
+{
+    BlockSecondary *s = w->s;
+    uint64_t start = w->orig->offset, end = start + w->orig->bytes;
+
+    w->sub = *w->orig;
+    w->sub.done = svm_write_done;
+    w->sub.opaque = w;
+    if (w->sub.op == BLOCK_OP_TRIM) {
+        w->sub.op = BLOCK_OP_ZEROES;
+        w->sub.flags |= BLOCK_REQ_MAY_UNMAP;
+    }
+    w->to_overlay = s->state == SECONDARY_IDLE || s->state == SECONDARY_LOGGING;
+    if (w->to_overlay) {
+        w->sub.flags &= ~BLOCK_REQ_FUA;
+        w->generation = s->generation;
+        s->overlay_writes++;
+        block_submit(s->active, &w->sub);
+        return;
+    }
+    /* Newer than anything that is still to be merged there. */
+    log_map_remove(s->committed_map, start, end, NULL);
+    overlay_clear(s->overlay, start, end);
+    block_front_submit(s->parent, NULL, &w->sub);
+}
+
+static void svm_write_granted(BlockRange *range)
+{
+    svm_write_start((SvmWrite *)((char *)range - offsetof(SvmWrite, range)));
+}
+
+static void svm_write(BlockSecondary *s, BlockRequest *req)
+{
+    if (req->offset % BLOCK_SECTOR || req->bytes % BLOCK_SECTOR) {
+        block_complete_later(req, -EINVAL);
+        return;
+    }
+    SvmWrite *w = g_new0(SvmWrite, 1);
+
+    w->s = s;
+    w->orig = req;
+    w->range = (BlockRange){.start = req->offset, .end = req->offset + req->bytes,
+                            .write = true, .fn = svm_write_granted};
+    if (block_range_acquire(&s->ranges, &w->range)) {
+        svm_write_start(w);
+    }
+}
+
+void secondary_submit(BlockNode *node, BlockRequest *req)
+{
+    BlockSecondary *s = node->opaque;
+
+    if (s->state == SECONDARY_LIVE) {
+        /* A flush must see what the merge and earlier guest writes put into the image. */
+        block_front_submit(s->parent, NULL, req);
+        return;
+    }
+    if (s->state == SECONDARY_FAILED) {
+        block_complete_later(req, -EIO);
+        return;
+    }
+    switch (req->op) {
+    case BLOCK_OP_READ:
+        secondary_read(s, req, false, &s->ranges);
+        break;
+    case BLOCK_OP_WRITE:
+    case BLOCK_OP_ZEROES:
+    case BLOCK_OP_TRIM:
+        svm_write(s, req);
+        break;
+    case BLOCK_OP_FLUSH:
+        if (s->state == SECONDARY_TAKEOVER) {
+            g_queue_push_tail(&s->flushes, req);
+        } else {
+            /* Nothing of the SVM is stable before it takes over. */
+            block_complete_later(req, 0);
+        }
+        break;
+    case BLOCK_OP_STATUS: {
+        BlockExtent e = {.bytes = req->bytes};
+
+        g_array_append_val(req->extents, e);
+        block_complete_later(req, 0);
+        break;
+    }
+    }
+}
