@@ -425,6 +425,8 @@ void chardev_socket_close(Chardev *c)
     io_source_destroy(&c->listen_src);
     set_down(c);
     if (c->listen_fd >= 0) {
+        /* The net thread may be polling it, which keeps it alive after close(). */
+        shutdown(c->listen_fd, SHUT_RDWR);
         close(c->listen_fd);
         c->listen_fd = -1;
         if (c->unix_path && !c->abstract) {

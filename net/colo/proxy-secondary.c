@@ -60,6 +60,12 @@ bool proxy_start_secondary(GError **errp)
     proxy.secondary = true;
     proxy.epoch = 0;
     net_set_role(NET_ROLE_SECONDARY);
+    EACH_LINK (l) {
+        /* What came before is for nobody: it must not wait for the restored guest. */
+        netdev_hold(l->nd);
+        netdev_discard_input(l->nd);
+        netdev_release(l->nd);
+    }
     return true;
 }
 
@@ -244,8 +250,8 @@ static bool restore_link(const uint8_t **p, const uint8_t *end, GError **errp)
     }
     bool ok = true;
     if (l->rew) {
-        ok = rewriter_engine_load(l->rew->engine, t, rew, rew_len, g_get_monotonic_time(),
-                                  errp);
+        ok = rewriter_engine_load(l->rew->engine, t, rew_len ? rew : NULL, rew_len,
+                                  g_get_monotonic_time(), errp);
     } else if (t) {
         frame_queue_clear(&l->owed);
         frame_queue_concat(&l->owed, &t->held);
