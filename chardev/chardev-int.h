@@ -36,7 +36,7 @@ struct Chardev {
     /* User */
     const ChardevHandlers *h;
     void *opaque;
-    bool vnet_hdr, allow_control;
+    bool vnet_hdr, allow_control, paused;
     /* Bytes that the socket has not taken: @obuf[ohead..oend) */
     uint8_t *obuf;
     size_t ohead, oend, ocap;
@@ -60,6 +60,8 @@ void chardev_stream_free(Chardev *c);
 void chardev_stream_flush(void *opaque);
 /** Read and deliver; false if the connection is to be closed, with *@why. */
 bool chardev_stream_read(Chardev *c, const char **why);
+/** Deliver what has been read. */
+bool chardev_stream_parse(Chardev *c, const char **why);
 
 /* chardev.c */
 GPtrArray *chardev_list(void);

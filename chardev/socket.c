@@ -48,6 +48,7 @@ static void set_down(Chardev *c)
     }
     c->connected = c->connecting = false;
     c->joined = NULL;
+    c->paused = false;
     c->peer_name[0] = '\0';
     chardev_stream_reset(c);
     if (was && c->h && c->h->event) {
@@ -104,11 +105,27 @@ static gboolean socket_readable(int fd, GIOCondition cond, gpointer opaque)
 
 void chardev_socket_watch(Chardev *c)
 {
-    if (c->fd >= 0 && c->connected && c->h && !c->in) {
+    if (c->fd >= 0 && c->connected && c->h && !c->paused && !c->in) {
         c->in = io_thread_watch_fd(net_thread(), c->fd, G_IO_IN | G_IO_HUP | G_IO_ERR,
                                    socket_readable, c);
-    } else if (!c->h) {
+    } else if (!c->h || c->paused) {
         io_source_destroy(&c->in);
+    }
+}
+
+void chardev_pause(Chardev *c, bool pause)
+{
+    const char *why = NULL;
+
+    c->paused = pause;
+    chardev_socket_watch(c);
+    if (!pause && c->fd >= 0 && c->connected) {
+        net_batch_begin();
+        bool ok = chardev_stream_parse(c, &why);
+        net_batch_end();
+        if (!ok) {
+            chardev_socket_lost(c, why);
+        }
     }
 }
 

@@ -271,10 +271,16 @@ bool chardev_stream_read(Chardev *c, const char **why)
         return false;
     }
     c->ilen += n;
+    return chardev_stream_parse(c, why);
+}
+
+bool chardev_stream_parse(Chardev *c, const char **why)
+{
     size_t at = 0;
     int64_t now = g_get_monotonic_time();
     int fd = c->fd;
-    while (c->h && c->fd == fd) {
+
+    while (c->h && c->fd == fd && !c->paused) {
         ssize_t size = item_size(c, c->ibuf + at, c->ilen - at, why);
         if (size < 0) {
             c->malformed++;

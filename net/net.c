@@ -196,7 +196,11 @@ void netdev_input(NetDev *nd, Frame *f)
     }
     netdev_tx(nd, f, NULL);
     if (!nd->held && child_port_backlog(nd->port) >= NET_BACKLOG_STOP) {
-        set_throttle(nd, true);
+        child_port_flush(nd->port);
+        /* What is still there waits for the guest, and its end is told. */
+        if (child_port_backlog(nd->port) >= NET_BACKLOG_STOP) {
+            set_throttle(nd, true);
+        }
     }
 }
 

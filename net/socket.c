@@ -17,13 +17,24 @@ static void socket_frame(void *opaque, Frame *f)
     netdev_input(opaque, f);
 }
 
-static const ChardevHandlers socket_handlers = {.frame = socket_frame};
+static void socket_event(void *opaque, bool connected)
+{
+    ((NetDev *)opaque)->throttled = false; /* a new connection starts unpaused */
+}
+
+static const ChardevHandlers socket_handlers = {.frame = socket_frame,
+                                                .event = socket_event};
 
 static void socket_send(NetDev *nd, Frame *f)
 {
     if (!chardev_send_take(nd->backend, f)) {
         nd->stats.dropped_backend++;
     }
+}
+
+static void socket_throttle(NetDev *nd, bool stop)
+{
+    chardev_pause(nd->backend, stop);
 }
 
 static void socket_close(NetDev *nd)
@@ -37,7 +48,10 @@ static void socket_close(NetDev *nd)
 }
 
 static const NetBackend socket_ops = {
-    .type = "socket", .send = socket_send, .close = socket_close};
+    .type = "socket",
+    .send = socket_send,
+    .throttle = socket_throttle,
+    .close = socket_close};
 
 static bool attach(NetDev *nd, Chardev *c, GError **errp)
 {

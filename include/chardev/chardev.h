@@ -92,6 +92,9 @@ bool chardev_send(Chardev *c, Frame *f);
 bool chardev_send_take(Chardev *c, Frame *f);
 bool chardev_send_control(Chardev *c, const ChardevControl *msg);
 
+/** Stop or resume reading: the peer is back-pressured (not a joined one). */
+void chardev_pause(Chardev *c, bool pause);
+
 /** The chardev of this process that @c is joined to, or NULL. */
 Chardev *chardev_peer(Chardev *c);
 
