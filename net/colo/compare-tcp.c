@@ -55,6 +55,7 @@ void compare_tcp_fill(const CompareFlow *fl, Item *it, const Packet *p)
     it->n_sack = p->n_sack;
     it->partial = p->csum_partial;
     it->norewrite = p->has_md5;
+    it->must_send = p->n_sack > 0;
 }
 
 static void drop_item(Item *it, void *opaque)
@@ -307,13 +308,19 @@ static void leave(CompareEngine *e, CompareFlow *fl, const Item *it, Frame *f, b
     compare_release(e, f);
 }
 
+static bool is_pure_ack(const Item *it)
+{
+    return it->body_len == 0 && it->tcp_flags & TCP_ACK &&
+           !(it->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+}
+
 void compare_tcp_release_item(CompareEngine *e, Item *it)
 {
     CompareFlow *fl = it->flow;
     Item copy = *it;
     Frame *f = compare_item_take(e, it);
 
-    if (copy.kind == ITEM_ACK && fl->rel_known && !copy.must_send &&
+    if (is_pure_ack(&copy) && fl->rel_known && !copy.must_send &&
         seq_le(copy.ack, fl->rel_ack) && seq_le(copy.edge, fl->rel_edge)) {
         e->stats.acks_absorbed++;
         frame_unref(f);
@@ -358,8 +365,8 @@ static void pay_owed_ack(CompareEngine *e, CompareFlow *fl)
     ack = seq_min(fl->p_ack, fl->s_ack);
     edge = seq_min(fl->p_edge, fl->s_edge);
     if (!seq_lt(fl->rel_ack, ack)) {
-        if (!worth_telling(fl, edge)) {
-            return;
+        if (fl->n_held || !worth_telling(fl, edge)) {
+            return; /* a held frame will tell it soon */
         }
         ack = fl->rel_ack;
     }
@@ -418,7 +425,8 @@ static void drain(CompareEngine *e, CompareFlow *fl)
     while ((it = fl->acks.head) && may_leave(fl, it)) {
         Item copy = *it;
         Frame *f = compare_item_take(e, it);
-        uint32_t edge = seq_min(copy.edge, fl->s_edge);
+        uint32_t win = window_for(fl, copy.ack, copy.edge, copy.win);
+        uint32_t edge = copy.ack + (win << scale_of(fl)); /* as it will be written */
         bool news = !fl->rel_known || seq_lt(fl->rel_ack, copy.ack) ||
                     (copy.ack == fl->rel_ack &&
                      (copy.must_send || seq_lt(fl->rel_edge, edge)));
@@ -577,8 +585,10 @@ bool compare_tcp_is_known(CompareEngine *e, CompareFlow *fl, const Packet *p)
     if (!(p->flags & TCP_ACK)) {
         return true;
     }
-    return seq_le(p->ack, fl->s_ack) && seq_le(edge_of(fl, p), fl->s_edge) &&
-           p->n_sack == 0;
+    /* Not more than the PVM said itself before: in flight, that is before the cut. The
+     * SVM may be ahead of it, but forgets that when it is rolled back. */
+    return seq_le(p->ack, seq_min(fl->s_ack, fl->p_ack)) &&
+           seq_le(edge_of(fl, p), seq_min(fl->s_edge, fl->p_edge)) && p->n_sack == 0;
 }
 
 void compare_tcp_release_known(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p)
@@ -596,8 +606,8 @@ static void primary_ack(CompareEngine *e, CompareFlow *fl, Frame *f, const Packe
     Item *it = compare_item_new(e, fl, f, true);
 
     it->kind = ITEM_ACK;
-    it->must_send = repeats || p->n_sack;
     compare_tcp_fill(fl, it, p);
+    it->must_send |= repeats;
     compare_fifo_push(&fl->acks, it);
 }
 

@@ -1,0 +1,1545 @@
+/*
+ * Tests of the comparison engine.
+ * Sources: net/colo/{compare-dgram,compare-engine,compare-flow,compare-table,compare-tcp,
+ * flow,packet,packet-edit,stream}.c, net/frame.c; dependencies: util (error, trace), glib.
+ * "-m perf" measures its speed.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "net-frames.h"
+#include "net/compare-engine.h"
+
+#define CL 5000u /* the client's next sequence number, as the guest acknowledges it */
+#define ISN 1000u
+
+typedef struct World {
+    CompareEngine *e;
+    int64_t now;
+    FrameQueue out;
+    unsigned triggers, isns;
+    ProxyTrigger last;
+    char detail[256];
+    uint32_t pvm_isn, svm_isn;
+    bool released_before_isn;
+    /* the reference model's view of what leaves; see the property test */
+    void (*check)(struct World *w, Frame *f);
+    void *model;
+} World;
+
+static void on_release(Frame *f, void *opaque)
+{
+    World *w = opaque;
+
+    if (w->check) {
+        w->check(w, f);
+    }
+    frame_queue_push(&w->out, f);
+}
+
+static void on_trigger(ProxyTrigger t, const char *detail, void *opaque)
+{
+    World *w = opaque;
+
+    w->triggers++;
+    g_test_message("trigger: %s", detail);
+    w->last = t;
+    g_strlcpy(w->detail, detail, sizeof(w->detail));
+}
+
+static void on_isn(const FlowKey *k, uint32_t pvm, uint32_t svm, void *opaque)
+{
+    World *w = opaque;
+
+    w->isns++;
+    w->pvm_isn = pvm;
+    w->svm_isn = svm;
+    w->released_before_isn = w->out.count > 0;
+}
+
+static const CompareOps ops = {on_release, on_trigger, on_isn};
+
+static World *world_new(const CompareConfig *cfg)
+{
+    World *w = g_new0(World, 1);
+
+    w->now = G_USEC_PER_SEC;
+    w->e = compare_engine_new(cfg, &ops, w);
+    compare_engine_set_mode(w->e, COMPARE_MODE_COMPARE, w->now);
+    return w;
+}
+
+static void world_free(World *w)
+{
+    compare_engine_free(w->e);
+    frame_queue_clear(&w->out);
+    g_free(w);
+}
+
+static void P(World *w, Frame *f)
+{
+    compare_engine_primary(w->e, f, w->now);
+}
+
+static void S(World *w, Frame *f)
+{
+    compare_engine_secondary(w->e, f, w->now);
+}
+
+static Frame *pop(World *w, Packet *p)
+{
+    Frame *f = frame_queue_pop(&w->out);
+
+    g_assert_nonnull(f);
+    packet_parse(f, true, p);
+    return f;
+}
+
+static void expect_none(World *w)
+{
+    g_assert_cmpuint(w->out.count, ==, 0);
+}
+
+/* The next frame that left is TCP with these numbers and a right checksum. */
+static void expect_tcp(World *w, uint32_t seq, uint32_t len, uint32_t ack)
+{
+    Packet p;
+    Frame *f = pop(w, &p);
+
+    g_assert_cmpint(p.kind, ==, PACKET_TCP);
+    g_assert_cmpuint(p.seq, ==, seq);
+    g_assert_cmpuint(p.body_len, ==, len);
+    g_assert_cmpuint(p.ack, ==, ack);
+    g_assert_true(test_checksum_ok(f));
+    frame_unref(f);
+}
+
+static void expect_n(World *w, unsigned n)
+{
+    g_assert_cmpuint(w->out.count, ==, n);
+    frame_queue_clear(&w->out);
+}
+
+#define SYNACK_TO(s, a, ...) \
+    test_tcp((TestTcp){.flags = TCP_SYN | TCP_ACK, .mss = 1460, .wscale = 7, \
+                       .sack_ok = true, .seq = (s), .ack = (a), __VA_ARGS__})
+#define SYNACK(s, ...) SYNACK_TO(s, CL, __VA_ARGS__)
+#define DATA(s, text, a, ...) \
+    test_tcp((TestTcp){.seq = (s), .ack = (a), .data = text, .len = strlen(text), \
+                       __VA_ARGS__})
+#define ACK(s, a, ...) test_tcp((TestTcp){.seq = (s), .ack = (a), __VA_ARGS__})
+
+/* A connection whose SYN|ACK has left; the next byte is ISN + 1. */
+static World *connected(void)
+{
+    World *w = world_new(NULL);
+
+    P(w, SYNACK(ISN));
+    S(w, SYNACK(777777));
+    expect_n(w, 1);
+    return w;
+}
+
+static void checkpoint(World *w, uint64_t epoch)
+{
+    compare_engine_cut(w->e, epoch);
+    compare_engine_commit(w->e, epoch, w->now);
+    compare_engine_secondary_marker(w->e, epoch);
+    compare_engine_loaded(w->e, epoch, w->now);
+}
+
+/* --- Handshakes --- */
+
+static void test_synack(void)
+{
+    World *w = world_new(NULL);
+
+    P(w, SYNACK(ISN));
+    expect_none(w);
+    S(w, SYNACK(777777));
+    g_assert_cmpuint(w->isns, ==, 1);
+    g_assert_false(w->released_before_isn);
+    g_assert_cmpuint(w->pvm_isn, ==, ISN);
+    g_assert_cmpuint(w->svm_isn, ==, 777777);
+    expect_tcp(w, ISN, 0, CL);
+    P(w, SYNACK(ISN)); /* again */
+    expect_tcp(w, ISN, 0, CL);
+    S(w, SYNACK(777777)); /* again, before the rewriter knew */
+    S(w, SYNACK(ISN));    /* and after */
+    g_assert_cmpuint(w->isns, ==, 1);
+    P(w, DATA(ISN + 1, "x", CL));
+    expect_none(w);
+    S(w, DATA(ISN + 1, "x", CL));
+    expect_tcp(w, ISN + 1, 1, CL);
+    world_free(w);
+
+    w = world_new(NULL); /* the secondary first */
+    S(w, SYNACK(777777));
+    P(w, SYNACK(ISN));
+    g_assert_cmpuint(w->isns, ==, 1);
+    expect_tcp(w, ISN, 0, CL);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    world_free(w);
+}
+
+static void test_synack_differs(void)
+{
+    for (int i = 0; i < 5; i++) {
+        World *w = world_new(NULL);
+        TestTcp t = {.flags = TCP_SYN | TCP_ACK, .ack = CL, .mss = 1460, .wscale = 7,
+                     .sack_ok = true, .seq = 5};
+
+        P(w, SYNACK(ISN));
+        if (i == 0) {
+            t.mss = 1400;
+        } else if (i == 1) {
+            t.wscale = 6;
+        } else if (i == 2) {
+            t.sack_ok = false;
+        } else if (i == 3) {
+            t.ts = true;
+        } else {
+            t.flags |= TCP_ECE;
+        }
+        S(w, test_tcp(t));
+        g_assert_cmpuint(w->isns, ==, 0);
+        expect_none(w);
+        g_assert_cmpuint(w->triggers, ==, 1);
+        g_assert_cmpint(w->last, ==, PROXY_TRIGGER_MISMATCH);
+        checkpoint(w, 1);
+        expect_tcp(w, ISN, 0, CL);
+        world_free(w);
+    }
+}
+
+static void test_reconnect_same_ports(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "x", CL));
+    S(w, DATA(ISN + 1, "x", CL));
+    expect_n(w, 1);
+    S(w, SYNACK_TO(42, 9000));
+    P(w, SYNACK_TO(0xfffffff0, 9000));
+    g_assert_cmpuint(w->isns, ==, 2);
+    expect_tcp(w, 0xfffffff0, 0, 9000);
+    P(w, DATA(0xfffffff1, "abc", 9000));
+    S(w, DATA(0xfffffff1, "abc", 9000));
+    expect_tcp(w, 0xfffffff1, 3, 9000);
+    /* Once more while output is held: only a checkpoint helps. */
+    P(w, DATA(0xfffffff4, "held", 9000));
+    P(w, SYNACK_TO(7, 19000));
+    S(w, SYNACK_TO(8, 19000));
+    expect_none(w);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    checkpoint(w, 1);
+    expect_tcp(w, 0xfffffff4, 4, 9000);
+    expect_tcp(w, 7, 0, 19000);
+    P(w, DATA(8, "y", 19000));
+    S(w, DATA(8, "y", 19000));
+    expect_tcp(w, 8, 1, 19000);
+    world_free(w);
+}
+
+static void test_guest_opens(void)
+{
+    World *w = world_new(NULL);
+    Frame *syn = test_tcp((TestTcp){.flags = TCP_SYN, .seq = 50, .mss = 1460});
+
+    P(w, frame_ref(syn));
+    expect_none(w);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    g_assert_cmpint(w->last, ==, PROXY_TRIGGER_NO_TWIN);
+    S(w, test_tcp((TestTcp){.flags = TCP_SYN, .seq = 60, .mss = 1460}));
+    expect_none(w);
+    checkpoint(w, 1);
+    expect_tcp(w, 50, 0, 0);
+    P(w, syn); /* retransmitted: vouched for by the checkpoint */
+    expect_tcp(w, 50, 0, 0);
+    P(w, ACK(51, 100));
+    expect_none(w);
+    S(w, ACK(51, 100));
+    expect_tcp(w, 51, 0, 100);
+    P(w, DATA(51, "GET", 100));
+    S(w, DATA(51, "GET", 100));
+    expect_tcp(w, 51, 3, 100);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    world_free(w);
+}
+
+/* --- Streams --- */
+
+static void test_segmentation(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "abcdefgh", CL));
+    S(w, DATA(ISN + 1, "abc", CL));
+    expect_none(w);
+    S(w, DATA(ISN + 7, "gh", CL)); /* out of order */
+    expect_none(w);
+    S(w, DATA(ISN + 3, "cdef", CL)); /* overlaps */
+    expect_tcp(w, ISN + 1, 8, CL);
+    S(w, DATA(ISN + 9, "ijklmn", CL)); /* the secondary is ahead */
+    P(w, DATA(ISN + 9, "ij", CL));
+    expect_tcp(w, ISN + 9, 2, CL);
+    P(w, DATA(ISN + 11, "klmno", CL));
+    expect_none(w);
+    S(w, DATA(ISN + 15, "o", CL));
+    expect_tcp(w, ISN + 11, 5, CL);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    world_free(w);
+}
+
+static void test_payload_differs(void)
+{
+    World *w = connected();
+    CompareStats st;
+
+    P(w, DATA(ISN + 1, "abc", CL));
+    P(w, DATA(ISN + 4, "def", CL));
+    S(w, DATA(ISN + 1, "abcdXf", CL));
+    expect_tcp(w, ISN + 1, 3, CL); /* what is before the difference is fine */
+    expect_none(w);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    g_assert_cmpint(w->last, ==, PROXY_TRIGGER_MISMATCH);
+    compare_engine_stats(w->e, &st);
+    g_assert_cmpuint(st.n_last, ==, 1);
+    g_assert_cmpint(st.last[0].cause, ==, COMPARE_CAUSE_PAYLOAD);
+    g_assert_cmpuint(st.last[0].offset, ==, 4);
+    g_assert_cmpuint(st.last[0].flow.client_port, ==, 40000);
+    /* Nothing from there on, whatever the secondary says now. */
+    S(w, DATA(ISN + 1, "abcdef", CL));
+    P(w, DATA(ISN + 7, "g", CL));
+    S(w, DATA(ISN + 7, "g", CL));
+    expect_none(w);
+    checkpoint(w, 1);
+    expect_n(w, 2);
+    P(w, DATA(ISN + 8, "h", CL));
+    S(w, DATA(ISN + 8, "h", CL));
+    expect_n(w, 1);
+    world_free(w);
+}
+
+static void test_retransmission_differs(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "abcdef", CL));
+    P(w, DATA(ISN + 1, "abXdef", CL));
+    g_assert_cmpuint(w->triggers, ==, 1);
+    S(w, DATA(ISN + 1, "abcdef", CL));
+    expect_none(w);
+    world_free(w);
+}
+
+static void test_retransmission_passes(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "abc", CL));
+    S(w, DATA(ISN + 1, "abc", CL));
+    expect_n(w, 1);
+    P(w, DATA(ISN + 4, "held", CL));
+    P(w, DATA(ISN + 1, "abc", CL));
+    expect_tcp(w, ISN + 1, 3, CL);
+    P(w, ACK(ISN, CL)); /* keepalive */
+    expect_tcp(w, ISN, 0, CL);
+    expect_none(w);
+    world_free(w);
+}
+
+static void test_fin(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "abc", CL, .flags = TCP_ACK | TCP_FIN));
+    S(w, DATA(ISN + 1, "abc", CL));
+    expect_none(w);
+    S(w, ACK(ISN + 4, CL, .flags = TCP_ACK | TCP_FIN));
+    expect_tcp(w, ISN + 1, 3, CL);
+    world_free(w);
+
+    w = connected(); /* one ends where the other sends on */
+    P(w, ACK(ISN + 1, CL, .flags = TCP_ACK | TCP_FIN));
+    S(w, DATA(ISN + 1, "abc", CL));
+    expect_none(w);
+    g_assert_cmpint(w->last, ==, PROXY_TRIGGER_MISMATCH);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    checkpoint(w, 1);
+    expect_n(w, 1);
+    world_free(w);
+
+    w = connected();
+    P(w, DATA(ISN + 1, "abc", CL));
+    S(w, ACK(ISN + 1, CL, .flags = TCP_ACK | TCP_FIN));
+    expect_none(w);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    world_free(w);
+}
+
+static void test_rst(void)
+{
+    World *w = connected();
+
+    P(w, ACK(ISN + 1, CL, .flags = TCP_RST | TCP_ACK));
+    expect_none(w);
+    S(w, ACK(ISN + 1, CL, .flags = TCP_RST | TCP_ACK));
+    expect_tcp(w, ISN + 1, 0, CL);
+    S(w, ACK(0, 99, .flags = TCP_RST | TCP_ACK, .client_port = 5)); /* a closed port */
+    P(w, ACK(0, 99, .flags = TCP_RST | TCP_ACK, .client_port = 5));
+    expect_tcp(w, 0, 0, 99);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    world_free(w);
+}
+
+static void test_urgent(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "abc", CL, .flags = TCP_ACK | TCP_URG));
+    S(w, DATA(ISN + 1, "abc", CL, .flags = TCP_ACK | TCP_URG));
+    expect_none(w);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    world_free(w);
+}
+
+static void test_vlan_v6(void)
+{
+    World *w = world_new(NULL);
+
+    P(w, SYNACK(ISN, .v6 = true, .n_vlans = 2));
+    S(w, SYNACK(5, .v6 = true, .n_vlans = 1)); /* another network */
+    expect_none(w);
+    S(w, SYNACK(5, .v6 = true, .n_vlans = 2));
+    expect_n(w, 1);
+    P(w, DATA(ISN + 1, "x", CL + 9, .v6 = true, .n_vlans = 2));
+    S(w, DATA(ISN + 1, "x", CL, .v6 = true, .n_vlans = 2));
+    expect_tcp(w, ISN + 1, 1, CL);
+    S(w, ACK(ISN + 2, CL + 9, .v6 = true, .n_vlans = 2));
+    expect_tcp(w, ISN + 2, 0, CL + 9); /* made by the engine: IPv6 and tags too */
+    world_free(w);
+}
+
+/* --- ACKs, windows, SACK --- */
+
+static void test_ack_waits(void)
+{
+    World *w = connected();
+
+    P(w, ACK(ISN + 1, CL + 100));
+    expect_none(w);
+    S(w, ACK(ISN + 1, CL + 40));
+    expect_tcp(w, ISN + 1, 0, CL + 40); /* as far as both are */
+    S(w, ACK(ISN + 1, CL + 40));
+    expect_none(w); /* no duplicate */
+    S(w, ACK(ISN + 1, CL + 200));
+    expect_tcp(w, ISN + 1, 0, CL + 100);
+    expect_none(w);
+    P(w, ACK(ISN + 1, CL + 150));
+    expect_tcp(w, ISN + 1, 0, CL + 150);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    world_free(w);
+}
+
+static void test_ack_lowered_in_data(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "abc", CL + 100));
+    S(w, DATA(ISN + 1, "abc", CL + 60));
+    expect_tcp(w, ISN + 1, 3, CL + 60);
+    expect_none(w);
+    S(w, ACK(ISN + 4, CL + 80));
+    expect_tcp(w, ISN + 4, 0, CL + 80);
+    S(w, ACK(ISN + 4, CL + 100));
+    expect_tcp(w, ISN + 4, 0, CL + 100);
+    S(w, ACK(ISN + 4, CL + 120));
+    expect_none(w);
+    world_free(w);
+}
+
+static void test_duplicate_acks(void)
+{
+    World *w = connected();
+
+    P(w, ACK(ISN + 1, CL + 10));
+    S(w, ACK(ISN + 1, CL + 10));
+    expect_n(w, 1);
+    for (int i = 0; i < 3; i++) { /* the guest means it: fast retransmit needs them */
+        P(w, ACK(ISN + 1, CL + 10));
+        expect_tcp(w, ISN + 1, 0, CL + 10);
+    }
+    S(w, ACK(ISN + 1, CL + 10));
+    S(w, ACK(ISN + 1, CL + 10));
+    expect_none(w);
+    P(w, ACK(ISN + 1, CL + 20)); /* the first advances, two more repeat it */
+    P(w, ACK(ISN + 1, CL + 20));
+    P(w, ACK(ISN + 1, CL + 20));
+    expect_none(w);
+    S(w, ACK(ISN + 1, CL + 20));
+    expect_n(w, 3);
+    world_free(w);
+}
+
+static void test_ack_absorbed(void)
+{
+    World *w = connected();
+
+    P(w, ACK(ISN + 1, CL + 10));
+    P(w, DATA(ISN + 1, "abc", CL + 20));
+    expect_none(w);
+    S(w, DATA(ISN + 1, "abc", CL + 20));
+    expect_tcp(w, ISN + 1, 3, CL + 20);
+    expect_none(w); /* the pure ACK would be a spurious duplicate */
+    world_free(w);
+}
+
+static void test_sack(void)
+{
+    World *w = connected();
+    Packet p;
+    Frame *f;
+
+    /* Waits until the secondary has the block, too. */
+    P(w, ACK(ISN + 1, CL, .n_sack = 1, .sack = {CL + 100, CL + 200}));
+    expect_none(w);
+    S(w, ACK(ISN + 1, CL, .n_sack = 1, .sack = {CL + 100, CL + 150}));
+    expect_none(w);
+    S(w, ACK(ISN + 1, CL, .n_sack = 1, .sack = {CL + 150, CL + 200}));
+    f = pop(w, &p);
+    g_assert_cmpuint(p.n_sack, ==, 1);
+    frame_unref(f);
+    /* In data it is taken out: data does not wait for it. */
+    P(w, DATA(ISN + 1, "abc", CL, .n_sack = 1, .sack = {CL + 100, CL + 300}));
+    S(w, DATA(ISN + 1, "abc", CL));
+    f = pop(w, &p);
+    g_assert_cmpuint(p.body_len, ==, 3);
+    g_assert_cmpuint(p.n_sack, ==, 0);
+    g_assert_true(test_checksum_ok(f));
+    frame_unref(f);
+    world_free(w);
+}
+
+static void test_window(void)
+{
+    World *w = connected();
+    Packet p;
+    Frame *f;
+
+    P(w, ACK(ISN + 1, CL + 1000, .win = 1000));
+    S(w, ACK(ISN + 1, CL + 1000, .win = 10));
+    f = pop(w, &p);
+    g_assert_cmpuint(p.ack, ==, CL + 1000);
+    g_assert_cmpuint(p.win, ==, 10);
+    g_assert_true(test_checksum_ok(f));
+    frame_unref(f);
+    S(w, ACK(ISN + 1, CL + 1000, .win = 500)); /* the secondary's reader caught up */
+    f = pop(w, &p);
+    g_assert_cmpuint(p.ack, ==, CL + 1000);
+    g_assert_cmpuint(p.win, ==, 500);
+    frame_unref(f);
+    S(w, ACK(ISN + 1, CL + 1000, .win = 501)); /* not worth a frame */
+    expect_none(w);
+    S(w, ACK(ISN + 1, CL + 1000, .win = 5000));
+    f = pop(w, &p);
+    g_assert_cmpuint(p.win, ==, 1000); /* never more than the primary said */
+    frame_unref(f);
+    /* A lowered ACK keeps the right edge where it is. */
+    P(w, DATA(ISN + 1, "abc", CL + 1000 + 128 * 4, .win = 996));
+    S(w, DATA(ISN + 1, "abc", CL + 1000, .win = 2000));
+    f = pop(w, &p);
+    g_assert_cmpuint(p.ack, ==, CL + 1000);
+    g_assert_cmpuint(p.win, ==, 1000);
+    frame_unref(f);
+    world_free(w);
+}
+
+static void test_owed_at_commit(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "abc", CL + 100));
+    S(w, DATA(ISN + 1, "abc", CL + 60));
+    expect_n(w, 1);
+    checkpoint(w, 1);
+    expect_tcp(w, ISN + 4, 0, CL + 100);
+    expect_none(w);
+    world_free(w);
+}
+
+static void test_timestamps(void)
+{
+    World *w = connected();
+    Packet p;
+    Frame *f;
+
+    /* Held data that a later frame overtook must not look older than that. */
+    P(w, DATA(ISN + 1, "a", CL, .ts = true, .tsval = 10));
+    S(w, DATA(ISN + 1, "a", CL, .ts = true, .tsval = 1));
+    P(w, DATA(ISN + 2, "b", CL, .ts = true, .tsval = 20));
+    P(w, DATA(ISN + 1, "a", CL, .ts = true, .tsval = 30));
+    expect_n(w, 2);
+    S(w, DATA(ISN + 2, "b", CL, .ts = true, .tsval = 2));
+    f = pop(w, &p);
+    g_assert_cmpuint(p.seq, ==, ISN + 2);
+    g_assert_cmpuint(p.tsval, ==, 30);
+    g_assert_true(test_checksum_ok(f));
+    frame_unref(f);
+    world_free(w);
+}
+
+static void test_unknown_flow(void)
+{
+    World *w = world_new(NULL);
+
+    P(w, DATA(900, "abc", CL));
+    expect_none(w);
+    S(w, DATA(897, "xyzabc", CL - 5)); /* began earlier: not our business */
+    expect_tcp(w, 900, 3, CL - 5);
+    world_free(w);
+}
+
+/* --- Datagrams --- */
+
+static void test_datagrams(void)
+{
+    World *w = world_new(NULL);
+
+    P(w, test_udp(1000, 2000, false, "one"));
+    P(w, test_udp(1000, 2000, true, "two"));
+    P(w, test_udp(1000, 2000, false, "two"));
+    P(w, test_udp(1000, 2000, false, "two"));
+    S(w, test_udp(1000, 2001, false, "one")); /* another flow */
+    expect_none(w);
+    S(w, test_udp(1000, 2000, false, "two"));
+    expect_n(w, 1); /* one for one */
+    S(w, test_udp(1000, 2000, false, "one"));
+    S(w, test_udp(1000, 2000, false, "two"));
+    S(w, test_udp(1000, 2000, true, "two"));
+    expect_n(w, 3);
+    S(w, test_icmp("ping")); /* the secondary first */
+    expect_none(w);
+    P(w, test_icmp("ping"));
+    expect_n(w, 1);
+    P(w, test_icmp("ping"));
+    expect_none(w); /* the twin is spent */
+    P(w, test_fragment(0, true, "12345678"));
+    S(w, test_fragment(8, false, "12345678"));
+    expect_none(w);
+    S(w, test_fragment(0, true, "12345678"));
+    expect_n(w, 1);
+    P(w, test_raw(0x1234, "whole"));
+    S(w, test_raw(0x1234, "whale"));
+    expect_none(w);
+    S(w, test_raw(0x1234, "whole"));
+    expect_n(w, 1);
+    world_free(w);
+}
+
+static void test_datagram_of_old_epoch_vouches_nothing(void)
+{
+    World *w = world_new(NULL);
+
+    S(w, test_udp(1, 2, false, "x"));
+    checkpoint(w, 1);
+    P(w, test_udp(1, 2, false, "x"));
+    expect_none(w);
+    S(w, test_udp(1, 2, false, "x"));
+    expect_n(w, 1);
+    world_free(w);
+}
+
+static void test_queries(void)
+{
+    World *w = world_new(NULL);
+    int64_t next;
+
+    P(w, test_udp(5353, 53, false, "id 1"));
+    S(w, test_udp(5353, 53, false, "id 2"));
+    next = compare_engine_tick(w->e, w->now);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    g_assert_cmpint(next, <=, w->now + 10000);
+    w->now += 10001;
+    compare_engine_tick(w->e, w->now);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    g_assert_cmpint(w->last, ==, PROXY_TRIGGER_NO_TWIN);
+    world_free(w);
+}
+
+static void test_neighbours(void)
+{
+    World *w = world_new(NULL);
+
+    P(w, test_arp(true, 9));
+    P(w, test_arp(false, 9));
+    P(w, test_raw(0x88cc, "lldp"));
+    expect_n(w, 3); /* at once */
+    S(w, test_arp(true, 9));
+    S(w, test_arp(false, 7));
+    S(w, test_arp(true, 7)); /* only the secondary's */
+    S(w, test_arp(true, 8)); /* the primary's comes later */
+    w->now += 100000;
+    P(w, test_arp(true, 8));
+    expect_n(w, 1);
+    g_assert_cmpint(compare_engine_tick(w->e, w->now), ==, w->now + 100000);
+    w->now += 100001;
+    compare_engine_tick(w->e, w->now);
+    expect_n(w, 1);
+    w->now += 1000000;
+    compare_engine_tick(w->e, w->now);
+    expect_none(w);
+    world_free(w);
+}
+
+/* --- Epochs --- */
+
+static void test_epochs(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "old", CL));
+    P(w, test_udp(1, 2, false, "old"));
+    compare_engine_cut(w->e, 1);
+    P(w, DATA(ISN + 4, "new", CL));
+    P(w, test_udp(1, 2, false, "old")); /* equal, but of the new epoch */
+    S(w, DATA(ISN + 1, "oldnew", CL));  /* old: vouches for the old alone */
+    expect_tcp(w, ISN + 1, 3, CL);
+    expect_none(w);
+    P(w, DATA(ISN + 1, "old", CL)); /* a retransmission passes meanwhile */
+    expect_tcp(w, ISN + 1, 3, CL);
+    /* The secondary was restored, and its output overtakes our commit. */
+    compare_engine_secondary_marker(w->e, 1);
+    S(w, DATA(ISN + 4, "ne", CL));
+    expect_none(w);
+    compare_engine_commit(w->e, 1, w->now);
+    expect_n(w, 1); /* the old datagram; not the new one */
+    S(w, DATA(ISN + 6, "w", CL));
+    expect_tcp(w, ISN + 4, 3, CL);
+    S(w, test_udp(1, 2, false, "old"));
+    expect_n(w, 1);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    world_free(w);
+}
+
+static void test_late_old_output(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "a", CL));
+    compare_engine_cut(w->e, 1);
+    P(w, DATA(ISN + 2, "b", CL));
+    compare_engine_commit(w->e, 1, w->now);
+    expect_tcp(w, ISN + 1, 1, CL);
+    S(w, DATA(ISN + 1, "ab", CL)); /* before its marker: another timeline */
+    expect_none(w);
+    compare_engine_secondary_marker(w->e, 1);
+    S(w, DATA(ISN + 2, "b", CL));
+    expect_tcp(w, ISN + 2, 1, CL);
+    world_free(w);
+}
+
+static void test_commit_in_order(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "a", CL + 5));
+    P(w, test_udp(1, 2, false, "x"));
+    P(w, DATA(77, "mid", 1, .client_port = 9));
+    P(w, ACK(ISN + 2, CL + 9));
+    P(w, DATA(ISN + 2, "b", CL + 9));
+    compare_engine_cut(w->e, 1);
+    expect_none(w);
+    compare_engine_commit(w->e, 1, w->now);
+    expect_tcp(w, ISN + 1, 1, CL + 5);
+    Packet p;
+    frame_unref(pop(w, &p));
+    g_assert_cmpint(p.kind, ==, PACKET_UDP);
+    expect_tcp(w, 77, 3, 1);
+    expect_tcp(w, ISN + 2, 0, CL + 9);
+    expect_tcp(w, ISN + 2, 1, CL + 9);
+    expect_none(w);
+    /* RULES 20: known from now on. */
+    P(w, DATA(ISN + 1, "ab", CL + 9));
+    expect_tcp(w, ISN + 1, 2, CL + 9);
+    P(w, ACK(ISN + 3, CL + 9));
+    expect_tcp(w, ISN + 3, 0, CL + 9);
+    P(w, ACK(ISN + 3, CL + 10));
+    expect_none(w);
+    world_free(w);
+}
+
+static void test_torn(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "a", CL));
+    compare_engine_cut(w->e, 1);
+    P(w, DATA(ISN + 2, "b", CL));
+    /* No commit of 1: dropped. */
+    compare_engine_cut(w->e, 2);
+    P(w, DATA(ISN + 3, "c", CL));
+    S(w, DATA(ISN + 1, "abc", CL)); /* still epoch 0 */
+    expect_tcp(w, ISN + 1, 1, CL);
+    expect_none(w);
+    compare_engine_commit(w->e, 2, w->now);
+    expect_tcp(w, ISN + 2, 1, CL);
+    expect_none(w);
+    compare_engine_secondary_marker(w->e, 2);
+    S(w, DATA(ISN + 3, "c", CL));
+    expect_tcp(w, ISN + 3, 1, CL);
+    world_free(w);
+}
+
+static void test_no_isn_in_flight(void)
+{
+    World *w = world_new(NULL);
+
+    P(w, SYNACK(ISN));
+    compare_engine_cut(w->e, 1);
+    S(w, SYNACK(9));
+    g_assert_cmpuint(w->isns, ==, 0); /* it would reach a rolled back rewriter */
+    expect_none(w);
+    compare_engine_commit(w->e, 1, w->now);
+    expect_tcp(w, ISN, 0, CL);
+    g_assert_cmpuint(w->isns, ==, 0);
+    world_free(w);
+}
+
+/* --- Triggers --- */
+
+static void test_patience(void)
+{
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "ab", CL));
+    w->now += 9000;
+    compare_engine_tick(w->e, w->now);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    S(w, DATA(ISN + 1, "a", CL)); /* progress */
+    w->now += 9000;
+    compare_engine_tick(w->e, w->now);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    w->now += 1001;
+    compare_engine_tick(w->e, w->now);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    g_assert_cmpint(w->last, ==, PROXY_TRIGGER_TIMEOUT);
+    compare_engine_tick(w->e, w->now + 50000); /* asked already */
+    g_assert_cmpuint(w->triggers, ==, 1);
+    compare_engine_cut(w->e, 1);
+    w->now += 5 * G_USEC_PER_SEC;
+    compare_engine_tick(w->e, w->now); /* in flight */
+    g_assert_cmpuint(w->triggers, ==, 1);
+    P(w, DATA(ISN + 3, "c", CL));
+    compare_engine_commit(w->e, 1, w->now);
+    w->now += 5 * G_USEC_PER_SEC;
+    compare_engine_tick(w->e, w->now); /* committed, but the secondary does not run */
+    g_assert_cmpuint(w->triggers, ==, 1);
+    compare_engine_loaded(w->e, 1, w->now);
+    compare_engine_tick(w->e, w->now + 9999);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    compare_engine_tick(w->e, w->now + 10001);
+    g_assert_cmpuint(w->triggers, ==, 2);
+    world_free(w);
+}
+
+static void test_lag_stretches_patience(void)
+{
+    World *w = connected();
+
+    for (int i = 0; i < 100; i++) {
+        P(w, DATA(ISN + 1 + i, "a", CL));
+        w->now += 8000;
+        S(w, DATA(ISN + 1 + i, "a", CL));
+    }
+    frame_queue_clear(&w->out);
+    P(w, DATA(ISN + 101, "b", CL));
+    compare_engine_tick(w->e, w->now + 25000);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    compare_engine_tick(w->e, w->now + 33000);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    world_free(w);
+}
+
+static void test_timeout_is_the_ceiling(void)
+{
+    World *w = world_new(&(CompareConfig){.compare_timeout_us = 50000});
+
+    P(w, SYNACK(ISN));
+    S(w, SYNACK(9));
+    P(w, DATA(ISN + 1, "0123456789", CL));
+    for (int i = 0; i < 6; i++) { /* progress, but too little of it */
+        g_assert_cmpuint(w->triggers, ==, 0);
+        w->now += 8500;
+        S(w, test_tcp((TestTcp){.seq = ISN + 1 + i, .ack = CL,
+                                .data = "0123456789" + i, .len = 1}));
+        compare_engine_tick(w->e, w->now);
+    }
+    g_assert_cmpuint(w->triggers, ==, 1);
+    g_assert_cmpint(w->last, ==, PROXY_TRIGGER_TIMEOUT);
+    world_free(w);
+}
+
+static void test_delayed_ack_is_no_trigger(void)
+{
+    World *w = connected();
+
+    P(w, ACK(ISN + 1, CL + 10));
+    compare_engine_tick(w->e, w->now + 45000);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    compare_engine_tick(w->e, w->now + 100000);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    world_free(w);
+}
+
+static void test_damping(void)
+{
+    World *w = world_new(NULL);
+    unsigned in_a_second = 0;
+    uint64_t epoch = 1;
+
+    for (int i = 0; i < 2000; i++) { /* a guest that connects all the time */
+        unsigned before = w->triggers;
+
+        P(w, test_tcp((TestTcp){.flags = TCP_SYN, .seq = i, .client_port = 10 + i}));
+        compare_engine_tick(w->e, w->now);
+        if (w->triggers > before) {
+            checkpoint(w, epoch++);
+        }
+        in_a_second += i >= 1000 && w->triggers > before;
+        w->now += 1000;
+    }
+    g_assert_cmpuint(in_a_second, >=, 9);
+    g_assert_cmpuint(in_a_second, <=, 11);
+    world_free(w);
+}
+
+static void test_backlog(void)
+{
+    World *w = world_new(&(CompareConfig){.max_queue_size = 4, .max_bytes = 4000});
+    CompareStats st;
+
+    P(w, SYNACK(ISN));
+    S(w, SYNACK(9));
+    frame_queue_clear(&w->out);
+    for (int i = 0; i < 10; i++) {
+        P(w, DATA(ISN + 1 + i, "a", CL));
+    }
+    g_assert_cmpuint(w->triggers, ==, 0); /* no time has passed */
+    w->now += 20000;
+    P(w, DATA(ISN + 11, "a", CL));
+    g_assert_cmpuint(w->triggers, ==, 1);
+    g_assert_cmpint(w->last, ==, PROXY_TRIGGER_BACKLOG);
+    g_assert_false(compare_engine_full(w->e));
+    for (int i = 0; i < 70; i++) {
+        P(w, DATA(ISN + 12 + i, "a", CL));
+    }
+    g_assert_true(compare_engine_full(w->e));
+    compare_engine_stats(w->e, &st);
+    g_assert_cmpuint(st.held_frames, ==, 81); /* nothing is dropped */
+    checkpoint(w, 1);
+    expect_n(w, 81);
+    g_assert_false(compare_engine_full(w->e));
+    world_free(w);
+}
+
+/* --- Modes, bounds, table --- */
+
+static void test_modes(void)
+{
+    World *w = world_new(NULL);
+
+    compare_engine_set_mode(w->e, COMPARE_MODE_PASS, w->now);
+    P(w, SYNACK(ISN));
+    P(w, DATA(ISN + 1, "abc", CL));
+    P(w, test_udp(1, 2, false, "x"));
+    expect_n(w, 3);
+    S(w, SYNACK(9));
+    g_assert_cmpuint(w->isns, ==, 1);
+    compare_engine_set_mode(w->e, COMPARE_MODE_COMPARE, w->now);
+    P(w, DATA(ISN + 1, "abc", CL)); /* left already */
+    expect_n(w, 1);
+    P(w, DATA(ISN + 4, "def", CL));
+    expect_none(w);
+    S(w, DATA(ISN + 1, "abcdef", CL));
+    expect_tcp(w, ISN + 4, 3, CL);
+    P(w, DATA(ISN + 7, "g", CL));
+    compare_engine_set_mode(w->e, COMPARE_MODE_HOLD, w->now);
+    P(w, test_arp(true, 1));
+    S(w, DATA(ISN + 7, "g", CL));
+    P(w, DATA(ISN + 8, "h", CL));
+    w->now += 10 * G_USEC_PER_SEC;
+    compare_engine_tick(w->e, w->now);
+    expect_none(w);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    compare_engine_set_mode(w->e, COMPARE_MODE_PASS, w->now);
+    expect_tcp(w, ISN + 7, 1, CL);
+    expect_n(w, 2);
+    world_free(w);
+
+    w = connected(); /* everything of any epoch */
+    P(w, DATA(ISN + 1, "a", CL));
+    compare_engine_cut(w->e, 1);
+    P(w, DATA(ISN + 2, "b", CL));
+    compare_engine_flush_all(w->e, w->now);
+    expect_n(w, 2);
+    g_assert_cmpint(compare_engine_mode(w->e), ==, COMPARE_MODE_COMPARE);
+    world_free(w);
+}
+
+static void test_flow_bound(void)
+{
+    World *w = world_new(&(CompareConfig){.max_flows = 100});
+    CompareStats st;
+
+    P(w, DATA(1, "held", CL, .client_port = 1));
+    for (int i = 2; i < 2000; i++) {
+        S(w, ACK(0, 9, .flags = TCP_RST | TCP_ACK, .client_port = i));
+        P(w, ACK(0, 9, .flags = TCP_RST | TCP_ACK, .client_port = i));
+    }
+    compare_engine_stats(w->e, &st);
+    g_assert_cmpuint(st.flows, <=, 100);
+    g_assert_cmpuint(st.flows_evicted, >, 1800);
+    frame_queue_clear(&w->out);
+    S(w, DATA(1, "held", CL, .client_port = 1)); /* this one stayed */
+    expect_tcp(w, 1, 4, CL);
+    world_free(w);
+}
+
+static void test_table(void)
+{
+    World *w = connected();
+    g_autoptr(GByteArray) b = g_byte_array_new();
+    g_autoptr(GError) err = NULL;
+    CompareTable *t;
+
+    P(w, DATA(ISN + 1, "abc", CL + 7, .ts = true, .tsval = 123, .tsecr = 5, .win = 100));
+    compare_engine_cut(w->e, 5);
+    P(w, DATA(ISN + 4, "new", CL + 9));
+    compare_engine_save(w->e, b);
+    t = compare_table_parse(b->data, b->len, &err);
+    g_assert_no_error(err);
+    g_assert_cmpuint(t->epoch, ==, 5);
+    g_assert_cmpuint(t->n_flows, ==, 1);
+    g_assert_cmpuint(t->flows[0].snd_max, ==, ISN + 4);
+    g_assert_cmpuint(t->flows[0].ack, ==, CL + 7);
+    g_assert_cmpuint(t->flows[0].edge, ==, MAX(CL + 7 + 100 * 128, CL + 1000));
+    g_assert_cmpuint(t->flows[0].tsval, ==, 123);
+    g_assert_cmpuint(t->flows[0].wscale, ==, 7);
+    g_assert_cmpuint(t->flows[0].l2_len, ==, 14);
+    g_assert_cmpuint(t->held.count, ==, 1);
+    compare_table_free(t);
+    for (guint len = 0; len < b->len; len++) { /* exact copies: a sanitizer looks */
+        g_autofree uint8_t *cut = g_memdup2(b->data, len);
+        g_autoptr(GError) e2 = NULL;
+        g_assert_null(compare_table_parse(cut, len, &e2));
+        g_assert_nonnull(e2);
+    }
+    for (int i = 0; i < 20000; i++) {
+        g_autofree uint8_t *bad = g_memdup2(b->data, b->len);
+        for (int j = 0; j < 3; j++) {
+            bad[g_random_int_range(0, b->len)] = g_random_int();
+        }
+        compare_table_free(compare_table_parse(bad, b->len, NULL));
+    }
+    world_free(w);
+}
+
+/* --- Property: any schedule of the same two streams ---
+ *
+ * Two sides send the same bytes, each in its own segments, with repetitions, local
+ * reordering and its own ACKs; checkpoints come at random. The model knows what each side
+ * has put out so far, as sets, and judges each frame that leaves by promise 1 alone. */
+
+#define STREAM_LEN 6000
+
+typedef struct Side {
+    uint32_t nxt; /* stream positions; STREAM_LEN + 1: the FIN was sent */
+    uint32_t ack, edge;
+    Frame *delayed[3];
+    unsigned n;
+} Side;
+
+typedef struct Model {
+    uint32_t isn, cl;
+    uint8_t bytes[STREAM_LEN];
+    Side p, s;
+    uint8_t sent_by_s[STREAM_LEN + 1]; /* 1: the SVM, or a checkpoint, vouches for it */
+    uint8_t sent_by_p[STREAM_LEN + 1];
+    uint8_t out[STREAM_LEN + 1];
+    uint32_t s_ack, s_edge, p_ack, p_edge; /* put out, relative to @cl */
+    uint32_t out_ack, out_edge;
+    uint32_t p_dups, out_dups;
+    int flipped; /* position of the byte that the SVM sends wrong, or -1 */
+    bool flip_live;
+    /* as of the cut */
+    Side cut_p;
+    uint8_t cut_sent[STREAM_LEN + 1];
+    uint32_t cut_ack, cut_edge;
+} Model;
+
+#define SCALE 7
+
+static void model_check(World *w, Frame *f)
+{
+    Model *m = w->model;
+    uint32_t pos, ack, edge;
+    Packet p;
+
+    packet_parse(f, true, &p);
+    g_assert_true(test_checksum_ok(f));
+    ack = p.ack - m->cl;
+    edge = ack + ((uint32_t)p.win << ((p.flags & TCP_SYN) ? 0 : SCALE));
+    if (p.flags & TCP_SYN) {
+        g_assert_cmpuint(w->isns, ==, 1);
+        return;
+    }
+    pos = p.seq - (m->isn + 1);
+    for (uint32_t i = 0; i < p.body_len; i++) {
+        g_assert_cmpuint(pos + i, <, STREAM_LEN);
+        g_assert_cmpuint(f->data[p.body + i], ==, m->bytes[pos + i]);
+        g_assert_true(m->sent_by_s[pos + i]);
+        g_assert_false(m->flip_live && pos + i == (uint32_t)m->flipped);
+        m->out[pos + i] = 1;
+    }
+    if (p.flags & TCP_FIN) {
+        g_assert_cmpuint(pos + p.body_len, ==, STREAM_LEN);
+        g_assert_true(m->sent_by_s[STREAM_LEN]);
+        m->out[STREAM_LEN] = 1;
+    }
+    g_assert_cmpuint(ack, <=, m->s_ack);
+    g_assert_cmpuint(ack, <=, m->p_ack);
+    g_assert_cmpuint(edge, <=, m->s_edge);
+    g_assert_cmpuint(edge, <=, m->p_edge);
+    if (p.body_len == 0 && !(p.flags & TCP_FIN) && ack <= m->out_ack &&
+        edge <= m->out_edge) {
+        m->out_dups++;
+        g_assert_cmpuint(m->out_dups, <=, m->p_dups);
+    }
+    m->out_ack = MAX(m->out_ack, ack);
+    m->out_edge = MAX(m->out_edge, edge);
+}
+
+/* Put out a frame of @side: the model notes it at the moment at which it is fed. */
+static void side_feed(World *w, Model *m, Side *side, Frame *f)
+{
+    bool is_p = side == &m->p;
+    uint8_t *sent = is_p ? m->sent_by_p : m->sent_by_s;
+    uint32_t ack, edge, *max_ack = is_p ? &m->p_ack : &m->s_ack;
+    uint32_t *max_edge = is_p ? &m->p_edge : &m->s_edge, pos;
+    Packet p;
+
+    packet_parse(f, true, &p);
+    pos = p.seq - (m->isn + 1);
+    ack = p.ack - m->cl;
+    edge = ack + ((uint32_t)p.win << SCALE);
+    memset(sent + pos, 1, p.body_len);
+    if (p.flags & TCP_FIN) {
+        sent[STREAM_LEN] = 1;
+    }
+    if (is_p && p.body_len == 0 && !(p.flags & TCP_FIN) && ack <= m->p_ack &&
+        edge <= m->p_edge) {
+        m->p_dups++;
+    }
+    *max_ack = MAX(*max_ack, ack);
+    *max_edge = MAX(*max_edge, edge);
+    if (is_p) {
+        P(w, f);
+    } else {
+        S(w, f);
+    }
+}
+
+static void side_push(World *w, Model *m, Side *side, Frame *f)
+{
+    if (side->n == G_N_ELEMENTS(side->delayed)) {
+        unsigned i = g_random_int_range(0, side->n);
+        Frame *out = side->delayed[i];
+        side->delayed[i] = f;
+        side_feed(w, m, side, out);
+        return;
+    }
+    side->delayed[side->n++] = f;
+}
+
+static void side_flush(World *w, Model *m, Side *side)
+{
+    for (unsigned i = 0; i < side->n; i++) {
+        side_feed(w, m, side, side->delayed[i]);
+    }
+    side->n = 0;
+}
+
+static Frame *side_frame(Model *m, Side *side, uint32_t from, uint32_t to, bool fin)
+{
+    uint8_t data[STREAM_LEN];
+
+    memcpy(data, m->bytes + from, to - from);
+    if (m->flip_live && side == &m->s && m->flipped >= (int)from && m->flipped < (int)to) {
+        data[m->flipped - from] ^= 0x10;
+    }
+    return test_tcp((TestTcp){.seq = m->isn + 1 + from, .ack = m->cl + side->ack,
+                              .flags = TCP_ACK | (fin ? TCP_FIN : 0),
+                              .win = (side->edge - side->ack) >> SCALE,
+                              .zero_win = side->edge - side->ack < 1 << SCALE,
+                              .data = data, .len = to - from});
+}
+
+static void side_step(World *w, Model *m, Side *side)
+{
+    uint32_t from = MIN(side->nxt, STREAM_LEN), to, edge;
+    int what = g_random_int_range(0, 10);
+
+    if (g_random_int_range(0, 3) == 0 && side->ack < 100000) {
+        /* Both ack multiples of 128 so that the scaled edge is exact. */
+        side->ack += 128 * g_random_int_range(0, 20);
+        edge = side->ack + 128 * g_random_int_range(0, 200);
+        side->edge = MAX(side->edge, edge);
+    }
+    if (what < 5) { /* go on */
+        to = from + g_random_int_range(1, 400);
+        to = MIN(to, STREAM_LEN);
+        if (to == STREAM_LEN && side->nxt <= STREAM_LEN && g_random_boolean()) {
+            side->nxt = STREAM_LEN + 1;
+        } else {
+            side->nxt = MAX(side->nxt, to);
+        }
+    } else if (what < 7 && from > 0) { /* repeat something, cut otherwise */
+        to = g_random_int_range(1, from + 1);
+        from = g_random_int_range(MAX((int)to - 700, 0), to);
+    } else { /* ACK alone */
+        to = from;
+    }
+    bool fin = side->nxt > STREAM_LEN && to == STREAM_LEN;
+    side_push(w, m, side, side_frame(m, side, from, to, fin));
+}
+
+static void model_cut(World *w, Model *m, uint64_t epoch)
+{
+    side_flush(w, m, &m->p);
+    compare_engine_cut(w->e, epoch);
+    m->cut_p = m->p;
+    m->cut_ack = m->p_ack;
+    m->cut_edge = m->p_edge;
+    memcpy(m->cut_sent, m->sent_by_p, sizeof(m->cut_sent));
+}
+
+static void model_commit(World *w, Model *m, uint64_t epoch)
+{
+    /* The SVM is the PVM of the cut from now on. */
+    for (unsigned i = 0; i < m->s.n; i++) {
+        frame_unref(m->s.delayed[i]);
+    }
+    m->s = m->cut_p;
+    m->s.n = 0;
+    for (int i = 0; i <= STREAM_LEN; i++) {
+        /* What has left must be in the checkpoint: the SVM forgets its own timeline. */
+        g_assert_true(m->cut_sent[i] || !m->out[i]);
+        m->sent_by_s[i] = m->cut_sent[i];
+    }
+    g_assert_cmpuint(m->out_ack, <=, m->cut_ack);
+    g_assert_cmpuint(m->out_edge, <=, m->cut_edge);
+    m->s_ack = m->cut_ack;
+    m->s_edge = m->cut_edge;
+    m->flip_live = m->flip_live && !m->cut_sent[m->flipped];
+    compare_engine_commit(w->e, epoch, w->now);
+    compare_engine_secondary_marker(w->e, epoch);
+    compare_engine_loaded(w->e, epoch, w->now);
+}
+
+static void run_property(bool checkpoints, bool flip)
+{
+    World *w = world_new(NULL);
+    Model *m = g_new0(Model, 1);
+    uint64_t epoch = 0;
+    bool in_flight = false;
+    unsigned i;
+
+    m->isn = g_random_boolean() ? 0xffffffff - g_random_int_range(0, STREAM_LEN)
+                                : g_random_int();
+    m->cl = g_random_boolean() ? 0xffffffff - g_random_int_range(0, 5000) : g_random_int();
+    for (i = 0; i < STREAM_LEN; i++) {
+        m->bytes[i] = g_random_int();
+    }
+    m->flipped = flip ? g_random_int_range(0, STREAM_LEN) : -1;
+    m->flip_live = flip;
+    w->check = model_check;
+    w->model = m;
+    m->p.edge = m->s.edge = m->p_edge = m->s_edge = 1000;
+    P(w, test_tcp((TestTcp){.seq = m->isn, .ack = m->cl, .flags = TCP_SYN | TCP_ACK,
+                            .mss = 1460, .wscale = SCALE}));
+    S(w, test_tcp((TestTcp){.seq = g_random_int(), .ack = m->cl, .flags = TCP_SYN | TCP_ACK,
+                            .mss = 1460, .wscale = SCALE}));
+    g_assert_cmpuint(w->out.count, ==, 1);
+    for (i = 0; i < 4000; i++) {
+        w->now++;
+        if (checkpoints && g_random_int_range(0, 60) == 0) {
+            if (in_flight && g_random_int_range(0, 5)) {
+                model_commit(w, m, epoch);
+                in_flight = false;
+            } else {
+                model_cut(w, m, ++epoch);
+                in_flight = true;
+            }
+        }
+        side_step(w, m, g_random_boolean() ? &m->p : &m->s);
+        frame_queue_clear(&w->out);
+        if (flip && w->triggers) {
+            break;
+        }
+    }
+    if (in_flight) {
+        model_commit(w, m, epoch);
+    }
+    /* Let both come to the end and to the same ACK. */
+    for (int k = 0; k < 2; k++) {
+        Side *s = k ? &m->s : &m->p;
+        uint32_t from = MIN(s->nxt, STREAM_LEN);
+        s->ack = MAX(m->p.ack, m->s.ack);
+        s->edge = MAX(m->p.edge, m->s.edge);
+        s->nxt = STREAM_LEN + 1;
+        side_flush(w, m, s);
+        side_feed(w, m, s, side_frame(m, s, from, STREAM_LEN, true));
+    }
+    CompareStats st;
+    compare_engine_stats(w->e, &st);
+    if (m->flip_live) {
+        g_assert_cmpuint(w->triggers, ==, 1);
+        g_assert_cmpint(w->last, ==, PROXY_TRIGGER_MISMATCH);
+        g_assert_cmpint(st.last[0].cause, ==, COMPARE_CAUSE_PAYLOAD);
+        g_assert_false(m->out[m->flipped]);
+        m->flip_live = false;
+        model_cut(w, m, ++epoch);
+        model_commit(w, m, epoch);
+    } else if (!flip) {
+        g_assert_cmpuint(w->triggers, ==, 0);
+        g_assert_cmpuint(m->out_ack, ==, m->p.ack);
+    }
+    compare_engine_stats(w->e, &st);
+    g_assert_cmpuint(st.held_frames, ==, 0);
+    g_assert_cmpuint(st.held_bytes, ==, 0);
+    for (i = 0; i <= STREAM_LEN; i++) {
+        g_assert_true(m->out[i]);
+    }
+    g_free(m);
+    world_free(w);
+}
+
+static void test_property(void)
+{
+    for (int i = 0; i < 100; i++) {
+        run_property(false, false);
+    }
+}
+
+static void test_property_checkpoints(void)
+{
+    for (int i = 0; i < 100; i++) {
+        run_property(true, false);
+    }
+}
+
+static void test_property_flip(void)
+{
+    for (int i = 0; i < 150; i++) {
+        run_property(i & 1, true);
+    }
+}
+
+/* --- Fuzz: nothing in a frame or an order of calls makes it fail --- */
+
+static Frame *random_frame(void)
+{
+    char text[64] = {0};
+    Frame *f;
+
+    memset(text, 'a' + g_random_int_range(0, 2), g_random_int_range(0, 60));
+    switch (g_random_int_range(0, 8)) {
+    case 0: f = test_udp(1, g_random_int_range(50, 56), g_random_boolean(), text); break;
+    case 1: f = test_icmp(text); break;
+    case 2: f = test_fragment(8 * g_random_int_range(0, 3), g_random_boolean(), text); break;
+    case 3: f = test_arp(g_random_boolean(), g_random_int_range(0, 3)); break;
+    default:
+        f = test_tcp((TestTcp){
+            .client_port = g_random_int_range(1, 4), .seq = g_random_int_range(0, 200),
+            .ack = g_random_int_range(0, 200), .win = g_random_int_range(1, 100),
+            .flags = g_random_int_range(0, 3) ? TCP_ACK : g_random_int_range(1, 256),
+            .ts = g_random_boolean(), .tsval = g_random_int_range(0, 100),
+            .n_sack = g_random_int_range(0, 3), .sack = {5, 90, 100, 150}, .data = text,
+            .len = strlen(text)});
+    }
+    if (g_random_int_range(0, 4) == 0) {
+        for (int j = g_random_int_range(1, 5); j > 0; j--) {
+            f->data[g_random_int_range(0, f->len)] = g_random_int();
+        }
+        f->len = g_random_int_range(0, f->len + 1);
+    }
+    return f;
+}
+
+static void test_fuzz(void)
+{
+    for (int round = 0; round < 30; round++) {
+        World *w = world_new(&(CompareConfig){.max_flows = 4, .max_queue_size = 8,
+                                              .max_bytes = 20000});
+        uint64_t epoch = 0, fed = 0;
+        CompareStats st;
+
+        for (int i = 0; i < 4000; i++) {
+            w->now += g_random_int_range(0, 3000);
+            switch (g_random_int_range(0, 60)) {
+            case 0: compare_engine_cut(w->e, ++epoch); break;
+            case 1: compare_engine_commit(w->e, epoch, w->now); break;
+            case 2: compare_engine_secondary_marker(w->e, epoch); break;
+            case 3: compare_engine_loaded(w->e, epoch, w->now); break;
+            case 4:
+                compare_engine_set_mode(w->e, g_random_int_range(0, 8) ? 1
+                                              : g_random_int_range(0, 3), w->now);
+                break;
+            case 5: {
+                g_autoptr(GByteArray) b = g_byte_array_new();
+                compare_engine_save(w->e, b);
+                CompareTable *t = compare_table_parse(b->data, b->len, NULL);
+                g_assert_nonnull(t);
+                compare_table_free(t);
+                break;
+            }
+            case 6 ... 15: compare_engine_tick(w->e, w->now); break;
+            case 16 ... 37: S(w, random_frame()); break;
+            default:
+                P(w, random_frame());
+                fed++;
+            }
+        }
+        compare_engine_set_mode(w->e, COMPARE_MODE_PASS, w->now);
+        compare_engine_stats(w->e, &st);
+        g_assert_cmpuint(st.held_frames, ==, 0);
+        g_assert_cmpuint(st.held_bytes, ==, 0);
+        g_assert_cmpuint(st.svm_bytes, ==, 0);
+        /* Nothing is lost: each frame left, or said no more than others did. */
+        g_assert_cmpuint(fed + st.acks_made + st.svm_forwarded, ==,
+                         st.released_frames + st.acks_absorbed);
+        world_free(w);
+    }
+}
+
+/* --- Speed --- */
+
+static void drop_frame(Frame *f, void *opaque)
+{
+    frame_unref(f);
+}
+
+static void measure(bool udp, uint32_t size, unsigned flows)
+{
+    enum { N = 400000 };
+    CompareOps o = {drop_frame, on_trigger, on_isn};
+    World *w = world_new(NULL);
+    uint8_t data[1500] = {0};
+    uint32_t *seq = g_new0(uint32_t, flows);
+    Frame **pf = g_new(Frame *, flows), **sf = g_new(Frame *, flows);
+    double t;
+
+    compare_engine_free(w->e);
+    w->e = compare_engine_new(NULL, &o, w);
+    compare_engine_set_mode(w->e, COMPARE_MODE_COMPARE, 1);
+    for (unsigned i = 0; i < flows; i++) {
+        TestTcp x = {.seq = 1, .ack = 1, .client_port = 1 + i, .data = data,
+                     .len = size - 54};
+        pf[i] = test_tcp(x);
+        sf[i] = test_tcp(x);
+        if (udp) {
+            pf[i]->data[23] = sf[i]->data[23] = 17;
+            put_be16(pf[i]->data + 38, size - 34);
+            put_be16(sf[i]->data + 38, size - 34);
+        }
+        seq[i] = 1;
+    }
+    g_test_timer_start();
+    for (unsigned i = 0; i < N; i++) {
+        unsigned k = i % flows;
+        if (!udp) {
+            put_be32(pf[k]->data + 38, seq[k]);
+            put_be32(sf[k]->data + 38, seq[k]);
+            seq[k] += size - 54;
+        }
+        P(w, frame_ref(pf[k]));
+        S(w, frame_ref(sf[k]));
+        w->now++;
+        compare_engine_tick(w->e, w->now);
+    }
+    t = g_test_timer_elapsed();
+    g_test_message("%s %u bytes, %u flows: %.0f k pairs/s (%.0f k frames/s)",
+                   udp ? "udp" : "tcp", size, flows, N / t / 1e3, 2 * N / t / 1e3);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    for (unsigned i = 0; i < flows; i++) {
+        frame_unref(pf[i]);
+        frame_unref(sf[i]);
+    }
+    g_free(pf);
+    g_free(sf);
+    g_free(seq);
+    world_free(w);
+}
+
+static void test_speed(void)
+{
+    if (!g_test_perf()) {
+        g_test_skip("run with -m perf");
+        return;
+    }
+    for (int i = 0; i < 8; i++) {
+        measure(i & 1, i & 2 ? 1500 : 64, i & 4 ? 1000 : 1);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+#define T(name, fn) g_test_add_func("/compare/" name, fn)
+    T("synack", test_synack);
+    T("synack-differs", test_synack_differs);
+    T("reconnect-same-ports", test_reconnect_same_ports);
+    T("guest-opens", test_guest_opens);
+    T("segmentation", test_segmentation);
+    T("payload-differs", test_payload_differs);
+    T("retransmission-differs", test_retransmission_differs);
+    T("retransmission-passes", test_retransmission_passes);
+    T("fin", test_fin);
+    T("rst", test_rst);
+    T("urgent", test_urgent);
+    T("vlan-v6", test_vlan_v6);
+    T("ack-waits", test_ack_waits);
+    T("ack-lowered-in-data", test_ack_lowered_in_data);
+    T("duplicate-acks", test_duplicate_acks);
+    T("ack-absorbed", test_ack_absorbed);
+    T("sack", test_sack);
+    T("window", test_window);
+    T("owed-at-commit", test_owed_at_commit);
+    T("timestamps", test_timestamps);
+    T("unknown-flow", test_unknown_flow);
+    T("datagrams", test_datagrams);
+    T("datagram-of-old-epoch", test_datagram_of_old_epoch_vouches_nothing);
+    T("queries", test_queries);
+    T("neighbours", test_neighbours);
+    T("epochs", test_epochs);
+    T("late-old-output", test_late_old_output);
+    T("commit-in-order", test_commit_in_order);
+    T("torn", test_torn);
+    T("no-isn-in-flight", test_no_isn_in_flight);
+    T("patience", test_patience);
+    T("lag-stretches-patience", test_lag_stretches_patience);
+    T("timeout-is-the-ceiling", test_timeout_is_the_ceiling);
+    T("delayed-ack", test_delayed_ack_is_no_trigger);
+    T("damping", test_damping);
+    T("backlog", test_backlog);
+    T("modes", test_modes);
+    T("flow-bound", test_flow_bound);
+    T("table", test_table);
+    T("property", test_property);
+    T("property-checkpoints", test_property_checkpoints);
+    T("property-flip", test_property_flip);
+    T("fuzz", test_fuzz);
+    T("speed", test_speed);
+    return g_test_run();
+}
