@@ -5,8 +5,8 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
+#include <arpa/inet.h>
 #include <glib.h>
-#include <pthread.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -353,6 +353,56 @@ static void test_announce(void)
     end(out, guest);
 }
 
+/* libslirp answers for its host, and its hostfwd reaches for the guest. */
+static void test_user(void)
+{
+    uint8_t arp[42] = {255, 255, 255, 255, 255, 255, 2, 1, 1, 1, 1, 1, 8, 6,  0, 1,
+                       8,   0,   6,   4,   0,   1,   2, 1, 1, 1, 1, 1, 10, 0, 2, 15,
+                       0,   0,   0,   0,   0,   0,   10, 0, 2, 2};
+    uint8_t b[2000];
+    struct sockaddr_in a = {.sin_family = AF_INET};
+    socklen_t alen = sizeof(a);
+    int probe = socket(AF_INET, SOCK_STREAM, 0);
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    g_assert_cmpint(bind(probe, (struct sockaddr *)&a, sizeof(a)), ==, 0);
+    getsockname(probe, (struct sockaddr *)&a, &alen);
+    close(probe);
+    g_autofree char *t = g_strdup_printf(
+        "user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:%d-:80", ntohs(a.sin_port));
+    g_autoptr(JsonObject) o = options_parse(t, "type", NULL);
+    g_autoptr(GError) err = NULL;
+    net_lock();
+    NetDev *nd = netdev_new(o, &err);
+    g_assert_no_error(err);
+    int guest = dup(netdev_child_fd(nd));
+    net_unlock();
+    g_assert_cmpint(send(guest, arp, 42, 0), ==, 42);
+    bool replied = false, syn = false;
+    int s = -1;
+    for (int i = 0; i < 600 && !syn; i++) {
+        ssize_t n = recv(guest, b, sizeof(b), MSG_DONTWAIT);
+        if (n < 0) {
+            g_usleep(5000);
+            continue;
+        }
+        if (n >= 42 && b[12] == 8 && b[13] == 6 && b[21] == 2) {
+            replied = true;
+            g_assert_cmpmem(b + 28, 4, "\xa\0\2\2", 4);
+            s = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+            connect(s, (struct sockaddr *)&a, sizeof(a));
+        }
+        syn |= n >= 54 && b[12] == 8 && b[13] == 0 && b[23] == 6 && b[37] == 80 &&
+               b[47] == 2;
+    }
+    g_assert_true(replied);
+    g_assert_true(syn);
+    close(s);
+    close(guest);
+    net_lock();
+    g_assert_true(netdev_del("n0", NULL));
+    net_unlock();
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -363,6 +413,7 @@ int main(int argc, char **argv)
     g_test_add_func("/child-port/output", test_output);
     g_test_add_func("/child-port/gate", test_gate);
     g_test_add_func("/child-port/announce", test_announce);
+    g_test_add_func("/child-port/user", test_user);
     int r = g_test_run();
     net_shutdown();
     return r;
