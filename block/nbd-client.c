@@ -232,6 +232,11 @@ static int cmd_done(void *opaque, int *error)
 
     /* NULL: already failed by client_fail(). */
     if (cmd->req) {
+        if (*error) {
+            colo_trace(block_nbd_client_error, "'%s': %s %" PRIu64 "+%" PRIu64 ": %s",
+                       cmd->client->export_name, block_op_name(cmd->req->op),
+                       cmd->req->offset, cmd->req->bytes, g_strerror(*error));
+        }
         g_queue_unlink(&cmd->client->in_flight, &cmd->link);
         block_complete_later(g_steal_pointer(&cmd->req), -*error);
     }

@@ -16,7 +16,8 @@ static void check_io(const char *node, uint64_t size)
 
     for (int i = 0; i < 300; i++) {
         uint64_t off = g_rand_int_range(r, 0, size / 512) * 512;
-        uint64_t len = MIN(g_rand_int_range(r, 1, 200) * 512u, size - off);
+        unsigned sectors = g_rand_int_range(r, 1, 200);
+        uint64_t len = MIN(sectors * 512, size - off);
 
         switch (g_rand_int_range(r, 0, 4)) {
         case 0:

@@ -78,6 +78,7 @@ static Pair *pair_new(uint32_t seed, const char *format)
              format, hidden);
     test_add("if=ide,id=colo-disk1,driver=quorum,read-pattern=fifo,vote-threshold=1,"
              "children.0=childs0");
+    g_assert_nonnull(block_serve_child("colo-disk0", &err));
     g_autoptr(JsonObject) addr = test_opts("type=unix,data.path=%s", p->sock);
     block_nbd_server_start(addr, NULL, 0, &err);
     g_assert_no_error(err);
@@ -143,7 +144,8 @@ static Batch *batch_start(Pair *p, const char *disk, uint8_t *model)
             sector %= 64; /* a hot place */
         }
         req->offset = sector * 512;
-        req->bytes = MIN(g_rand_int_range(p->rand, 1, 40) * 512u, SIZE - req->offset);
+        unsigned sectors = g_rand_int_range(p->rand, 1, 40);
+        req->bytes = MIN(sectors * 512, SIZE - req->offset);
         req->done = batch_done;
         req->opaque = b;
         if (g_rand_int_range(p->rand, 0, 5) == 0) {
