@@ -122,6 +122,22 @@ static bool load_devices(Secondary *s, GError **errp)
     return colo_child_command(text, "dis", ok ? errp : NULL) && ok;
 }
 
+/* The load resets the machine first. A reset that writes images back into RAM (a kernel
+ * given as ELF, -device loader) does so between our restore and the devices' load, which
+ * read their rings there: mending RAM afterwards would come too late for them. */
+static bool check_reset(GError **errp)
+{
+    int64_t n = ram_restore(colo.ram, errp);
+
+    if (n > 0) {
+        colo_error_set(errp,
+                       "this machine's reset writes to %" G_GINT64_FORMAT " pages of guest "
+                       "RAM (-kernel with an ELF image, or -device loader): it cannot be "
+                       "replicated; boot from disk or with a bzImage", n);
+    }
+    return n == 0;
+}
+
 /* Bring the SVM to the checkpoint in staging; it is whole. */
 static bool roll_back(Secondary *s, GError **errp)
 {
@@ -150,8 +166,7 @@ static bool roll_back(Secondary *s, GError **errp)
         return false;
     }
     colo_step("svm-restored");
-    /* The load resets the machine first; a reset may write to RAM (ROM images). */
-    if (!load_devices(s, errp) || ram_restore(colo.ram, errp) < 0) {
+    if (!load_devices(s, errp) || !check_reset(errp)) {
         return false;
     }
     colo_step("svm-loaded");
