@@ -40,7 +40,7 @@ typedef struct CompareOps {
 typedef struct CompareConfig {
     int64_t compare_timeout_us; /* ceiling of any wait for the twin; 0: 3 s */
     uint32_t max_queue_size;    /* frames held a flow; 0: 1024 */
-    uint64_t max_bytes;         /* held in all, both sides; 0: 64 MiB */
+    uint64_t max_bytes;         /* memory of what is held, both sides; 0: 64 MiB */
     uint32_t max_flows;         /* 0: 16384 */
 } CompareConfig;
 

@@ -76,7 +76,7 @@ void compare_dgram_primary(CompareEngine *e, CompareFlow *fl, Frame *f, const Pa
 
     if (twin) {
         compare_item_drop(e, twin);
-        compare_sample_lag(e, 0);
+        compare_sample_lag(e, e->now);
         e->stats.equal++;
         compare_release(e, f);
         compare_flow_wait(e, fl, true);
@@ -96,7 +96,7 @@ void compare_dgram_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const 
         keep(e, fl, f, p, hash, false);
         return;
     }
-    compare_sample_lag(e, e->now - twin->stamp);
+    compare_sample_lag(e, twin->stamp);
     e->stats.equal++;
     compare_release(e, compare_item_take(e, twin));
     frame_unref(f);

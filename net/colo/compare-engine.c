@@ -45,6 +45,7 @@
 #define DAMPING_MIN (5 * 1000)
 #define DAMPING_MAX (100 * 1000)
 #define DAMPING_FORGET G_USEC_PER_SEC
+#define FRAME_COST 2048 /* what a small frame takes beyond its bytes */
 
 static void set_config(CompareEngine *e, const CompareConfig *cfg)
 {
@@ -120,9 +121,13 @@ void compare_release(CompareEngine *e, Frame *f)
     e->ops.release(f, e->opaque);
 }
 
-void compare_sample_lag(CompareEngine *e, int64_t lag)
+void compare_sample_lag(CompareEngine *e, int64_t stamp)
 {
-    e->lag += (lag - e->lag) / (lag > e->lag ? 4 : 16);
+    int64_t lag = e->now - MAX(stamp, e->loaded_at);
+
+    if (!e->in_flight) { /* else it would be the checkpoint that is measured */
+        e->lag += (lag - e->lag) / (lag > e->lag ? 4 : 16);
+    }
 }
 
 /* --- Triggers --- */
@@ -296,8 +301,11 @@ int64_t compare_engine_tick(CompareEngine *e, int64_t now)
 
 static bool full_of(CompareEngine *e)
 {
-    return e->held_bytes + e->kept_bytes + e->next_p.bytes + e->next_s.bytes >=
-           e->cfg.max_bytes;
+    uint64_t frames = (uint64_t)e->held.count + e->kept_segs.count + e->kept_dgrams.count +
+                      e->next_p.count + e->next_s.count;
+
+    return e->held_bytes + e->kept_bytes + e->next_p.bytes + e->next_s.bytes +
+           frames * FRAME_COST >= e->cfg.max_bytes;
 }
 
 bool compare_engine_full(CompareEngine *e)
@@ -420,6 +428,12 @@ void compare_engine_cut(CompareEngine *e, uint64_t epoch)
             compare_tcp_learn(e, fl, f, &p);
         }
         compare_hold_forced(e, fl, f, &p, COMPARE_CAUSE_SILENT);
+    }
+    if (e->mode == COMPARE_MODE_PASS && epoch <= e->p_epoch && epoch > 0) {
+        /* Protection begins again with a new peer: epochs may, too. */
+        e->c_epoch = MIN(e->c_epoch, epoch - 1);
+        e->s_epoch = MIN(e->s_epoch, epoch - 1);
+        e->p_epoch = epoch;
     }
     e->p_epoch = MAX(e->p_epoch, epoch);
     e->in_flight = true;

@@ -188,7 +188,8 @@ void compare_hold_forced(CompareEngine *e, CompareFlow *fl, Frame *f, const Pack
                          CompareCause why);
 /** The flow's queue is over its bound and its twin does not move. */
 void compare_backlog(CompareEngine *e, CompareFlow *fl);
-void compare_sample_lag(CompareEngine *e, int64_t lag);
+/** A frame of the primary that came at @stamp found its twin now. */
+void compare_sample_lag(CompareEngine *e, int64_t stamp);
 
 /* compare-tcp.c */
 void compare_tcp_learn(CompareEngine *e, CompareFlow *fl, const Frame *f, const Packet *p);

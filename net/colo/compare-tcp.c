@@ -418,7 +418,7 @@ static void drain(CompareEngine *e, CompareFlow *fl)
         if (it->kind == ITEM_RST) {
             fl->s_rst--;
         }
-        compare_sample_lag(e, e->now - it->stamp);
+        compare_sample_lag(e, it->stamp);
         e->stats.equal++;
         leave(e, fl, &copy, compare_item_take(e, it), false);
     }

@@ -12,6 +12,7 @@
 #include "util/trace.h"
 
 #define DGRAM_LIFE (200 * 1000)
+#define FRAME_COST 2048 /* what a small frame takes beyond its bytes */
 #define UNKNOWN_WINDOW 65536u /* bytes sent at once to a client whose window is unknown */
 #define TS_MARGIN 250          /* ticks: what the client may have seen but not echoed */
 
@@ -77,7 +78,7 @@ static void drop_head(RewriterEngine *r, RwFlow *fl)
 
 static void shrink(RewriterEngine *r)
 {
-    while (r->stats.kept_bytes > r->max_bytes) {
+    while (r->stats.kept_bytes + r->stats.kept_frames * FRAME_COST > r->max_bytes) {
         if (r->segs.head) {
             /* Oldest frames first; a flow's own order is its order by age. */
             r->stats.kept_dropped++;

@@ -1,0 +1,559 @@
+/*
+ * Tests of the rewriter engine.
+ * Sources: net/colo/{rewriter-engine,rewriter-flow,rewriter-keep,compare-dgram,
+ * compare-engine,compare-flow,compare-table,compare-tcp,flow,packet,packet-edit,
+ * stream}.c, net/frame.c; dependencies: util (error, trace), glib.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "net-frames.h"
+#include "net/rewriter-engine.h"
+
+#define CL 5000u
+#define PVM_ISN 1000u
+#define SVM_ISN 0xfffffff0u
+#define OFF (SVM_ISN - PVM_ISN)
+
+typedef struct World {
+    RewriterEngine *r;
+    int64_t now;
+    FrameQueue out;
+} World;
+
+static World *world_new(uint64_t max_bytes)
+{
+    World *w = g_new0(World, 1);
+
+    w->r = rewriter_engine_new(max_bytes);
+    w->now = G_USEC_PER_SEC;
+    return w;
+}
+
+static void world_free(World *w)
+{
+    rewriter_engine_free(w->r);
+    frame_queue_clear(&w->out);
+    g_free(w);
+}
+
+/* Give @t (towards the guest if .to_guest) to the rewriter; what came out, parsed. */
+static Packet pass(World *w, TestTcp t)
+{
+    Frame *f = test_tcp(t), *x;
+    Packet p;
+
+    f = t.to_guest ? rewriter_engine_to_guest(w->r, f, w->now)
+                   : rewriter_engine_from_guest(w->r, f, w->now);
+    packet_parse(f, !t.to_guest, &p);
+    g_assert_cmpint(p.kind, ==, PACKET_TCP);
+    x = frame_from(f->data, f->len);
+    packet_tcp_checksum(x, &p);
+    g_assert_cmpmem(x->data, x->len, f->data, f->len);
+    if (p.n_sack) { /* the tests look at the first block through these */
+        p.urg = 0;
+        p.tsval = get_be32(f->data + p.sack_at);
+        p.tsecr = get_be32(f->data + p.sack_at + 4);
+    }
+    frame_unref(x);
+    frame_unref(f);
+    return p;
+}
+
+#define IN(...) pass(w, (TestTcp){.to_guest = true, __VA_ARGS__})
+#define OUT(...) pass(w, (TestTcp){__VA_ARGS__})
+
+static FlowKey key_of(bool v6)
+{
+    Frame *f = test_tcp((TestTcp){.v6 = v6});
+    Packet p;
+
+    packet_parse(f, true, &p);
+    frame_unref(f);
+    return p.key;
+}
+
+static void on_emit(Frame *f, void *opaque)
+{
+    frame_queue_push(&((World *)opaque)->out, f);
+}
+
+static Frame *pop(World *w, Packet *p)
+{
+    Frame *f = frame_queue_pop(&w->out);
+
+    g_assert_nonnull(f);
+    packet_parse(f, true, p);
+    return f;
+}
+
+static void expect_emitted(World *w, uint32_t seq, uint32_t len, uint32_t ack)
+{
+    Packet p;
+    Frame *f = pop(w, &p);
+
+    g_assert_cmpuint(p.seq, ==, seq);
+    g_assert_cmpuint(p.body_len, ==, len);
+    g_assert_cmpuint(p.ack, ==, ack);
+    g_assert_true(test_checksum_ok(f));
+    frame_unref(f);
+}
+
+/* Handshake, with or without the primary's message. */
+static World *connected(bool isn, bool v6)
+{
+    World *w = world_new(0);
+    FlowKey k = key_of(v6);
+    Packet p;
+
+    IN(.seq = CL - 1, .flags = TCP_SYN, .wscale = 3, .v6 = v6);
+    p = OUT(.seq = SVM_ISN, .ack = CL, .flags = TCP_SYN | TCP_ACK, .wscale = 7, .v6 = v6);
+    g_assert_cmpuint(p.seq, ==, SVM_ISN); /* its own: the offset is not known yet */
+    if (isn) {
+        rewriter_engine_isn(w->r, &k, PVM_ISN, SVM_ISN, w->now);
+    }
+    p = IN(.seq = CL, .ack = PVM_ISN + 1, .v6 = v6);
+    g_assert_cmpuint(p.ack, ==, SVM_ISN + 1);
+    return w;
+}
+
+static void check_translation(World *w, bool v6)
+{
+    Packet p;
+
+    p = OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "abc", .len = 3, .v6 = v6);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN + 1);
+    g_assert_cmpuint(p.ack, ==, CL);
+    p = OUT(.seq = SVM_ISN, .ack = CL, .flags = TCP_SYN | TCP_ACK, .wscale = 7, .v6 = v6);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN); /* once more: in client space by now */
+    p = IN(.seq = CL, .ack = PVM_ISN + 4, .n_sack = 1,
+           .sack = {PVM_ISN + 10, PVM_ISN + 20}, .v6 = v6);
+    g_assert_cmpuint(p.ack, ==, SVM_ISN + 4);
+    g_assert_cmpuint(p.seq, ==, CL);
+    g_assert_cmpuint(p.tsval, ==, SVM_ISN + 10); /* the SACK block */
+    g_assert_cmpuint(p.tsecr, ==, SVM_ISN + 20);
+    p = IN(.seq = CL, .flags = TCP_RST, .v6 = v6); /* no ACK, nothing to translate */
+    g_assert_cmpuint(p.ack, ==, 0);
+}
+
+static void test_offsets(void)
+{
+    for (int i = 0; i < 4; i++) {
+        World *w = connected(i & 1, i & 2);
+        RewriterStats st;
+
+        rewriter_engine_stats(w->r, &st);
+        g_assert_cmpuint(st.learnt_isn, ==, i & 1);
+        g_assert_cmpuint(st.learnt_ack, ==, !(i & 1));
+        g_assert_cmpuint(st.flows_with_offset, ==, 1);
+        check_translation(w, i & 2);
+        world_free(w);
+    }
+}
+
+static void test_rst_of_closed_port(void)
+{
+    World *w = connected(true, false);
+    Packet p = OUT(.seq = 0, .ack = CL, .flags = TCP_RST | TCP_ACK);
+
+    g_assert_cmpuint(p.seq, ==, 0);
+    world_free(w);
+}
+
+static void test_shared_frame_is_not_changed(void)
+{
+    World *w = connected(true, false);
+    Frame *f = test_tcp((TestTcp){.seq = SVM_ISN + 1, .ack = CL, .data = "x", .len = 1});
+    Frame *out = rewriter_engine_from_guest(w->r, frame_ref(f), w->now);
+    Packet p;
+
+    packet_parse(f, true, &p);
+    g_assert_cmpuint(p.seq, ==, SVM_ISN + 1);
+    packet_parse(out, true, &p);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN + 1);
+    frame_unref(out);
+    frame_unref(f);
+    world_free(w);
+}
+
+static void test_life(void)
+{
+    World *w = connected(true, false);
+    RewriterStats st;
+    Packet p;
+
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .flags = TCP_ACK | TCP_FIN);
+    IN(.seq = CL, .ack = PVM_ISN + 2, .flags = TCP_ACK | TCP_FIN);
+    OUT(.seq = SVM_ISN + 2, .ack = CL + 1);
+    w->now += 60 * G_USEC_PER_SEC; /* TIME_WAIT: still translated */
+    rewriter_engine_tick(w->r, w->now);
+    p = IN(.seq = CL, .ack = PVM_ISN + 2, .flags = TCP_ACK | TCP_FIN);
+    g_assert_cmpuint(p.ack, ==, SVM_ISN + 2);
+    w->now += 121 * G_USEC_PER_SEC;
+    rewriter_engine_tick(w->r, w->now);
+    rewriter_engine_stats(w->r, &st);
+    g_assert_cmpuint(st.flows, ==, 0);
+    world_free(w);
+
+    w = connected(true, false); /* open and idle: two hours */
+    w->now += 7000 * (int64_t)G_USEC_PER_SEC;
+    rewriter_engine_tick(w->r, w->now);
+    rewriter_engine_stats(w->r, &st);
+    g_assert_cmpuint(st.flows, ==, 1);
+    w->now += 201 * G_USEC_PER_SEC;
+    rewriter_engine_tick(w->r, w->now);
+    rewriter_engine_stats(w->r, &st);
+    g_assert_cmpuint(st.flows, ==, 0);
+    world_free(w);
+}
+
+static void test_ports_again(void)
+{
+    World *w = connected(true, false);
+    FlowKey k = key_of(false);
+    Packet p;
+
+    IN(.seq = CL + 10, .ack = PVM_ISN + 1, .flags = TCP_RST | TCP_ACK);
+    IN(.seq = 90, .flags = TCP_SYN);
+    p = OUT(.seq = 333, .ack = 91, .flags = TCP_SYN | TCP_ACK);
+    g_assert_cmpuint(p.seq, ==, 333);
+    rewriter_engine_isn(w->r, &k, 222, 333, w->now);
+    p = OUT(.seq = 334, .ack = 91, .data = "x", .len = 1);
+    g_assert_cmpuint(p.seq, ==, 223);
+    world_free(w);
+}
+
+static void test_syn_flood_spares_connections(void)
+{
+    World *w = connected(true, false);
+    RewriterStats st;
+    Packet p;
+
+    for (int i = 1; i < 30000; i++) {
+        IN(.seq = 1, .flags = TCP_SYN, .client_port = i, .guest_port = 81);
+    }
+    rewriter_engine_stats(w->r, &st);
+    g_assert_cmpuint(st.flows, <=, 16384);
+    p = OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "abc", .len = 3);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN + 1);
+    world_free(w);
+}
+
+/* --- Roll-back --- */
+
+/* What a primary's comparison saves after it sent @text at @seq, held. */
+static CompareTable *saved(uint32_t seq, const char *text, uint32_t tsval)
+{
+    static const CompareOps none;
+    CompareEngine *e = compare_engine_new(NULL, &none, NULL);
+    g_autoptr(GByteArray) b = g_byte_array_new();
+    CompareTable *t;
+
+    compare_engine_set_mode(e, COMPARE_MODE_COMPARE, 1);
+    compare_engine_primary(e, test_tcp((TestTcp){.seq = seq, .ack = CL + 3, .data = text,
+                                                 .len = strlen(text), .ts = tsval,
+                                                 .tsval = tsval, .tsecr = 77}), 1);
+    compare_engine_cut(e, 1);
+    compare_engine_save(e, b);
+    t = compare_table_parse(b->data, b->len, NULL);
+    compare_engine_free(e);
+    g_assert_nonnull(t);
+    return t;
+}
+
+static void test_rollback(void)
+{
+    World *w = connected(true, false);
+    CompareTable *t = saved(PVM_ISN + 1, "abc", 0);
+    g_autoptr(GError) err = NULL;
+    Packet p;
+
+    IN(.seq = 1, .flags = TCP_SYN, .client_port = 7);
+    OUT(.seq = 100, .ack = 2, .flags = TCP_SYN | TCP_ACK, .client_port = 7);
+    IN(.seq = 2, .ack = 51, .client_port = 7); /* an offset of 50 */
+    g_assert_true(rewriter_engine_load(w->r, t, NULL, 0, w->now, &err));
+    g_assert_no_error(err);
+    compare_table_free(t);
+    p = OUT(.seq = PVM_ISN + 4, .ack = CL + 3, .data = "d", .len = 1);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN + 4); /* the PVM's own numbers now */
+    p = OUT(.seq = PVM_ISN, .ack = CL, .flags = TCP_SYN | TCP_ACK);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN);
+    p = IN(.seq = CL + 3, .ack = PVM_ISN + 5);
+    g_assert_cmpuint(p.ack, ==, PVM_ISN + 5);
+    p = IN(.seq = 2, .ack = 51, .client_port = 7); /* unknown to the checkpoint */
+    g_assert_cmpuint(p.ack, ==, 51);
+    world_free(w);
+}
+
+static void test_bad_load_changes_nothing(void)
+{
+    World *w = connected(true, false);
+    CompareTable *t = saved(PVM_ISN + 1, "abc", 0);
+    g_autoptr(GByteArray) b = g_byte_array_new();
+    g_autoptr(GError) err = NULL;
+    Packet p;
+
+    rewriter_engine_save(w->r, b);
+    for (guint len = 0; len < b->len; len++) {
+        g_autofree uint8_t *cut = g_malloc(len + 1);
+        memcpy(cut, b->data, len);
+        g_clear_error(&err);
+        g_assert_false(rewriter_engine_load(w->r, t, cut, len, w->now, &err));
+        g_assert_nonnull(err);
+    }
+    g_assert_cmpuint(t->held.count, ==, 1);
+    compare_table_free(t);
+    p = OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "abc", .len = 3);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN + 1);
+    world_free(w);
+}
+
+static void test_offsets_travel(void)
+{
+    World *w = connected(true, false);
+    g_autoptr(GByteArray) b = g_byte_array_new();
+    CompareTable *t = saved(PVM_ISN + 1, "abc", 0);
+    World *next = world_new(0);
+    Packet p;
+
+    /* The survivor is a primary now; its guest counts from SVM_ISN, the client does not. */
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    rewriter_engine_save(w->r, b);
+    g_assert_true(rewriter_engine_load(next->r, t, b->data, b->len, next->now, NULL));
+    compare_table_free(t);
+    world_free(w);
+    w = next;
+    p = OUT(.seq = SVM_ISN + 4, .ack = CL + 3, .data = "d", .len = 1);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN + 4);
+    p = IN(.seq = CL + 3, .ack = PVM_ISN + 5);
+    g_assert_cmpuint(p.ack, ==, SVM_ISN + 5);
+    world_free(w);
+}
+
+/* --- Takeover --- */
+
+static void test_takeover_sends_unacknowledged(void)
+{
+    World *w = connected(true, false);
+    Packet p;
+
+    IN(.seq = CL, .ack = PVM_ISN + 1, .data = "req", .len = 3, .win = 1000);
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 3, .data = "abc", .len = 3, .win = 55);
+    OUT(.seq = SVM_ISN + 4, .ack = CL + 3, .data = "def", .len = 3, .win = 55);
+    OUT(.seq = SVM_ISN + 4, .ack = CL + 3, .data = "def", .len = 3, .win = 55); /* again */
+    OUT(.seq = SVM_ISN + 7, .ack = CL + 3, .data = "ghi", .len = 3, .win = 55);
+    IN(.seq = CL + 3, .ack = PVM_ISN + 4, .win = 1000);
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    expect_emitted(w, PVM_ISN + 4, 3, CL + 3);
+    expect_emitted(w, PVM_ISN + 7, 3, CL + 3);
+    expect_emitted(w, PVM_ISN + 10, 0, CL + 3);
+    g_assert_cmpuint(w->out.count, ==, 0);
+    /* The flow lives on, and its end is seen. */
+    p = OUT(.seq = SVM_ISN + 10, .ack = CL + 3, .data = "j", .len = 1);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN + 10);
+    p = IN(.seq = CL + 3, .ack = PVM_ISN + 11);
+    g_assert_cmpuint(p.ack, ==, SVM_ISN + 11);
+    g_assert_true(rewriter_engine_busy(w->r));
+    p = OUT(.seq = 8, .ack = 9, .flags = TCP_SYN | TCP_ACK, .client_port = 1);
+    g_assert_cmpuint(p.seq, ==, 8); /* new flows: no business of ours */
+    IN(.seq = CL + 3, .ack = PVM_ISN + 11, .flags = TCP_RST | TCP_ACK);
+    rewriter_engine_tick(w->r, w->now + 121 * G_USEC_PER_SEC);
+    g_assert_false(rewriter_engine_busy(w->r));
+    world_free(w);
+}
+
+static void test_takeover_respects_window(void)
+{
+    World *w = connected(true, false);
+
+    IN(.seq = CL, .ack = PVM_ISN + 1, .win = 1); /* << 3: eight bytes */
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "12345678", .len = 8);
+    OUT(.seq = SVM_ISN + 9, .ack = CL, .data = "9", .len = 1);
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    /* The handshake's ACK had a window of 1000 << 3: right edges do not go back. */
+    g_assert_cmpuint(w->out.count, ==, 3);
+    world_free(w);
+
+    w = world_new(0);
+    IN(.seq = CL - 1, .flags = TCP_SYN, .wscale = 3);
+    OUT(.seq = SVM_ISN, .ack = CL, .flags = TCP_SYN | TCP_ACK, .wscale = 7);
+    IN(.seq = CL, .ack = PVM_ISN + 1, .win = 1);
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "12345678", .len = 8);
+    OUT(.seq = SVM_ISN + 9, .ack = CL, .data = "9", .len = 1);
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    expect_emitted(w, PVM_ISN + 1, 8, CL);
+    expect_emitted(w, PVM_ISN + 10, 0, CL);
+    world_free(w);
+}
+
+static void test_takeover_sends_held(void)
+{
+    World *w = world_new(0);
+    CompareTable *t = saved(PVM_ISN + 1, "abc", 0);
+
+    g_assert_true(rewriter_engine_load(w->r, t, NULL, 0, w->now, NULL));
+    compare_table_free(t);
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    expect_emitted(w, PVM_ISN + 1, 3, CL + 3);
+    expect_emitted(w, PVM_ISN + 4, 0, CL + 3);
+    g_assert_cmpuint(w->out.count, ==, 0);
+    g_assert_false(rewriter_engine_busy(w->r)); /* no offset, no timestamps */
+    world_free(w);
+}
+
+static void test_takeover_datagrams(void)
+{
+    World *w = world_new(0);
+    Packet p;
+
+    frame_unref(rewriter_engine_from_guest(w->r, test_udp(1, 2, false, "old"), w->now));
+    w->now += 150000;
+    frame_unref(rewriter_engine_from_guest(w->r, test_udp(1, 2, false, "new"), w->now));
+    frame_unref(rewriter_engine_from_guest(w->r, test_icmp("ping"), w->now));
+    frame_unref(rewriter_engine_from_guest(w->r, test_arp(true, 1), w->now));
+    w->now += 100000;
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    frame_unref(pop(w, &p));
+    g_assert_cmpint(p.kind, ==, PACKET_UDP);
+    frame_unref(pop(w, &p));
+    g_assert_cmpint(p.kind, ==, PACKET_ICMP);
+    g_assert_cmpuint(w->out.count, ==, 0);
+    world_free(w);
+}
+
+static void test_kept_is_bounded(void)
+{
+    World *w = connected(true, false);
+    uint8_t data[1000] = {0};
+    RewriterStats st;
+
+    rewriter_engine_free(w->r);
+    w->r = rewriter_engine_new(60000);
+    for (int i = 0; i < 100; i++) {
+        OUT(.seq = 1 + 1000 * i, .ack = CL, .data = data, .len = 1000,
+            .client_port = 1 + i % 3);
+    }
+    rewriter_engine_stats(w->r, &st);
+    g_assert_cmpuint(st.kept_frames, ==, 60000 / (1054 + 2048)); /* memory, not bytes */
+    g_assert_cmpuint(st.kept_bytes, ==, st.kept_frames * 1054);
+    g_assert_cmpuint(st.kept_dropped, ==, 100 - st.kept_frames);
+    for (int i = 0; i < 3; i++) {
+        IN(.seq = CL, .ack = 100001, .client_port = 1 + i);
+    }
+    rewriter_engine_stats(w->r, &st);
+    g_assert_cmpuint(st.kept_frames, ==, 0);
+    g_assert_cmpuint(st.kept_bytes, ==, 0);
+    world_free(w);
+}
+
+static void test_timestamps(void)
+{
+    World *w = world_new(0);
+    CompareTable *t = saved(PVM_ISN + 1, "abc", 5000);
+    uint32_t highest;
+    Packet p;
+    Frame *f;
+
+    g_assert_true(rewriter_engine_load(w->r, t, NULL, 0, w->now, NULL));
+    compare_table_free(t);
+    /* The SVM's clock is a little behind; the client echoes the PVM's. */
+    p = OUT(.seq = PVM_ISN + 4, .ack = CL + 3, .data = "d", .len = 1, .ts = true,
+            .tsval = 5010, .tsecr = 78);
+    g_assert_cmpuint(p.tsval, ==, 5010);
+    p = IN(.seq = CL + 3, .ack = PVM_ISN + 4, .ts = true, .tsval = 80, .tsecr = 5100);
+    g_assert_cmpuint(p.tsecr, ==, 5010); /* never more than the guest has sent */
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    highest = 0;
+    while (w->out.head) {
+        f = pop(w, &p);
+        g_assert_true(p.has_ts);
+        g_assert_cmpuint(p.tsval, >=, 5100);
+        g_assert_true(test_checksum_ok(f));
+        highest = MAX(highest, p.tsval);
+        frame_unref(f);
+    }
+    g_assert_cmpuint(highest, >, 0);
+    p = OUT(.seq = PVM_ISN + 5, .ack = CL + 3, .ts = true, .tsval = 5020, .tsecr = 80);
+    g_assert_cmpuint(p.tsval, >=, highest);
+    highest = p.tsval;
+    p = IN(.seq = CL + 3, .ack = PVM_ISN + 5, .ts = true, .tsval = 81, .tsecr = highest);
+    g_assert_cmpuint(p.tsecr, ==, 5020);
+    g_assert_true(rewriter_engine_busy(w->r));
+    world_free(w);
+}
+
+static void test_fuzz(void)
+{
+    for (int round = 0; round < 20; round++) {
+        World *w = world_new(100000);
+        CompareTable *t;
+
+        for (int i = 0; i < 4000; i++) {
+            bool in = g_random_boolean();
+            Frame *f = test_tcp((TestTcp){
+                .to_guest = in, .client_port = g_random_int_range(1, 5),
+                .seq = g_random_int_range(0, 300), .ack = g_random_int_range(0, 300),
+                .flags = g_random_int_range(0, 3) ? TCP_ACK : g_random_int_range(1, 256),
+                .ts = g_random_boolean(), .tsval = g_random_int_range(0, 100),
+                .n_sack = g_random_int_range(0, 3), .data = "0123456789",
+                .len = g_random_int_range(0, 10)});
+
+            w->now += g_random_int_range(0, 1000000);
+            if (g_random_int_range(0, 4) == 0) {
+                for (int j = 0; j < 3; j++) {
+                    f->data[g_random_int_range(0, f->len)] = g_random_int();
+                }
+                f->len = g_random_int_range(0, f->len + 1);
+            }
+            f = in ? rewriter_engine_to_guest(w->r, f, w->now)
+                   : rewriter_engine_from_guest(w->r, f, w->now);
+            frame_unref(f);
+            switch (g_random_int_range(0, 200)) {
+            case 0:
+                t = saved(g_random_int_range(0, 300), "abc", i & 1);
+                rewriter_engine_load(w->r, t, NULL, 0, w->now, NULL);
+                compare_table_free(t);
+                break;
+            case 1: {
+                g_autoptr(GByteArray) b = g_byte_array_new();
+                rewriter_engine_save(w->r, b);
+                g_assert_true(rewriter_engine_load(w->r, NULL, b->data, b->len, w->now,
+                                                   NULL));
+                break;
+            }
+            case 2:
+                if (g_random_int_range(0, 20) == 0) {
+                    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+                    frame_queue_clear(&w->out);
+                }
+                break;
+            case 3: rewriter_engine_tick(w->r, w->now); break;
+            default: break;
+            }
+        }
+        world_free(w);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+#define T(name, fn) g_test_add_func("/rewriter/" name, fn)
+    T("offsets", test_offsets);
+    T("rst-of-closed-port", test_rst_of_closed_port);
+    T("shared-frame", test_shared_frame_is_not_changed);
+    T("life", test_life);
+    T("ports-again", test_ports_again);
+    T("syn-flood", test_syn_flood_spares_connections);
+    T("rollback", test_rollback);
+    T("bad-load", test_bad_load_changes_nothing);
+    T("offsets-travel", test_offsets_travel);
+    T("takeover-unacknowledged", test_takeover_sends_unacknowledged);
+    T("takeover-window", test_takeover_respects_window);
+    T("takeover-held", test_takeover_sends_held);
+    T("takeover-datagrams", test_takeover_datagrams);
+    T("kept-is-bounded", test_kept_is_bounded);
+    T("timestamps", test_timestamps);
+    T("fuzz", test_fuzz);
+    return g_test_run();
+}
