@@ -137,6 +137,26 @@ static void test_qcow2(void)
     block_test_end();
 }
 
+/* Its daemon dies: errors, no hang; and it can be opened anew. */
+static void test_daemon_dies(void)
+{
+    block_test_begin();
+    g_autofree char *path = test_path("q.qcow2");
+    uint8_t buf[512] = {0};
+
+    g_free(test_run("qemu-img create -f qcow2 %s 1M", path));
+    test_add("id=d0,file.filename=%s,driver=qcow2", path);
+    g_assert_cmpint(test_io("d0", BLOCK_OP_WRITE, 0, 512, buf), ==, 0);
+    g_autofree char *pids = test_run("pgrep -P %d -f qemu-storage-daemon", (int)getpid());
+    kill(atoi(pids), SIGKILL);
+    g_assert_cmpint(test_io("d0", BLOCK_OP_WRITE, 0, 512, buf), ==, -EIO);
+    g_assert_cmpint(test_io("d0", BLOCK_OP_FLUSH, 0, 0, NULL), ==, -EIO);
+    g_assert_true(block_node_del("d0", NULL));
+    test_add("id=d0,file.filename=%s,driver=qcow2", path);
+    g_assert_cmpint(test_io("d0", BLOCK_OP_READ, 0, 512, buf), ==, 0);
+    block_test_end();
+}
+
 static void test_refused(void)
 {
     block_test_begin();
@@ -167,6 +187,7 @@ int main(int argc, char **argv)
     g_test_add_func("/block/file/locks", test_locks);
     g_test_add_func("/block/file/probe", test_probe);
     g_test_add_func("/block/file/qcow2", test_qcow2);
+    g_test_add_func("/block/file/daemon-dies", test_daemon_dies);
     g_test_add_func("/block/file/refused", test_refused);
     return g_test_run();
 }
