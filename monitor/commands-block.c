@@ -1,0 +1,204 @@
+/*
+ * Disks and NBD exports at run time.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Nodes that are added live in our block room. The emulator learns of one only when a
+ * device is plugged on it: device_add first gives it an nbd node of the same name.
+ */
+#include <string.h>
+
+#include "block/block.h"
+#include "qapi-commands.h"
+#include "util/error.h"
+
+/* Room singleton (main thread): names of our nodes that the emulator has an nbd node of,
+ * made by device_add. */
+static GHashTable *plugged;
+
+static const char *get_str(JsonObject *args, const char *key)
+{
+    return json_object_has_member(args, key) ? json_object_get_string_member(args, key)
+                                             : NULL;
+}
+
+static QmpResult result(bool ok)
+{
+    return ok ? QMP_DONE : QMP_FAILED;
+}
+
+/* --- NBD server --- */
+
+QmpResult qmp_nbd_server_start(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                               GError **errp)
+{
+    uint64_t max = json_object_get_int_member_with_default(args, "max-connections", 0);
+
+    return result(block_nbd_server_start(json_object_get_object_member(args, "addr"),
+                                         get_str(args, "tls-creds"), max, errp));
+}
+
+QmpResult qmp_nbd_server_add(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                             GError **errp)
+{
+    const char *device = get_str(args, "device"), *name = get_str(args, "name");
+
+    return result(block_nbd_server_add(
+        device, name ? name : device,
+        json_object_get_boolean_member_with_default(args, "writable", FALSE), errp));
+}
+
+QmpResult qmp_nbd_server_remove(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                                GError **errp)
+{
+    return result(block_nbd_server_remove(get_str(args, "name"), errp));
+}
+
+QmpResult qmp_nbd_server_stop(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                              GError **errp)
+{
+    return result(block_nbd_server_stop(errp));
+}
+
+/* --- Nodes --- */
+
+QmpResult qmp_x_blockdev_change(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                                GError **errp)
+{
+    const char *parent = get_str(args, "parent");
+
+    if (!block_node_exists(parent)) {
+        return QMP_PASS;
+    }
+    return result(block_change(parent, get_str(args, "child"), get_str(args, "node"), errp));
+}
+
+QmpResult qmp_blockdev_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    return result(block_node_add(args, errp));
+}
+
+typedef struct NodeChange {
+    QmpRequest *req;
+    char *name;
+} NodeChange;
+
+static NodeChange *change_new(QmpRequest *req, const char *name)
+{
+    NodeChange *c = g_new(NodeChange, 1);
+
+    *c = (NodeChange){req, g_strdup(name)};
+    return c;
+}
+
+static void change_free(NodeChange *c)
+{
+    g_free(c->name);
+    g_free(c);
+}
+
+static void child_lost_node(JsonNode *ret, const GError *err, void *opaque)
+{
+    NodeChange *c = opaque;
+    GError *ours = err ? g_error_copy(err) : NULL;
+
+    if (!err) {
+        g_hash_table_remove(plugged, c->name);
+        block_node_del(c->name, &ours);
+    }
+    qmp_request_finish(c->req, NULL, ours);
+    change_free(c);
+}
+
+QmpResult qmp_blockdev_del(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    const char *name = get_str(args, "node-name");
+
+    if (!block_node_exists(name)) {
+        return QMP_PASS;
+    }
+    if (!plugged || !g_hash_table_contains(plugged, name)) {
+        return result(block_node_del(name, errp));
+    }
+    monitor_child_execute("blockdev-del", args, child_lost_node, change_new(req, name));
+    return QMP_PENDING;
+}
+
+/* --- Plugging a disk --- */
+
+static void child_has_node(JsonNode *ret, const GError *err, void *opaque)
+{
+    NodeChange *c = opaque;
+
+    if (err) {
+        qmp_request_finish(c->req, NULL, g_error_copy(err));
+    } else {
+        if (!plugged) {
+            plugged = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+        }
+        g_hash_table_add(plugged, g_strdup(c->name));
+        qmp_request_pass(c->req);
+    }
+    change_free(c);
+}
+
+static JsonObject *nbd_node(const char *name, const char *path)
+{
+    JsonObject *node = json_object_new(), *server = json_object_new();
+
+    json_object_set_string_member(server, "type", "unix");
+    json_object_set_string_member(server, "path", path);
+    json_object_set_string_member(node, "driver", "nbd");
+    json_object_set_string_member(node, "node-name", name);
+    json_object_set_string_member(node, "export", name);
+    json_object_set_object_member(node, "server", server);
+    return node;
+}
+
+static bool has_node(JsonNode *nodes, const char *name)
+{
+    JsonArray *list = JSON_NODE_HOLDS_ARRAY(nodes) ? json_node_get_array(nodes) : NULL;
+
+    for (guint i = 0; list && i < json_array_get_length(list); i++) {
+        JsonObject *o = json_array_get_object_element(list, i);
+        if (g_strcmp0(get_str(o, "node-name"), name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void child_nodes(JsonNode *ret, const GError *err, void *opaque)
+{
+    NodeChange *c = opaque;
+    GError *failed = NULL;
+
+    if (ret && has_node(ret, c->name)) {
+        qmp_request_pass(c->req); /* from the command line, or plugged before */
+        change_free(c);
+        return;
+    }
+    const char *path = err ? NULL : block_serve_child(c->name, &failed);
+    if (!path) {
+        qmp_request_finish(c->req, NULL, err ? g_error_copy(err) : failed);
+        change_free(c);
+        return;
+    }
+    g_autoptr(JsonObject) args = nbd_node(c->name, path);
+    monitor_child_execute("blockdev-add", args, child_has_node, c);
+}
+
+QmpResult qmp_device_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    const char *drive = get_str(args, "drive");
+
+    if (!drive || !block_node_exists(drive)) {
+        return QMP_PASS;
+    }
+    g_autoptr(JsonObject) flat = json_object_new();
+    json_object_set_boolean_member(flat, "flat", TRUE);
+    monitor_child_execute("query-named-block-nodes", flat, child_nodes,
+                          change_new(req, drive));
+    return QMP_PENDING;
+}

@@ -1,0 +1,183 @@
+/*
+ * Network backends and chardevs that are added and removed at run time.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A backend of ours needs its other half in the emulator: netdev_add makes ours, hands
+ * the emulator its end of the socket pair (getfd), and has it add a dgram backend on it.
+ */
+#include <string.h>
+
+#include "chardev/chardev.h"
+#include "net/net.h"
+#include "net/proxy.h"
+#include "qapi-commands.h"
+#include "util/error.h"
+
+typedef struct NetdevChange {
+    QmpRequest *req;
+    char *id;
+    char *fdname;
+} NetdevChange;
+
+static NetdevChange *change_new(QmpRequest *req, const char *id)
+{
+    NetdevChange *c = g_new(NetdevChange, 1);
+
+    *c = (NetdevChange){req, g_strdup(id), g_strdup_printf("qemu-colo-%s", id)};
+    return c;
+}
+
+static void change_finish(NetdevChange *c, const GError *err)
+{
+    qmp_request_finish(c->req, NULL, err ? g_error_copy(err) : NULL);
+    g_free(c->id);
+    g_free(c->fdname);
+    g_free(c);
+}
+
+static bool del_ours(const char *id, GError **errp)
+{
+    net_lock();
+    bool ok = netdev_del(id, errp);
+    net_unlock();
+    return ok;
+}
+
+static void child_has_netdev(JsonNode *ret, const GError *err, void *opaque)
+{
+    NetdevChange *c = opaque;
+
+    if (err) {
+        g_autoptr(JsonObject) args = json_object_new();
+        json_object_set_string_member(args, "fdname", c->fdname);
+        monitor_child_execute("closefd", args, NULL, NULL);
+        del_ours(c->id, NULL);
+    }
+    change_finish(c, err);
+}
+
+static void child_has_fd(JsonNode *ret, const GError *err, void *opaque)
+{
+    NetdevChange *c = opaque;
+
+    if (err) {
+        del_ours(c->id, NULL);
+        change_finish(c, err);
+        return;
+    }
+    g_autoptr(JsonObject) args = json_object_new();
+    JsonObject *local = json_object_new();
+    json_object_set_string_member(local, "type", "fd");
+    json_object_set_string_member(local, "str", c->fdname);
+    json_object_set_string_member(args, "type", "dgram");
+    json_object_set_string_member(args, "id", c->id);
+    json_object_set_object_member(args, "local", local);
+    monitor_child_execute("netdev_add", args, child_has_netdev, c);
+}
+
+QmpResult qmp_netdev_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    if (!netdev_wants(args)) {
+        return QMP_PASS;
+    }
+    net_lock();
+    NetDev *nd = netdev_new(args, errp);
+    int fd = nd ? netdev_child_fd(nd) : -1;
+    net_unlock();
+    if (!nd) {
+        return QMP_FAILED;
+    }
+    NetdevChange *c = change_new(req, json_object_get_string_member(args, "id"));
+    monitor_child_send_fd(fd, c->fdname, child_has_fd, c);
+    return QMP_PENDING;
+}
+
+static void child_lost_netdev(JsonNode *ret, const GError *err, void *opaque)
+{
+    NetdevChange *c = opaque;
+    g_autoptr(GError) ours = NULL;
+
+    if (!err) {
+        del_ours(c->id, &ours);
+    }
+    change_finish(c, err ? err : ours);
+}
+
+QmpResult qmp_netdev_del(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    const char *id = json_object_get_string_member(args, "id");
+
+    net_lock();
+    bool ours = netdev_find(id) != NULL;
+    net_unlock();
+    if (!ours) {
+        return QMP_PASS;
+    }
+    monitor_child_execute("netdev_del", args, child_lost_netdev, change_new(req, id));
+    return QMP_PENDING;
+}
+
+QmpResult qmp_chardev_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    if (!chardev_wants(args)) {
+        return QMP_PASS;
+    }
+    net_lock();
+    bool ok = chardev_new(args, errp) != NULL;
+    net_unlock();
+    return ok ? QMP_DONE : QMP_FAILED;
+}
+
+QmpResult qmp_chardev_remove(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                             GError **errp)
+{
+    const char *id = json_object_get_string_member(args, "id");
+
+    net_lock();
+    bool ours = chardev_find(id) != NULL;
+    bool ok = ours && chardev_remove(id, errp);
+    net_unlock();
+    return !ours ? QMP_PASS : ok ? QMP_DONE : QMP_FAILED;
+}
+
+static void add_element(JsonArray *array, guint index, JsonNode *node, gpointer opaque)
+{
+    json_array_add_element(opaque, json_node_copy(node));
+}
+
+static void chardevs_queried(JsonNode *ret, const GError *err, void *opaque)
+{
+    QmpRequest *req = opaque;
+    g_autoptr(JsonArray) all = json_array_new();
+
+    if (err) {
+        qmp_request_finish(req, NULL, g_error_copy(err));
+        return;
+    }
+    net_lock();
+    g_autoptr(JsonArray) ours = chardev_query();
+    net_unlock();
+    if (JSON_NODE_HOLDS_ARRAY(ret)) {
+        json_array_foreach_element(json_node_get_array(ret), add_element, all);
+    }
+    json_array_foreach_element(ours, add_element, all);
+    qmp_request_finish(req, json_node_init_array(json_node_alloc(), all), NULL);
+}
+
+QmpResult qmp_query_chardev(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                            GError **errp)
+{
+    monitor_child_execute("query-chardev", NULL, chardevs_queried, req);
+    return QMP_PENDING;
+}
+
+QmpResult qmp_query_colo_proxy(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                               GError **errp)
+{
+    net_lock();
+    *ret = proxy_query();
+    net_unlock();
+    return QMP_DONE;
+}

@@ -1,0 +1,175 @@
+/*
+ * Objects and their properties: filters and comparisons are ours.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * An iothread exists on both sides: colo-compare names one, and so may a device. The
+ * emulator goes first, since it has more reasons to say no.
+ */
+#include <string.h>
+
+#include "net/net.h"
+#include "qapi-commands.h"
+
+/* A request that waits for the emulator, with what we do after it. */
+typedef struct Pending {
+    QmpRequest *req;
+    JsonObject *args;
+} Pending;
+
+static Pending *pending_new(QmpRequest *req, JsonObject *args)
+{
+    Pending *p = g_new(Pending, 1);
+
+    *p = (Pending){req, json_object_ref(args)};
+    return p;
+}
+
+static void pending_finish(Pending *p, GError *err)
+{
+    qmp_request_finish(p->req, NULL, err);
+    json_object_unref(p->args);
+    g_free(p);
+}
+
+static bool add_ours(JsonObject *args, GError **errp)
+{
+    net_lock();
+    bool ok = net_object_add(args, errp);
+    net_unlock();
+    return ok;
+}
+
+static bool del_ours(const char *id, GError **errp)
+{
+    net_lock();
+    bool ok = net_object_del(id, errp);
+    net_unlock();
+    return ok;
+}
+
+static bool exists(const char *id)
+{
+    net_lock();
+    bool yes = net_object_exists(id);
+    net_unlock();
+    return yes;
+}
+
+/* Ours is a name only; properties such as poll-max-ns matter to the emulator's. */
+static bool add_our_iothread(const char *id, GError **errp)
+{
+    g_autoptr(JsonObject) bare = json_object_new();
+
+    json_object_set_string_member(bare, "qom-type", "iothread");
+    json_object_set_string_member(bare, "id", id);
+    return add_ours(bare, errp);
+}
+
+static void iothread_added(JsonNode *ret, const GError *err, void *opaque)
+{
+    Pending *p = opaque;
+    const char *id = json_object_get_string_member(p->args, "id");
+    GError *ours = err ? g_error_copy(err) : NULL;
+
+    if (!err && !add_our_iothread(id, &ours)) {
+        g_autoptr(JsonObject) del = json_object_new();
+        json_object_set_string_member(del, "id", id);
+        monitor_child_execute("object-del", del, NULL, NULL);
+    }
+    pending_finish(p, ours);
+}
+
+QmpResult qmp_object_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    const char *type = json_object_get_string_member(args, "qom-type");
+
+    net_lock();
+    bool wanted = net_object_wants(type);
+    net_unlock();
+    if (!wanted) {
+        return QMP_PASS;
+    }
+    if (strcmp(type, "iothread") == 0) {
+        monitor_child_execute("object-add", args, iothread_added, pending_new(req, args));
+        return QMP_PENDING;
+    }
+    return add_ours(args, errp) ? QMP_DONE : QMP_FAILED;
+}
+
+static void iothread_deleted(JsonNode *ret, const GError *err, void *opaque)
+{
+    Pending *p = opaque;
+    GError *failed = NULL;
+
+    /* Not there: it was ours alone. In use there: both stay. */
+    if (err && !strstr(err->message, "not found")) {
+        failed = g_error_copy(err);
+        add_our_iothread(json_object_get_string_member(p->args, "id"), NULL);
+    }
+    pending_finish(p, failed);
+}
+
+static bool is_iothread(const char *id)
+{
+    net_lock();
+    g_autoptr(JsonNode) type = net_object_get(id, "type", NULL);
+    net_unlock();
+    return type && JSON_NODE_HOLDS_VALUE(type) &&
+           g_strcmp0(json_node_get_string(type), "iothread") == 0;
+}
+
+QmpResult qmp_object_del(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    const char *id = json_object_get_string_member(args, "id");
+
+    if (!exists(id)) {
+        return QMP_PASS;
+    }
+    bool both = is_iothread(id);
+    if (!del_ours(id, errp)) {
+        return QMP_FAILED;
+    }
+    if (!both) {
+        return QMP_DONE;
+    }
+    monitor_child_execute("object-del", args, iothread_deleted, pending_new(req, args));
+    return QMP_PENDING;
+}
+
+/* The id in a QOM path of ours ("/objects/ID" or a bare "ID"), or NULL. An iothread's
+ * properties are the emulator's. */
+static const char *path_id(const char *path)
+{
+    const char *id = g_str_has_prefix(path, "/objects/") ? path + strlen("/objects/") : path;
+
+    return !strchr(id, '/') && exists(id) && !is_iothread(id) ? id : NULL;
+}
+
+QmpResult qmp_qom_get(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    const char *id = path_id(json_object_get_string_member(args, "path"));
+
+    if (!id) {
+        return QMP_PASS;
+    }
+    net_lock();
+    *ret = net_object_get(id, json_object_get_string_member(args, "property"), errp);
+    net_unlock();
+    return *ret ? QMP_DONE : QMP_FAILED;
+}
+
+QmpResult qmp_qom_set(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    const char *id = path_id(json_object_get_string_member(args, "path"));
+
+    if (!id) {
+        return QMP_PASS;
+    }
+    net_lock();
+    bool ok = net_object_set(id, json_object_get_string_member(args, "property"),
+                             json_object_get_member(args, "value"), errp);
+    net_unlock();
+    return ok ? QMP_DONE : QMP_FAILED;
+}
