@@ -89,14 +89,18 @@ static bool check_integer(const QapiType *type, JsonNode *node, const char *path
     bool is_signed = type->kind == QAPI_INT;
 
     if (!holds(node, G_TYPE_INT64)) {
-        return wrong_type(path, "integer", errp);
+        if (is_signed) {
+            return wrong_type(path, "integer", errp);
+        }
+        colo_error_set(errp, "Parameter '%s' expects uint64", path);
+        return false;
     }
     gint64 v = json_node_get_int(node);
     unsigned bits = MIN(type->bits, is_signed ? 64u : 63u);
     gint64 max = is_signed ? G_MAXINT64 >> (64 - bits) : G_MAXINT64 >> (63 - bits);
     gint64 min = is_signed ? -max - 1 : 0;
     if (v < min || v > max) {
-        colo_error_set(errp, "Parameter '%s' expects %s%u", path,
+        colo_error_set(errp, "Parameter '%s' expects %s%u_t", path,
                        is_signed ? "int" : "uint", type->bits);
         return false;
     }
