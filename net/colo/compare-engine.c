@@ -521,6 +521,7 @@ static void flush(CompareEngine *e)
     clear_secondary(e);
     release_before(e, UINT64_MAX);
     feed_again(e);
+    frame_queue_clear(&e->next_s); /* of an epoch that will not be */
 }
 
 void compare_engine_flush_all(CompareEngine *e, int64_t now)

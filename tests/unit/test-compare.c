@@ -210,6 +210,14 @@ static void test_retransmission_differs(void)
     S(w, DATA(ISN + 1, "abcdef", CL));
     expect_none(w);
     world_free(w);
+
+    w = connected(); /* the secondary contradicts itself */
+    S(w, DATA(ISN + 1, "abcdef", CL));
+    S(w, DATA(ISN + 2, "bX", CL));
+    P(w, DATA(ISN + 1, "abcdef", CL));
+    g_assert_cmpuint(w->triggers, ==, 1);
+    expect_none(w);
+    world_free(w);
 }
 
 static void test_retransmission_passes(void)
@@ -854,6 +862,21 @@ static void test_modes(void)
     compare_engine_set_mode(w->e, COMPARE_MODE_PASS, w->now);
     expect_tcp(w, ISN + 7, 1, CL);
     expect_n(w, 2);
+    world_free(w);
+
+    w = connected(); /* a new peer counts epochs from the start */
+    checkpoint(w, 7);
+    compare_engine_set_mode(w->e, COMPARE_MODE_PASS, w->now);
+    checkpoint(w, 1);
+    compare_engine_set_mode(w->e, COMPARE_MODE_COMPARE, w->now);
+    P(w, DATA(ISN + 1, "a", CL));
+    expect_none(w);
+    S(w, DATA(ISN + 1, "a", CL));
+    expect_n(w, 1);
+    checkpoint(w, 2);
+    P(w, DATA(ISN + 2, "b", CL));
+    S(w, DATA(ISN + 2, "b", CL));
+    expect_n(w, 1);
     world_free(w);
 
     w = connected(); /* everything of any epoch */
