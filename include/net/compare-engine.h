@@ -95,15 +95,15 @@ void compare_engine_save(CompareEngine *e, GByteArray *out);
 
 typedef struct CompareTableFlow {
     FlowKey key;
-    uint32_t snd_max;  /* client space: end of the highest byte that the PVM sent */
-    uint32_t ack;      /* highest ACK that the PVM sent */
-    uint32_t edge;     /* highest right window edge (ack + window) */
-    uint32_t tsval;    /* highest TSval */
-    uint32_t tsecr;    /* highest TSecr */
+    uint32_t snd_max; /* client space: end of the highest byte that the PVM sent */
+    uint32_t ack;     /* highest ACK that the PVM sent */
+    uint32_t edge;    /* highest right window edge (ack + window) */
+    uint32_t tsval;   /* highest TSval */
+    uint32_t tsecr;   /* highest TSecr */
     uint8_t has_ts;
-    uint8_t wscale;    /* of the guest's window; 255: unknown */
-    uint8_t closed;    /* the PVM sent FIN (1) or RST (2) */
-    uint8_t l2_len;    /* Ethernet header with tags, towards the client */
+    uint8_t wscale; /* of the guest's window; 255: unknown */
+    uint8_t closed; /* the PVM sent FIN (1) or RST (2) */
+    uint8_t l2_len; /* Ethernet header with tags, towards the client */
     uint8_t l2[22];
 } CompareTableFlow;
 

@@ -17,8 +17,8 @@
 #include "net/frame.h"
 
 typedef enum PacketKind {
-    PACKET_OTHER,    /* compared as a whole frame */
-    PACKET_PASS,     /* ARP, ND, RS, IGMP, MLD, LLDP, STP: never compared */
+    PACKET_OTHER, /* compared as a whole frame */
+    PACKET_PASS,  /* ARP, ND, RS, IGMP, MLD, LLDP, STP: never compared */
     PACKET_TCP,
     PACKET_UDP,
     PACKET_ICMP,     /* and ICMPv6 */

@@ -63,7 +63,8 @@ static void keep(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p,
     it->in_stream = true;
 }
 
-static uint64_t hash_of(CompareEngine *e, CompareFlow *fl, const Frame *f, const Packet *p)
+static uint64_t hash_of(CompareEngine *e, CompareFlow *fl, const Frame *f,
+                        const Packet *p)
 {
     return flow_hash_bytes(f->data + p->body, p->body_len,
                            e->seed ^ ((uintptr_t)fl * 0x9e3779b97f4a7c15u));

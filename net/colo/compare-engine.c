@@ -149,10 +149,14 @@ static int64_t trigger_time(CompareEngine *e)
 static ProxyTrigger trigger_of(CompareCause c)
 {
     switch (c) {
-    case COMPARE_CAUSE_NO_TWIN: return PROXY_TRIGGER_NO_TWIN;
-    case COMPARE_CAUSE_SILENT: return PROXY_TRIGGER_TIMEOUT;
-    case COMPARE_CAUSE_BACKLOG: return PROXY_TRIGGER_BACKLOG;
-    default: return PROXY_TRIGGER_MISMATCH;
+    case COMPARE_CAUSE_NO_TWIN:
+        return PROXY_TRIGGER_NO_TWIN;
+    case COMPARE_CAUSE_SILENT:
+        return PROXY_TRIGGER_TIMEOUT;
+    case COMPARE_CAUSE_BACKLOG:
+        return PROXY_TRIGGER_BACKLOG;
+    default:
+        return PROXY_TRIGGER_MISMATCH;
     }
 }
 
@@ -301,11 +305,12 @@ int64_t compare_engine_tick(CompareEngine *e, int64_t now)
 
 static bool full_of(CompareEngine *e)
 {
-    uint64_t frames = (uint64_t)e->held.count + e->kept_segs.count + e->kept_dgrams.count +
-                      e->next_p.count + e->next_s.count;
+    uint64_t frames = (uint64_t)e->held.count + e->kept_segs.count +
+                      e->kept_dgrams.count + e->next_p.count + e->next_s.count;
 
     return e->held_bytes + e->kept_bytes + e->next_p.bytes + e->next_s.bytes +
-           frames * FRAME_COST >= e->cfg.max_bytes;
+               frames * FRAME_COST >=
+           e->cfg.max_bytes;
 }
 
 bool compare_engine_full(CompareEngine *e)

@@ -266,7 +266,7 @@ static void list_unlink(ItemList *l, Item *it)
 
 static ItemList *list_of(CompareEngine *e, const Item *it)
 {
-    return it->primary                   ? &e->held
+    return it->primary                        ? &e->held
            : it->flow->key.kind == PACKET_TCP ? &e->kept_segs
                                               : &e->kept_dgrams;
 }

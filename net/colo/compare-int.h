@@ -71,8 +71,8 @@ typedef struct Handshake {
 typedef enum WaitClass {
     WAIT_FORCED, /* no twin will come */
     WAIT_DATA,
-    WAIT_QUERY, /* datagrams with random contents: soon hopeless */
-    WAIT_ACK,   /* only an ACK is owed; delayed ACKs take their time */
+    WAIT_QUERY,  /* datagrams with random contents: soon hopeless */
+    WAIT_ACK,    /* only an ACK is owed; delayed ACKs take their time */
     WAIT_WINDOW, /* only a wider window is owed: no time limit */
     WAIT__MAX,
     WAIT_NONE = WAIT__MAX,
@@ -147,9 +147,9 @@ struct CompareEngine {
         CompareFlow *head, *tail;
     } wait[WAIT__MAX];
 
-    ItemList held;                 /* primary frames, in the order of arrival */
+    ItemList held;                   /* primary frames, in the order of arrival */
     ItemList kept_segs, kept_dgrams; /* secondary frames */
-    FrameQueue next_p, next_s;     /* of epochs that are not committed */
+    FrameQueue next_p, next_s;       /* of epochs that are not committed */
     uint64_t held_bytes, kept_bytes;
     Item **dgrams; /* hash table of both sides' datagrams */
     uint32_t dgram_mask;
@@ -192,7 +192,8 @@ void compare_backlog(CompareEngine *e, CompareFlow *fl);
 void compare_sample_lag(CompareEngine *e, int64_t stamp);
 
 /* compare-tcp.c */
-void compare_tcp_learn(CompareEngine *e, CompareFlow *fl, const Frame *f, const Packet *p);
+void compare_tcp_learn(CompareEngine *e, CompareFlow *fl, const Frame *f,
+                       const Packet *p);
 void compare_tcp_primary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p);
 void compare_tcp_pass(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p);
 void compare_tcp_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p);
@@ -212,7 +213,8 @@ void compare_tcp_fill(const CompareFlow *fl, Item *it, const Packet *p);
 
 /* compare-dgram.c */
 void compare_dgram_primary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p);
-void compare_dgram_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p);
+void compare_dgram_secondary(CompareEngine *e, CompareFlow *fl, Frame *f,
+                             const Packet *p);
 bool compare_is_query(const FlowKey *k);
 void compare_pass_primary(CompareEngine *e, Frame *f, const Packet *p);
 void compare_pass_secondary(CompareEngine *e, Frame *f, const Packet *p);

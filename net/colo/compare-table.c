@@ -129,7 +129,8 @@ static Frame *parse_frame(const uint8_t **data, const uint8_t *end)
     len = get_be32(d);
     vnet = get_be16(d + 4);
     d += 6;
-    if (vnet > TABLE_MAX_VNET || len > FRAME_MAX - vnet || (size_t)(end - d) < vnet + len) {
+    if (vnet > TABLE_MAX_VNET || len > FRAME_MAX - vnet ||
+        (size_t)(end - d) < vnet + len) {
         return NULL;
     }
     f = frame_from(d, vnet + len);
@@ -178,8 +179,10 @@ CompareTable *compare_table_parse(const uint8_t *data, size_t len, GError **errp
         return t;
     }
 bad:
-    colo_error_set(errp, "the checkpoint's flow table is damaged (%zu bytes, %u flows, %u "
-                         "frames)", len, t->n_flows, frames);
+    colo_error_set(errp,
+                   "the checkpoint's flow table is damaged (%zu bytes, %u flows, %u "
+                   "frames)",
+                   len, t->n_flows, frames);
     compare_table_free(t);
     return NULL;
 }

@@ -299,7 +299,8 @@ static void leave(CompareEngine *e, CompareFlow *fl, const Item *it, Frame *f, b
             f = strip_sack(fl, it, f);
         }
     }
-    if (it->ts_at && fl->rel_tsval && seq_lt(it->tsval, fl->rel_tsval) && !it->norewrite) {
+    if (it->ts_at && fl->rel_tsval && seq_lt(it->tsval, fl->rel_tsval) &&
+        !it->norewrite) {
         /* Overtaken by a later frame: an older stamp would be thrown away (PAWS). */
         f = frame_writable(f);
         packet_tcp_put32(f, it->l4, it->partial, it->ts_at, fl->rel_tsval);
@@ -427,9 +428,9 @@ static void drain(CompareEngine *e, CompareFlow *fl)
         Frame *f = compare_item_take(e, it);
         uint32_t win = window_for(fl, copy.ack, copy.edge, copy.win);
         uint32_t edge = copy.ack + (win << scale_of(fl)); /* as it will be written */
-        bool news = !fl->rel_known || seq_lt(fl->rel_ack, copy.ack) ||
-                    (copy.ack == fl->rel_ack &&
-                     (copy.must_send || seq_lt(fl->rel_edge, edge)));
+        bool news =
+            !fl->rel_known || seq_lt(fl->rel_ack, copy.ack) ||
+            (copy.ack == fl->rel_ack && (copy.must_send || seq_lt(fl->rel_edge, edge)));
 
         e->stats.equal++;
         if (news) {
@@ -501,7 +502,7 @@ static void match_handshake(CompareEngine *e, CompareFlow *fl)
         compare_force(e, fl, COMPARE_CAUSE_HANDSHAKE, 0);
         return;
     }
-    if (e->in_flight) {
+    if (e->p_epoch > e->c_epoch) {
         /* The rewriter would hear of the ISN after its roll-back to a checkpoint in
          * which this connection has no offset: the commit lets the SYN|ACK go. */
         return;
@@ -550,7 +551,7 @@ static void secondary_synack(CompareEngine *e, CompareFlow *fl, const Packet *p)
 {
     if (fl->synack_out && fl->p_syn.valid && p->ack == fl->p_syn.ack) {
         /* Again, or late: the PVM's left unprotected before this one came. */
-        if (!fl->told_isn && p->seq != fl->p_syn.isn && !e->in_flight) {
+        if (!fl->told_isn && p->seq != fl->p_syn.isn && e->p_epoch <= e->c_epoch) {
             fl->s_syn.isn = p->seq;
             tell_isn(e, fl);
         }
@@ -591,7 +592,8 @@ bool compare_tcp_is_known(CompareEngine *e, CompareFlow *fl, const Packet *p)
            seq_le(edge_of(fl, p), seq_min(fl->s_edge, fl->p_edge)) && p->n_sack == 0;
 }
 
-void compare_tcp_release_known(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p)
+void compare_tcp_release_known(CompareEngine *e, CompareFlow *fl, Frame *f,
+                               const Packet *p)
 {
     Item view = {0};
 
@@ -692,7 +694,7 @@ void compare_tcp_pass(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet 
     }
     if (syn && (p->flags & TCP_ACK) && !fl->synack_out) {
         fl->synack_out = true;
-        if (fl->s_syn.valid && fl->s_syn.ack == p->ack && !e->in_flight) {
+        if (fl->s_syn.valid && fl->s_syn.ack == p->ack && e->p_epoch <= e->c_epoch) {
             tell_isn(e, fl);
             fl->s_syn.valid = false;
         }

@@ -47,11 +47,16 @@ static const char *proto_name(const FlowKey *k)
         return "fragment";
     }
     switch (k->proto) {
-    case IPPROTO_TCP: return "tcp";
-    case IPPROTO_UDP: return "udp";
-    case IPPROTO_ICMP: return "icmp";
-    case IPPROTO_ICMPV6: return "icmp6";
-    default: return "ip";
+    case IPPROTO_TCP:
+        return "tcp";
+    case IPPROTO_UDP:
+        return "udp";
+    case IPPROTO_ICMP:
+        return "icmp";
+    case IPPROTO_ICMPV6:
+        return "icmp6";
+    default:
+        return "ip";
     }
 }
 
@@ -72,8 +77,8 @@ const char *flow_key_name(const FlowKey *k, char *buf, size_t size)
         }
         return buf;
     }
-    g_snprintf(buf, size, "ethertype 0x%04x to %02x:%02x:%02x:%02x:%02x:%02x", k->ethertype,
-               k->client[0], k->client[1], k->client[2], k->client[3], k->client[4],
-               k->client[5]);
+    g_snprintf(buf, size, "ethertype 0x%04x to %02x:%02x:%02x:%02x:%02x:%02x",
+               k->ethertype, k->client[0], k->client[1], k->client[2], k->client[3],
+               k->client[4], k->client[5]);
     return buf;
 }

@@ -111,7 +111,8 @@ static void parse_tcp_options(const Frame *f, Packet *p, uint32_t at, uint32_t e
 }
 
 /* @l4 .. @end: what IP carries. False: not a TCP segment of sound lengths. */
-static bool parse_tcp(const Frame *f, bool from_guest, Packet *p, uint32_t l4, uint32_t end)
+static bool parse_tcp(const Frame *f, bool from_guest, Packet *p, uint32_t l4,
+                      uint32_t end)
 {
     const uint8_t *t = f->data + l4;
     uint32_t hlen;
@@ -138,8 +139,8 @@ static bool parse_tcp(const Frame *f, bool from_guest, Packet *p, uint32_t l4, u
     return true;
 }
 
-static bool parse_l4(const Frame *f, bool from_guest, Packet *p, uint32_t l4, uint32_t end,
-                     uint8_t proto)
+static bool parse_l4(const Frame *f, bool from_guest, Packet *p, uint32_t l4,
+                     uint32_t end, uint8_t proto)
 {
     const uint8_t *t = f->data + l4;
     bool v6 = p->key.ethertype == ETH_IPV6;
@@ -280,7 +281,8 @@ void packet_parse(const Frame *f, bool from_guest, Packet *p)
     if (type == ETH_ARP || type == ETH_RARP || type == ETH_LLDP) {
         p->kind = PACKET_PASS;
         p->body_len = f->len;
-        p->solicit = type == ETH_ARP && p->l3 + 8 <= f->len && get_be16(d + p->l3 + 6) == 1;
+        p->solicit =
+            type == ETH_ARP && p->l3 + 8 <= f->len && get_be16(d + p->l3 + 6) == 1;
         return;
     }
     if (type < 0x600 && (d[0] & 1) && d[0] == 0x01 && d[1] == 0x80 && d[2] == 0xc2) {

@@ -268,7 +268,8 @@ static Frame *tcp_from_guest(RewriterEngine *r, Frame *f, const Packet *p, int64
     }
     if ((p->flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK)) {
         if (r->live && !repeats_synack(fl, p)) {
-            rw_flow_remove(r, fl); /* the ports serve a new connection: it needs nothing */
+            rw_flow_remove(r,
+                           fl); /* the ports serve a new connection: it needs nothing */
             return f;
         }
         guest_synack(r, fl, p);

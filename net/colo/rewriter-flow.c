@@ -181,8 +181,10 @@ static bool check_saved(const uint8_t *rw, size_t len, GError **errp)
         (len - SAVE_HEAD) % SAVE_FLOW != 0 ||
         (len - SAVE_HEAD) / SAVE_FLOW != get_be32(rw + 4) ||
         get_be32(rw + 4) > REWRITER_TABLE) {
-        colo_error_set(errp, "the checkpoint's table of sequence offsets is damaged or of "
-                             "an unknown version (%zu bytes)", len);
+        colo_error_set(errp,
+                       "the checkpoint's table of sequence offsets is damaged or of "
+                       "an unknown version (%zu bytes)",
+                       len);
         return false;
     }
     for (const uint8_t *i = rw + SAVE_HEAD; i < rw + len; i += SAVE_FLOW) {

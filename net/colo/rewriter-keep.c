@@ -4,17 +4,18 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Kept frames are references, in client space, that whoever forwards them shares. A flow's
- * bytes stay until the client acknowledged them; datagrams for 200 ms. Over the bound the
- * oldest go, counted: a takeover then waits for the guest's own retransmission.
+ * Kept frames are references, in client space, that whoever forwards them shares. A
+ * flow's bytes stay until the client acknowledged them; datagrams for 200 ms. Over the
+ * bound the oldest go, counted: a takeover then waits for the guest's own retransmission.
  */
 #include "rewriter-int.h"
 #include "util/trace.h"
 
 #define DGRAM_LIFE (200 * 1000)
-#define FRAME_COST 2048 /* what a small frame takes beyond its bytes */
-#define UNKNOWN_WINDOW 65536u /* bytes sent at once to a client whose window is unknown */
-#define TS_MARGIN 250          /* ticks: what the client may have seen but not echoed */
+#define FRAME_COST 2048       /* what a small frame takes beyond its bytes */
+#define UNKNOWN_WINDOW 65536u /* bytes sent at once to a client whose window is unknown  \
+                               */
+#define TS_MARGIN 250         /* ticks: what the client may have seen but not echoed */
 
 static void charge(RewriterEngine *r, int frames, int64_t bytes)
 {

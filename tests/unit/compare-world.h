@@ -120,13 +120,18 @@ static inline void expect_n(World *w, unsigned n)
     frame_queue_clear(&w->out);
 }
 
-#define SYNACK_TO(s, a, ...) \
-    test_tcp((TestTcp){.flags = TCP_SYN | TCP_ACK, .mss = 1460, .wscale = 7, \
-                       .sack_ok = true, .seq = (s), .ack = (a), __VA_ARGS__})
-#define SYNACK(s, ...) SYNACK_TO(s, CL, __VA_ARGS__)
-#define DATA(s, text, a, ...) \
-    test_tcp((TestTcp){.seq = (s), .ack = (a), .data = text, .len = strlen(text), \
+#define SYNACK_TO(s, a, ...)                                                             \
+    test_tcp((TestTcp){.flags = TCP_SYN | TCP_ACK,                                       \
+                       .mss = 1460,                                                      \
+                       .wscale = 7,                                                      \
+                       .sack_ok = true,                                                  \
+                       .seq = (s),                                                       \
+                       .ack = (a),                                                       \
                        __VA_ARGS__})
+#define SYNACK(s, ...) SYNACK_TO(s, CL, __VA_ARGS__)
+#define DATA(s, text, a, ...)                                                            \
+    test_tcp((TestTcp){                                                                  \
+        .seq = (s), .ack = (a), .data = text, .len = strlen(text), __VA_ARGS__})
 #define ACK(s, a, ...) test_tcp((TestTcp){.seq = (s), .ack = (a), __VA_ARGS__})
 
 #endif

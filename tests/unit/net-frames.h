@@ -31,7 +31,8 @@ typedef struct TestTcp {
     uint32_t len;
 } TestTcp;
 
-static inline uint32_t test_eth(uint8_t *b, bool to_guest, unsigned n_vlans, uint16_t type)
+static inline uint32_t test_eth(uint8_t *b, bool to_guest, unsigned n_vlans,
+                                uint16_t type)
 {
     static const uint8_t guest[6] = {0x52, 0x54, 0, 1, 2, 3};
     static const uint8_t client[6] = {0x52, 0x54, 0, 9, 9, 9};

@@ -1,7 +1,8 @@
 /*
  * Tests of the comparison engine against a model, against garbage, and of its speed.
  * Sources: net/colo/{compare-dgram,compare-engine,compare-flow,compare-table,compare-tcp,
- * flow,packet,packet-edit,stream}.c, net/frame.c; dependencies: util (error, trace), glib.
+ * flow,packet,packet-edit,stream}.c, net/frame.c; dependencies: util (error, trace),
+ * glib.
  * "-m perf" measures the speed.
  *
  * Copyright (c) 2026 the qemu-colo developers
@@ -139,14 +140,17 @@ static Frame *side_frame(Model *m, Side *side, uint32_t from, uint32_t to, bool 
     uint8_t data[STREAM_LEN];
 
     memcpy(data, m->bytes + from, to - from);
-    if (m->flip_live && side == &m->s && m->flipped >= (int)from && m->flipped < (int)to) {
+    if (m->flip_live && side == &m->s && m->flipped >= (int)from &&
+        m->flipped < (int)to) {
         data[m->flipped - from] ^= 0x10;
     }
-    return test_tcp((TestTcp){.seq = m->isn + 1 + from, .ack = m->cl + side->ack,
+    return test_tcp((TestTcp){.seq = m->isn + 1 + from,
+                              .ack = m->cl + side->ack,
                               .flags = TCP_ACK | (fin ? TCP_FIN : 0),
                               .win = (side->edge - side->ack) >> SCALE,
                               .zero_win = side->edge - side->ack < 1 << SCALE,
-                              .data = data, .len = to - from});
+                              .data = data,
+                              .len = to - from});
 }
 
 static void side_step(World *w, Model *m, Side *side)
@@ -221,7 +225,8 @@ static void run_property(bool checkpoints, bool flip)
 
     m->isn = g_random_boolean() ? 0xffffffff - g_random_int_range(0, STREAM_LEN)
                                 : g_random_int();
-    m->cl = g_random_boolean() ? 0xffffffff - g_random_int_range(0, 5000) : g_random_int();
+    m->cl =
+        g_random_boolean() ? 0xffffffff - g_random_int_range(0, 5000) : g_random_int();
     for (i = 0; i < STREAM_LEN; i++) {
         m->bytes[i] = g_random_int();
     }
@@ -230,10 +235,16 @@ static void run_property(bool checkpoints, bool flip)
     w->check = model_check;
     w->model = m;
     m->p.edge = m->s.edge = m->p_edge = m->s_edge = 1000;
-    P(w, test_tcp((TestTcp){.seq = m->isn, .ack = m->cl, .flags = TCP_SYN | TCP_ACK,
-                            .mss = 1460, .wscale = SCALE}));
-    S(w, test_tcp((TestTcp){.seq = g_random_int(), .ack = m->cl, .flags = TCP_SYN | TCP_ACK,
-                            .mss = 1460, .wscale = SCALE}));
+    P(w, test_tcp((TestTcp){.seq = m->isn,
+                            .ack = m->cl,
+                            .flags = TCP_SYN | TCP_ACK,
+                            .mss = 1460,
+                            .wscale = SCALE}));
+    S(w, test_tcp((TestTcp){.seq = g_random_int(),
+                            .ack = m->cl,
+                            .flags = TCP_SYN | TCP_ACK,
+                            .mss = 1460,
+                            .wscale = SCALE}));
     g_assert_cmpuint(w->out.count, ==, 1);
     for (i = 0; i < 4000; i++) {
         w->now++;
@@ -319,17 +330,30 @@ static Frame *random_frame(void)
 
     memset(text, 'a' + g_random_int_range(0, 2), g_random_int_range(0, 60));
     switch (g_random_int_range(0, 8)) {
-    case 0: f = test_udp(1, g_random_int_range(50, 56), g_random_boolean(), text); break;
-    case 1: f = test_icmp(text); break;
-    case 2: f = test_fragment(8 * g_random_int_range(0, 3), g_random_boolean(), text); break;
-    case 3: f = test_arp(g_random_boolean(), g_random_int_range(0, 3)); break;
+    case 0:
+        f = test_udp(1, g_random_int_range(50, 56), g_random_boolean(), text);
+        break;
+    case 1:
+        f = test_icmp(text);
+        break;
+    case 2:
+        f = test_fragment(8 * g_random_int_range(0, 3), g_random_boolean(), text);
+        break;
+    case 3:
+        f = test_arp(g_random_boolean(), g_random_int_range(0, 3));
+        break;
     default:
         f = test_tcp((TestTcp){
-            .client_port = g_random_int_range(1, 4), .seq = g_random_int_range(0, 200),
-            .ack = g_random_int_range(0, 200), .win = g_random_int_range(1, 100),
+            .client_port = g_random_int_range(1, 4),
+            .seq = g_random_int_range(0, 200),
+            .ack = g_random_int_range(0, 200),
+            .win = g_random_int_range(1, 100),
             .flags = g_random_int_range(0, 3) ? TCP_ACK : g_random_int_range(1, 256),
-            .ts = g_random_boolean(), .tsval = g_random_int_range(0, 100),
-            .n_sack = g_random_int_range(0, 3), .sack = {5, 90, 100, 150}, .data = text,
+            .ts = g_random_boolean(),
+            .tsval = g_random_int_range(0, 100),
+            .n_sack = g_random_int_range(0, 3),
+            .sack = {5, 90, 100, 150},
+            .data = text,
             .len = strlen(text)});
     }
     if (g_random_int_range(0, 4) == 0) {
@@ -344,21 +368,30 @@ static Frame *random_frame(void)
 static void test_fuzz(void)
 {
     for (int round = 0; round < 30; round++) {
-        World *w = world_new(&(CompareConfig){.max_flows = 4, .max_queue_size = 8,
-                                              .max_bytes = 50000});
+        World *w = world_new(
+            &(CompareConfig){.max_flows = 4, .max_queue_size = 8, .max_bytes = 50000});
         uint64_t epoch = 0, fed = 0;
         CompareStats st;
 
         for (int i = 0; i < 4000; i++) {
             w->now += g_random_int_range(0, 3000);
             switch (g_random_int_range(0, 60)) {
-            case 0: compare_engine_cut(w->e, ++epoch); break;
-            case 1: compare_engine_commit(w->e, epoch, w->now); break;
-            case 2: compare_engine_secondary_marker(w->e, epoch); break;
-            case 3: compare_engine_loaded(w->e, epoch, w->now); break;
+            case 0:
+                compare_engine_cut(w->e, ++epoch);
+                break;
+            case 1:
+                compare_engine_commit(w->e, epoch, w->now);
+                break;
+            case 2:
+                compare_engine_secondary_marker(w->e, epoch);
+                break;
+            case 3:
+                compare_engine_loaded(w->e, epoch, w->now);
+                break;
             case 4:
-                compare_engine_set_mode(w->e, g_random_int_range(0, 8) ? 1
-                                              : g_random_int_range(0, 3), w->now);
+                compare_engine_set_mode(
+                    w->e, g_random_int_range(0, 8) ? 1 : g_random_int_range(0, 3),
+                    w->now);
                 break;
             case 5: {
                 g_autoptr(GByteArray) b = g_byte_array_new();
@@ -368,8 +401,12 @@ static void test_fuzz(void)
                 compare_table_free(t);
                 break;
             }
-            case 6 ... 15: compare_engine_tick(w->e, w->now); break;
-            case 16 ... 37: S(w, random_frame()); break;
+            case 6 ... 15:
+                compare_engine_tick(w->e, w->now);
+                break;
+            case 16 ... 37:
+                S(w, random_frame());
+                break;
             default:
                 P(w, random_frame());
                 fed++;
@@ -409,8 +446,8 @@ static void measure(bool udp, uint32_t size, unsigned flows)
     w->e = compare_engine_new(NULL, &o, w);
     compare_engine_set_mode(w->e, COMPARE_MODE_COMPARE, 1);
     for (unsigned i = 0; i < flows; i++) {
-        TestTcp x = {.seq = 1, .ack = 1, .client_port = 1 + i, .data = data,
-                     .len = size - 54};
+        TestTcp x = {
+            .seq = 1, .ack = 1, .client_port = 1 + i, .data = data, .len = size - 54};
         pf[i] = test_tcp(x);
         sf[i] = test_tcp(x);
         if (udp) {

@@ -1,7 +1,8 @@
 /*
  * Tests of the comparison engine: one example a rule.
  * Sources: net/colo/{compare-dgram,compare-engine,compare-flow,compare-table,compare-tcp,
- * flow,packet,packet-edit,stream}.c, net/frame.c; dependencies: util (error, trace), glib.
+ * flow,packet,packet-edit,stream}.c, net/frame.c; dependencies: util (error, trace),
+ * glib.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -65,8 +66,12 @@ static void test_synack_differs(void)
 {
     for (int i = 0; i < 5; i++) {
         World *w = world_new(NULL);
-        TestTcp t = {.flags = TCP_SYN | TCP_ACK, .ack = CL, .mss = 1460, .wscale = 7,
-                     .sack_ok = true, .seq = 5};
+        TestTcp t = {.flags = TCP_SYN | TCP_ACK,
+                     .ack = CL,
+                     .mss = 1460,
+                     .wscale = 7,
+                     .sack_ok = true,
+                     .seq = 5};
 
         P(w, SYNACK(ISN));
         if (i == 0) {
@@ -690,6 +695,12 @@ static void test_no_isn_in_flight(void)
     compare_engine_commit(w->e, 1, w->now);
     expect_tcp(w, ISN, 0, CL);
     g_assert_cmpuint(w->isns, ==, 0);
+    /* The SVM's output of the new epoch may come before the word that it runs. */
+    compare_engine_secondary_marker(w->e, 1);
+    P(w, SYNACK(500, .client_port = 3));
+    S(w, SYNACK(600, .client_port = 3));
+    g_assert_cmpuint(w->isns, ==, 1);
+    expect_tcp(w, 500, 0, CL);
     world_free(w);
 }
 
@@ -758,8 +769,8 @@ static void test_timeout_is_the_ceiling(void)
     for (int i = 0; i < 6; i++) { /* progress, but too little of it */
         g_assert_cmpuint(w->triggers, ==, 0);
         w->now += 8500;
-        S(w, test_tcp((TestTcp){.seq = ISN + 1 + i, .ack = CL,
-                                .data = "0123456789" + i, .len = 1}));
+        S(w, test_tcp((TestTcp){
+                 .seq = ISN + 1 + i, .ack = CL, .data = "0123456789" + i, .len = 1}));
         compare_engine_tick(w->e, w->now);
     }
     g_assert_cmpuint(w->triggers, ==, 1);

@@ -11,11 +11,19 @@ static void test_tcp_fields(void)
 {
     for (int v6 = 0; v6 < 2; v6++) {
         for (int vlans = 0; vlans < 3; vlans++) {
-            Frame *f = test_tcp((TestTcp){.v6 = v6, .n_vlans = vlans, .seq = 0x11223344,
-                                          .ack = 0x55667788, .flags = TCP_SYN | TCP_ACK,
-                                          .mss = 1460, .wscale = 7, .sack_ok = true,
-                                          .ts = true, .tsval = 99, .tsecr = 98,
-                                          .data = "abc", .len = 3});
+            Frame *f = test_tcp((TestTcp){.v6 = v6,
+                                          .n_vlans = vlans,
+                                          .seq = 0x11223344,
+                                          .ack = 0x55667788,
+                                          .flags = TCP_SYN | TCP_ACK,
+                                          .mss = 1460,
+                                          .wscale = 7,
+                                          .sack_ok = true,
+                                          .ts = true,
+                                          .tsval = 99,
+                                          .tsecr = 98,
+                                          .data = "abc",
+                                          .len = 3});
             Packet p;
 
             packet_parse(f, true, &p);
@@ -143,8 +151,13 @@ static void test_edits(void)
         for (unsigned j = 0; j < sizeof(put); j++) {
             put[j] = i % 5 ? g_random_int() : i % 2 ? 0 : 0xff;
         }
-        f = test_tcp((TestTcp){.seq = g_random_int(), .ack = g_random_int(), .v6 = i & 1,
-                               .n_vlans = i % 3, .ts = true, .tsval = 1, .data = data,
+        f = test_tcp((TestTcp){.seq = g_random_int(),
+                               .ack = g_random_int(),
+                               .v6 = i & 1,
+                               .n_vlans = i % 3,
+                               .ts = true,
+                               .tsval = 1,
+                               .data = data,
                                .len = len});
         packet_parse(f, true, &p);
         packet_tcp_put32(f, p.l4, false, p.l4 + 4, g_random_int());
@@ -165,8 +178,13 @@ static void test_make_ack(void)
 {
     for (int v6 = 0; v6 < 2; v6++) {
         Frame *f = test_tcp((TestTcp){.v6 = v6, .n_vlans = 1}), *a;
-        PacketAck pa = {.seq = 7, .ack = 8, .win = 9, .has_ts = true, .tsval = 10,
-                        .tsecr = 11, .vnet_len = v6 ? 12 : 0};
+        PacketAck pa = {.seq = 7,
+                        .ack = 8,
+                        .win = 9,
+                        .has_ts = true,
+                        .tsval = 10,
+                        .tsecr = 11,
+                        .vnet_len = v6 ? 12 : 0};
         Packet p, q;
 
         packet_parse(f, true, &p);
@@ -195,8 +213,12 @@ static void test_make_ack(void)
 static void test_fuzz(void)
 {
     for (int i = 0; i < 200000; i++) {
-        Frame *f = i & 1 ? test_tcp((TestTcp){.v6 = i & 2, .n_vlans = i % 3, .ts = true,
-                                              .n_sack = i % 4, .data = "x", .len = i & 1})
+        Frame *f = i & 1 ? test_tcp((TestTcp){.v6 = i & 2,
+                                              .n_vlans = i % 3,
+                                              .ts = true,
+                                              .n_sack = i % 4,
+                                              .data = "x",
+                                              .len = i & 1})
                          : test_fragment(8, true, "0123456789");
         unsigned n = g_random_int_range(0, 8);
         Packet p;

@@ -250,9 +250,15 @@ static CompareTable *saved(uint32_t seq, const char *text, uint32_t tsval)
     CompareTable *t;
 
     compare_engine_set_mode(e, COMPARE_MODE_COMPARE, 1);
-    compare_engine_primary(e, test_tcp((TestTcp){.seq = seq, .ack = CL + 3, .data = text,
-                                                 .len = strlen(text), .ts = tsval,
-                                                 .tsval = tsval, .tsecr = 77}), 1);
+    compare_engine_primary(e,
+                           test_tcp((TestTcp){.seq = seq,
+                                              .ack = CL + 3,
+                                              .data = text,
+                                              .len = strlen(text),
+                                              .ts = tsval,
+                                              .tsval = tsval,
+                                              .tsecr = 77}),
+                           1);
     compare_engine_cut(e, 1);
     compare_engine_save(e, b);
     t = compare_table_parse(b->data, b->len, NULL);
@@ -314,7 +320,8 @@ static void test_offsets_travel(void)
     World *next = world_new(0);
     Packet p;
 
-    /* The survivor is a primary now; its guest counts from SVM_ISN, the client does not. */
+    /* The survivor is a primary now; its guest counts from SVM_ISN, the client does not.
+     */
     rewriter_engine_takeover(w->r, w->now, on_emit, w);
     rewriter_engine_save(w->r, b);
     g_assert_true(rewriter_engine_load(next->r, t, b->data, b->len, next->now, NULL));
@@ -338,7 +345,8 @@ static void test_takeover_sends_unacknowledged(void)
     IN(.seq = CL, .ack = PVM_ISN + 1, .data = "req", .len = 3, .win = 1000);
     OUT(.seq = SVM_ISN + 1, .ack = CL + 3, .data = "abc", .len = 3, .win = 55);
     OUT(.seq = SVM_ISN + 4, .ack = CL + 3, .data = "def", .len = 3, .win = 55);
-    OUT(.seq = SVM_ISN + 4, .ack = CL + 3, .data = "def", .len = 3, .win = 55); /* again */
+    OUT(.seq = SVM_ISN + 4, .ack = CL + 3, .data = "def", .len = 3,
+        .win = 55); /* again */
     OUT(.seq = SVM_ISN + 7, .ack = CL + 3, .data = "ghi", .len = 3, .win = 55);
     IN(.seq = CL + 3, .ack = PVM_ISN + 4, .win = 1000);
     rewriter_engine_takeover(w->r, w->now, on_emit, w);
@@ -489,11 +497,15 @@ static void test_fuzz(void)
         for (int i = 0; i < 4000; i++) {
             bool in = g_random_boolean();
             Frame *f = test_tcp((TestTcp){
-                .to_guest = in, .client_port = g_random_int_range(1, 5),
-                .seq = g_random_int_range(0, 300), .ack = g_random_int_range(0, 300),
+                .to_guest = in,
+                .client_port = g_random_int_range(1, 5),
+                .seq = g_random_int_range(0, 300),
+                .ack = g_random_int_range(0, 300),
                 .flags = g_random_int_range(0, 3) ? TCP_ACK : g_random_int_range(1, 256),
-                .ts = g_random_boolean(), .tsval = g_random_int_range(0, 100),
-                .n_sack = g_random_int_range(0, 3), .data = "0123456789",
+                .ts = g_random_boolean(),
+                .tsval = g_random_int_range(0, 100),
+                .n_sack = g_random_int_range(0, 3),
+                .data = "0123456789",
                 .len = g_random_int_range(0, 10)});
 
             w->now += g_random_int_range(0, 1000000);
@@ -515,8 +527,8 @@ static void test_fuzz(void)
             case 1: {
                 g_autoptr(GByteArray) b = g_byte_array_new();
                 rewriter_engine_save(w->r, b);
-                g_assert_true(rewriter_engine_load(w->r, NULL, b->data, b->len, w->now,
-                                                   NULL));
+                g_assert_true(
+                    rewriter_engine_load(w->r, NULL, b->data, b->len, w->now, NULL));
                 break;
             }
             case 2:
@@ -525,8 +537,11 @@ static void test_fuzz(void)
                     frame_queue_clear(&w->out);
                 }
                 break;
-            case 3: rewriter_engine_tick(w->r, w->now); break;
-            default: break;
+            case 3:
+                rewriter_engine_tick(w->r, w->now);
+                break;
+            default:
+                break;
             }
         }
         world_free(w);
