@@ -473,6 +473,8 @@ def main(module_cases=None):
     parser = arguments()
     parser.add_argument("-k", default="", help="only cases whose name matches")
     parser.add_argument("--repeat", type=int, help="instead of each case's own count")
+    parser.add_argument("--for", type=float, dest="seconds", metavar="SECONDS",
+                        help="begin no repetition of a case after so long")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     chosen = [c for c in module_cases or CASES if re.search(options.k, c[0].__name__)]
@@ -486,8 +488,13 @@ def main(module_cases=None):
     print("seed %s" % options.seed)
     # SIGTERM must remove the namespaces too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    for fn, repeat, _ in chosen:
-        for number in range(options.repeat or repeat):
+    start = time.monotonic()
+    # Every case once, then again and again: what time remains is shared by all.
+    for number in range(options.repeat or max((c[1] for c in chosen), default=0)):
+        for fn, repeat, _ in chosen:
+            late = options.seconds and time.monotonic() - start > options.seconds
+            if number >= (options.repeat or repeat) or (late and number > 0):
+                continue
             name = "%s#%d" % (fn.__name__, number)
             begin = time.monotonic()
             try:
@@ -496,7 +503,7 @@ def main(module_cases=None):
                                                    note or ""), flush=True)
             except (Exception, subprocess.TimeoutExpired):
                 failed.append(name)
-                print("FAIL  %-40s %5.1f s" % (name, time.monotonic() - begin))
+                print("FAIL  %-40s %5.1f s" % (name, time.monotonic() - begin), flush=True)
                 traceback.print_exc()
     if failed:
         print("%d failed: %s (seed %s)" % (len(failed), " ".join(failed), options.seed))

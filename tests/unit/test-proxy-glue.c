@@ -107,6 +107,12 @@ static int serve(int c, const char *line, const uint8_t *blob, size_t len)
     }
     net_lock();
     if (g_str_equal(line, "start")) {
+        /* The primary's end of a connection may be up before this side's. */
+        for (int i = 0; i < 1000 && !chardev_connected(chardev_find("red0")); i++) {
+            net_unlock();
+            g_usleep(2000);
+            net_lock();
+        }
         r = proxy_start_secondary(&err) ? 0 : 1;
     } else if (g_str_has_prefix(line, "begin ")) {
         proxy_rollback_begin(n);
