@@ -34,6 +34,8 @@
 struct Channel {
     int fd;
     int cancel_fd;
+    GThread *pinger;
+    unsigned ping_ms;
     GMutex send_lock; /* one message at a time */
     bool send_broken; /* a message was cut short: nothing may follow; under send_lock */
     uint64_t bytes_sent;
@@ -82,6 +84,10 @@ void channel_free(Channel *c)
     if (!c) {
         return;
     }
+    if (c->pinger) {
+        channel_cancel(c);
+        g_thread_join(c->pinger);
+    }
     close(c->fd);
     close(c->cancel_fd);
     g_mutex_clear(&c->send_lock);
@@ -93,6 +99,23 @@ void channel_cancel(Channel *c)
     uint64_t one = 1;
     ssize_t n = write(c->cancel_fd, &one, sizeof(one));
     (void)n; /* EAGAIN means that it is set already */
+}
+
+static gpointer ping_thread(gpointer opaque)
+{
+    Channel *c = opaque;
+    struct pollfd pfd = {c->cancel_fd, POLLIN, 0};
+
+    while (poll(&pfd, 1, (int)c->ping_ms) == 0 || !pfd.revents) {
+        channel_try_text(c, CHANNEL_PING, "");
+    }
+    return NULL;
+}
+
+void channel_start_pings(Channel *c, unsigned ms)
+{
+    c->ping_ms = ms;
+    c->pinger = g_thread_new("colo-ping", ping_thread, c);
 }
 
 /* Wait until the socket is ready for @events. */

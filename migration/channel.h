@@ -54,6 +54,10 @@ typedef enum ChannelResult {
 
 /** Take over connected stream socket @fd. @peer_timeout_ms: TCP's user timeout. */
 Channel *channel_new(int fd, unsigned peer_timeout_ms);
+
+/** Send a PING each @ms from a thread of the channel's own, so that the peer hears from us
+ * however long the channel's users are busy. Ends with channel_cancel() or _free(). */
+void channel_start_pings(Channel *c, unsigned ms);
 void channel_free(Channel *c);
 
 /** Make every blocked and later call return CHANNEL_CANCELLED (an error when sending). Any

@@ -77,12 +77,20 @@ void colo_emit_exit(ColoMode mode, const char *reason)
     monitor_event("COLO_EXIT", data);
 }
 
+/* Set by migration_arm_death(); test option. */
+static gint death_armed;
+
+void migration_arm_death(void)
+{
+    g_atomic_int_set(&death_armed, 1);
+}
+
 void colo_step(const char *step)
 {
     static gint hits;
 
     colo_trace(migration_step, "%s", step);
-    if (!colo.opts.die_at) {
+    if (!colo.opts.die_at || !g_atomic_int_get(&death_armed)) {
         return;
     }
     g_auto(GStrv) parts = g_strsplit(colo.opts.die_at, ":", 2);

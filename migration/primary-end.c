@@ -78,8 +78,6 @@ gpointer primary_rx_thread(gpointer opaque)
                 "nothing was heard of the secondary for %u ms", colo.opts.peer_timeout);
             primary_lost(why);
             return NULL;
-        } else {
-            channel_try_text(ch, CHANNEL_PING, "");
         }
     }
 }

@@ -404,6 +404,7 @@ static bool connect_peer(Primary *p, GError **errp)
     g_mutex_lock(&colo.lock);
     colo.channel = p->ch;
     g_mutex_unlock(&colo.lock);
+    channel_start_pings(p->ch, COLO_PING_MS);
     p->rx = g_thread_new("colo-rx", primary_rx_thread, p->ch);
     return start_rooms(p, errp);
 }

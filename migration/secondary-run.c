@@ -121,8 +121,7 @@ static bool prepare(GError **errp)
 /* Receive until the connection ends; @errp says why it did. */
 static void receive(Secondary *s, GError **errp)
 {
-    int64_t last_ping = 0;
-
+    channel_start_pings(s->ch, COLO_PING_MS);
     for (;;) {
         ChannelMsg msg;
         ChannelResult r = channel_recv(s->ch, &msg, COLO_PING_MS, errp);
@@ -138,11 +137,6 @@ static void receive(Secondary *s, GError **errp)
             colo_error_set(errp, "nothing was heard of the primary for %u ms",
                            colo.opts.peer_timeout);
             return;
-        }
-        int64_t now = g_get_monotonic_time();
-        if (now - last_ping > COLO_PING_MS * 1000) {
-            channel_try_text(s->ch, CHANNEL_PING, "");
-            last_ping = now;
         }
     }
 }

@@ -63,6 +63,12 @@ static gboolean on_signal(gpointer opaque)
     return G_SOURCE_CONTINUE;
 }
 
+static gboolean on_arm(gpointer opaque)
+{
+    migration_arm_death();
+    return G_SOURCE_CONTINUE;
+}
+
 static void on_child_exit(GPid pid, gint wait_status, gpointer opaque)
 {
     bool clean = WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0;
@@ -121,6 +127,9 @@ static bool read_options(MigrationOptions *o, GError **errp)
         return false;
     }
     o->die_at = g_strdup(options_get_str(c, "die-at", NULL));
+    if (o->die_at) {
+        g_unix_signal_add(SIGUSR1, on_arm, NULL);
+    }
     o->peer_timeout = timeout;
     o->hide_events = !events;
     o->no_shutdown = self.plan.no_shutdown;

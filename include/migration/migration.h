@@ -30,7 +30,8 @@ typedef struct MigrationChild {
 /** Options of -colo that belong to this room; see docs/system/qemu-colo.rst. */
 typedef struct MigrationOptions {
     bool verify_ram;       /* test option: compare all of RAM at each checkpoint */
-    char *die_at;          /* test option: "step" or "step:N": SIGKILL oneself there */
+    char *die_at;          /* test option: "step" or "step:N": SIGKILL oneself at the
+                            * N-th passing of that step after migration_arm_death() */
     unsigned peer_timeout; /* ms without a byte from the peer until it counts as lost */
     bool no_shutdown;      /* -no-shutdown was given: a guest's end is not the program's */
     bool hide_events;      /* no STOP and RESUME events for checkpoints */
@@ -46,6 +47,9 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
 
 /** Listen for a primary at @uri ("tcp:host:port", "unix:path", "defer" to do nothing). */
 bool migration_listen(const char *uri, GError **errp);
+
+/** Let die-at count from now on (SIGUSR1). */
+void migration_arm_death(void);
 
 /** The child is gone: tell the peer at once. Main thread, just before exit. */
 void migration_child_died(void);

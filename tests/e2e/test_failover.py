@@ -8,6 +8,7 @@ millisecond stream, memory and disk writers. No client may see a wrong, lost or 
 byte on a connection that lived through it.
 """
 
+import signal
 import sys
 
 from colo_e2e import Pair, case, main
@@ -55,6 +56,46 @@ def secondary_front_end_killed(t):
 @case(repeat=10)
 def secondary_emulator_killed(t):
     return serve_through(t, lambda p: p.kill_secondary("emulator"), secondary_dies=True)
+
+
+def cut_link(p):
+    p.net.cut("link", "b")
+
+
+@case(repeat=10)
+def link_cut_secondary_chosen(t):
+    """Both live, neither hears the other: the operator's word decides, one voice speaks."""
+    return serve_through(t, cut_link, extra=("-colo", "peer-timeout=500"))
+
+
+@case(repeat=10)
+def link_cut_primary_chosen(t):
+    return serve_through(t, cut_link, secondary_dies=True,
+                         extra=("-colo", "peer-timeout=500"))
+
+
+def die_at(t, step, secondary_dies):
+    """The side dies by itself at the n-th passing of a step of a checkpoint."""
+    args = ("-colo", "die-at=%s:%d" % (step, t.rng.randint(1, 4)))
+    where = "extra_secondary" if secondary_dies else "extra_primary"
+
+    def wait(p):
+        process = (p.secondary if secondary_dies else p.primary).process
+        process.send(signal.SIGUSR1)  # arms die-at
+        process.wait(30)
+    return serve_through(t, wait, secondary_dies, checkpoint_delay=300, **{where: args})
+
+
+def add_step_cases():
+    for steps, dies in ((PRIMARY_STEPS, False), (SECONDARY_STEPS, True)):
+        for step in steps:
+            def fn(t, step=step, dies=dies):
+                return die_at(t, step, dies)
+            fn.__name__ = "death_at_" + step.replace("-", "_")
+            case()(fn)
+
+
+add_step_cases()
 
 
 if __name__ == "__main__":
