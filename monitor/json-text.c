@@ -325,7 +325,9 @@ static JsonNode *number_node(JsonSpan tok)
     if (g_ascii_string_to_signed(s, 10, G_MININT64, G_MAXINT64, &i, NULL)) {
         return json_node_init_int(json_node_alloc(), i);
     }
-    return json_node_init_double(json_node_alloc(), g_ascii_strtod(s, NULL));
+    /* Infinity has no JSON form: what is beyond the range is its end. */
+    double v = g_ascii_strtod(s, NULL);
+    return json_node_init_double(json_node_alloc(), CLAMP(v, -G_MAXDOUBLE, G_MAXDOUBLE));
 }
 
 static bool parse_value(Lexer *lx, unsigned depth, JsonNode **node, GError **errp)

@@ -11,6 +11,7 @@
 
 #include "util/error.h"
 
+#define JSON_VALUES_MAX 1000
 #define OPTIONS_DEPTH_MAX 64
 
 /* The object at @obj.@key, made if it is not there; NULL if a value stands there. */
@@ -68,10 +69,25 @@ static const char *take_value(const char *p, GString *out)
     return p;
 }
 
+/* The parser below recurses without a bound, and the text may be a peer's. */
+static bool is_nested_too_deep(const char *text)
+{
+    unsigned n = 0;
+
+    for (text = strpbrk(text, "[{"); text && n <= JSON_VALUES_MAX; n++) {
+        text = strpbrk(text + 1, "[{");
+    }
+    return n > JSON_VALUES_MAX;
+}
+
 static JsonObject *parse_json(const char *text, GError **errp)
 {
     g_autoptr(JsonParser) parser = json_parser_new();
 
+    if (is_nested_too_deep(text)) {
+        colo_error_set(errp, "JSON option: more than %u lists and objects", JSON_VALUES_MAX);
+        return NULL;
+    }
     if (!json_parser_load_from_data(parser, text, -1, errp)) {
         g_prefix_error(errp, "JSON option: ");
         return NULL;
