@@ -46,7 +46,8 @@ typedef struct BlockWait {
 
 void block_wait_init(BlockWait *w);
 void block_wait_done(BlockWait *w, int ret);
-/** Wait without the block lock, at most @ms (0: for ever); -ETIMEDOUT, else the result. */
+/** Wait without the block lock, at most @ms (0: for ever); -ETIMEDOUT, else the result.
+ */
 int block_wait(BlockWait *w, unsigned ms);
 
 /* --- request.c --- */
@@ -170,7 +171,7 @@ struct BlockNode {
     BlockFront *front; /* made by the first export */
     /* Of a secondary's parent image: where exported requests go instead (or NULL). */
     struct BlockSecondary *secondary;
-    char *serve_path;  /* of block_serve_child() */
+    char *serve_path; /* of block_serve_child() */
 };
 
 /** New registered node with one reference less: @users is 0. Takes @opaque. */
@@ -292,6 +293,9 @@ typedef void (*BlockUringFunc)(void *opaque, int res);
 bool block_uring_init(GError **errp);
 void block_uring_cleanup(void);
 void block_uring_submit_pending(void);
+/** Whether completions wait, and to run them. */
+bool block_uring_ready(void);
+void block_uring_reap(void);
 void block_uring_read(int fd, void *buf, size_t len, uint64_t offset, BlockUringFunc fn,
                       void *opaque);
 void block_uring_write(int fd, const void *buf, size_t len, uint64_t offset, bool dsync,

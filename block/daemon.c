@@ -85,7 +85,8 @@ static void daemon_exited(GPid pid, gint status, gpointer opaque)
     d->pid = 0;
     if (d->ready) {
         colo_report("disk '%s': its storage daemon ended unexpectedly (status 0x%x); the "
-                    "guest sees I/O errors", d->node_name, status);
+                    "guest sees I/O errors",
+                    d->node_name, status);
     }
 }
 
@@ -114,8 +115,8 @@ static gboolean daemon_spawn(gpointer opaque)
     bool ok = g_spawn_async_with_pipes_and_fds(
         NULL, (const char *const *)s->argv, NULL,
         G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD, daemon_child_setup,
-        GINT_TO_POINTER(getpid()), -1, -1, -1, &s->listen_fd, &target, 1, &s->d->pid, NULL,
-        NULL, &s->d->err_fd, &s->err);
+        GINT_TO_POINTER(getpid()), -1, -1, -1, &s->listen_fd, &target, 1, &s->d->pid,
+        NULL, NULL, &s->d->err_fd, &s->err);
 
     if (ok) {
         GSource *src = g_child_watch_source_new(s->d->pid);
@@ -125,8 +126,8 @@ static gboolean daemon_spawn(gpointer opaque)
         g_source_unref(src);
         fcntl(s->d->err_fd, F_SETFL, O_NONBLOCK);
         fcntl(s->d->err_fd, F_SETFD, FD_CLOEXEC);
-        s->d->err_watch = block_fd_new(s->d->err_fd, G_IO_IN | G_IO_HUP, daemon_read_stderr,
-                                       s->d);
+        s->d->err_watch =
+            block_fd_new(s->d->err_fd, G_IO_IN | G_IO_HUP, daemon_read_stderr, s->d);
     }
     block_wait_done(&s->wait, ok ? 0 : -EIO);
     return G_SOURCE_REMOVE;
@@ -170,11 +171,11 @@ static int daemon_sockets(const char *path, int *client_fd, GError **errp)
     unlink(path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     *client_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || *client_fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
-        listen(fd, 4) < 0 ||
+    if (fd < 0 || *client_fd < 0 ||
+        bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 || listen(fd, 4) < 0 ||
         connect(*client_fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-        colo_error_set_errno(errp, errno, "cannot set up the storage daemon's socket '%s'",
-                             path);
+        colo_error_set_errno(errp, errno,
+                             "cannot set up the storage daemon's socket '%s'", path);
         if (fd >= 0) {
             close(fd);
         }
@@ -198,7 +199,8 @@ static char *daemon_blockdev(JsonObject *given, const char *format, bool read_on
     json_object_set_string_member(opts, "driver", format);
     json_object_set_string_member(opts, "node-name", "disk");
     json_object_set_string_member(opts, "read-only", read_only ? "on" : "off");
-    if (json_object_has_member(opts, "backing") && json_object_get_null_member(opts, "backing")) {
+    if (json_object_has_member(opts, "backing") &&
+        json_object_get_null_member(opts, "backing")) {
         json_object_set_string_member(opts, "backing", "");
     }
     if (file) {
@@ -213,8 +215,9 @@ static char *daemon_blockdev(JsonObject *given, const char *format, bool read_on
         for (size_t i = 0; i < G_N_ELEMENTS(shared); i++) {
             if (json_object_has_member(opts, shared[i]) &&
                 !json_object_has_member(file, shared[i])) {
-                json_object_set_member(file, shared[i],
-                                       json_node_copy(json_object_get_member(opts, shared[i])));
+                json_object_set_member(
+                    file, shared[i],
+                    json_node_copy(json_object_get_member(opts, shared[i])));
             }
         }
         json_object_remove_member(opts, "aio");
@@ -245,7 +248,8 @@ static void daemon_lost(void *opaque, const char *why)
     Daemon *d = opaque;
 
     if (!d->closing) {
-        colo_report("disk '%s': connection to its storage daemon lost: %s", d->node_name, why);
+        colo_report("disk '%s': connection to its storage daemon lost: %s", d->node_name,
+                    why);
     }
 }
 
@@ -281,19 +285,27 @@ BlockNode *block_daemon_open(const char *name, JsonObject *opts, const char *for
         return NULL;
     }
     block_lock();
-    g_autofree char *path = g_strdup_printf("%s/qsd-%u.sock", block_runtime_dir(),
-                                            daemon_number++);
+    g_autofree char *path =
+        g_strdup_printf("%s/qsd-%u.sock", block_runtime_dir(), daemon_number++);
     block_unlock();
     int listen_fd = daemon_sockets(path, &fd, errp);
     if (listen_fd < 0) {
         return NULL;
     }
     g_autofree char *blockdev = daemon_blockdev(opts, format, read_only);
-    g_autofree char *server = g_strdup_printf("addr.type=fd,addr.str=%d", DAEMON_SOCKET_FD);
+    g_autofree char *server =
+        g_strdup_printf("addr.type=fd,addr.str=%d", DAEMON_SOCKET_FD);
     g_autofree char *export = g_strdup_printf("type=nbd,id=e,node-name=disk,name=disk,"
-                                              "writable=%s", read_only ? "off" : "on");
-    const char *argv[] = {binary ? binary : "qemu-storage-daemon", "--blockdev", blockdev,
-                          "--nbd-server", server, "--export", export, NULL};
+                                              "writable=%s",
+                                              read_only ? "off" : "on");
+    const char *argv[] = {binary ? binary : "qemu-storage-daemon",
+                          "--blockdev",
+                          blockdev,
+                          "--nbd-server",
+                          server,
+                          "--export",
+                          export,
+                          NULL};
     Daemon *d = g_new0(Daemon, 1);
     DaemonSpawn spawn = {.d = d, .argv = (char **)argv, .listen_fd = listen_fd};
 
@@ -305,7 +317,8 @@ BlockNode *block_daemon_open(const char *name, JsonObject *opts, const char *for
     int r = block_wait(&spawn.wait, 0);
     close(listen_fd);
     if (r < 0) {
-        colo_error_set(errp, "drive '%s': cannot start qemu-storage-daemon, which image "
+        colo_error_set(errp,
+                       "drive '%s': cannot start qemu-storage-daemon, which image "
                        "format '%s' needs (package qemu-system-common or qemu-utils): %s",
                        d->node_name, format, spawn.err->message);
         g_clear_error(&spawn.err);

@@ -19,7 +19,8 @@
 
 static bool lock_byte(int fd, off_t byte, const char *filename, GError **errp)
 {
-    struct flock fl = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    struct flock fl = {
+        .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 
     if (fcntl(fd, F_OFD_SETLK, &fl) == 0) {
         return true;
@@ -34,7 +35,8 @@ static bool lock_byte(int fd, off_t byte, const char *filename, GError **errp)
 
 static bool lock_is_free(int fd, off_t byte)
 {
-    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    struct flock fl = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 
     return fcntl(fd, F_OFD_GETLK, &fl) != 0 || fl.l_type == F_UNLCK;
 }
@@ -47,7 +49,8 @@ bool block_file_lock(int fd, bool read_only, const char *filename, GError **errp
 
     if (fcntl(fd, F_OFD_GETLK, &probe) != 0 && (errno == EINVAL || errno == ENOLCK)) {
         colo_report("image '%s': its file system has no locks; other programs are not "
-                    "kept from it", filename);
+                    "kept from it",
+                    filename);
         return true;
     }
     for (size_t i = 0; i < (read_only ? 1 : G_N_ELEMENTS(all)); i++) {
@@ -62,15 +65,19 @@ bool block_file_lock(int fd, bool read_only, const char *filename, GError **errp
     }
     for (size_t i = 0; i < (read_only ? 1 : G_N_ELEMENTS(all)); i++) {
         if (!lock_is_free(fd, LOCK_DENIED + all[i])) {
-            colo_error_set(errp, "image '%s' is in use by another program, which does not "
-                           "share it; stop that program first", filename);
+            colo_error_set(errp,
+                           "image '%s' is in use by another program, which does not "
+                           "share it; stop that program first",
+                           filename);
             return false;
         }
     }
     for (size_t i = 0; i < G_N_ELEMENTS(writing); i++) {
         if (!lock_is_free(fd, LOCK_USED + writing[i])) {
-            colo_error_set(errp, "image '%s' is being written by another program; stop "
-                           "that program first", filename);
+            colo_error_set(errp,
+                           "image '%s' is being written by another program; stop "
+                           "that program first",
+                           filename);
             return false;
         }
     }

@@ -233,8 +233,9 @@ static const BlockDriver file_driver = {
 
 bool block_file_suits(JsonObject *opts)
 {
-    static const char *const known[] = {"driver", "filename", "file", "read-only",
-                                        "auto-read-only", "discard", "node-name", NULL};
+    static const char *const known[] = {
+        "driver",         "filename", "file",      "read-only",
+        "auto-read-only", "discard",  "node-name", NULL};
     g_autoptr(GList) keys = json_object_get_members(opts);
 
     for (GList *l = keys; l; l = l->next) {
@@ -245,14 +246,16 @@ bool block_file_suits(JsonObject *opts)
             bool direct = false, no_flush = false;
 
             if (!cache || !options_get_bool(cache, "direct", &direct, NULL) ||
-                !options_get_bool(cache, "no-flush", &no_flush, NULL) || direct || no_flush) {
+                !options_get_bool(cache, "no-flush", &no_flush, NULL) || direct ||
+                no_flush) {
                 return false;
             }
         } else if (!strcmp(key, "aio")) {
             /* All of them mean "asynchronous"; here that is io_uring. */
             const char *aio = options_get_str(opts, key, "");
 
-            if (strcmp(aio, "io_uring") && strcmp(aio, "threads") && strcmp(aio, "native")) {
+            if (strcmp(aio, "io_uring") && strcmp(aio, "threads") &&
+                strcmp(aio, "native")) {
                 return false;
             }
         } else if (!strcmp(key, "locking")) {

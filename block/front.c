@@ -110,7 +110,8 @@ static void front_submit(FrontReq *fr)
 
 static void front_submit_flushes(BlockFront *f)
 {
-    for (GList *l = f->all.head; l && f->flushes_waiting && !f->early_writes; l = l->next) {
+    for (GList *l = f->all.head; l && f->flushes_waiting && !f->early_writes;
+         l = l->next) {
         FrontReq *fr = l->data;
 
         if (fr->sub.op == BLOCK_OP_FLUSH && !fr->submitted) {

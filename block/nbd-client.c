@@ -41,7 +41,6 @@ struct NbdClient {
     void *closed_opaque;
 };
 
-
 static void client_fail(NbdClient *c, const char *why)
 {
     if (c->error) {
@@ -105,7 +104,8 @@ static void client_update(NbdClient *c)
     }
     unsigned dir = nbd_aio_get_direction(c->h);
     block_fd_set(c->watch, (dir & LIBNBD_AIO_DIRECTION_READ ? G_IO_IN | G_IO_HUP : 0) |
-                               (dir & LIBNBD_AIO_DIRECTION_WRITE ? G_IO_OUT : 0) | G_IO_ERR);
+                               (dir & LIBNBD_AIO_DIRECTION_WRITE ? G_IO_OUT : 0) |
+                               G_IO_ERR);
 }
 
 static void client_event(void *opaque, GIOCondition cond)
@@ -330,7 +330,8 @@ void nbd_client_submit(NbdClient *c, BlockRequest *req)
     cmd->req = req;
     cmd->link.data = cmd;
     g_queue_push_tail_link(&c->in_flight, &cmd->link);
-    nbd_completion_callback done = {.callback = cmd_done, .user_data = cmd, .free = cmd_free};
+    nbd_completion_callback done = {
+        .callback = cmd_done, .user_data = cmd, .free = cmd_free};
     uint32_t fua = req->flags & BLOCK_REQ_FUA ? LIBNBD_CMD_FLAG_FUA : 0;
     int64_t r = -1;
 
@@ -447,7 +448,8 @@ static int nbd_connect(JsonObject *opts, GError **errp)
                        err->message);
         return -1;
     }
-    int fd = fcntl(g_socket_get_fd(g_socket_connection_get_socket(sock)), F_DUPFD_CLOEXEC, 3);
+    int fd =
+        fcntl(g_socket_get_fd(g_socket_connection_get_socket(sock)), F_DUPFD_CLOEXEC, 3);
     int one = 1;
     if (fd >= 0) {
         /* Fails on a unix socket, which needs it not. */
@@ -501,9 +503,9 @@ static JsonObject *nbd_parse_uri(const char *uri, GError **errp)
 
 BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
 {
-    static const char *const known[] = {"driver", "node-name", "server", "host", "port",
-                                        "path", "export", "uri", "read-only", "discard",
-                                        "cache", "aio", NULL};
+    static const char *const known[] = {
+        "driver", "node-name", "server",  "host",  "port", "path", "export",
+        "uri",    "read-only", "discard", "cache", "aio",  NULL};
     const char *uri = options_get_str(opts, "uri", NULL);
     g_autoptr(JsonObject) parsed = NULL;
     bool read_only = false;
@@ -523,8 +525,8 @@ BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
     if (fd < 0) {
         return NULL;
     }
-    NbdClient *c = nbd_client_new(fd, options_get_str(where, "export", ""), NBD_CONNECT_MS,
-                                  errp);
+    NbdClient *c =
+        nbd_client_new(fd, options_get_str(where, "export", ""), NBD_CONNECT_MS, errp);
     if (!c) {
         return NULL;
     }

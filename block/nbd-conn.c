@@ -263,8 +263,8 @@ static void conn_reply(NbdServed *r, int ret)
         put32(h, NBD_SIMPLE_MAGIC);
         put32(h + 4, ret < 0 ? nbd_errno(ret) : 0);
         put64(h + 8, r->handle);
-        nbd_conn_send(c, h, sizeof(h), data ? r->req.buf : NULL, data ? r->req.data : NULL,
-                      data ? r->req.bytes : 0);
+        nbd_conn_send(c, h, sizeof(h), data ? r->req.buf : NULL,
+                      data ? r->req.data : NULL, data ? r->req.bytes : 0);
     }
 }
 
@@ -529,7 +529,8 @@ static ssize_t conn_receive(NbdConn *c)
         c->stage_end -= c->stage_start;
         c->stage_start = 0;
     }
-    ssize_t n = recv(c->fd, c->stage + c->stage_end, NBD_STAGE - c->stage_end, MSG_DONTWAIT);
+    ssize_t n =
+        recv(c->fd, c->stage + c->stage_end, NBD_STAGE - c->stage_end, MSG_DONTWAIT);
     if (n > 0) {
         c->stage_end += n;
     }
@@ -598,6 +599,7 @@ NbdConn *nbd_conn_new(NbdListener *l, int fd)
     c->fd = fd;
     g_queue_init(&c->out);
     c->watch = block_fd_new(fd, G_IO_IN | G_IO_HUP | G_IO_ERR, conn_event, c);
-    c->patience = io_thread_timer(block_thread(), NEGOTIATION_MS, conn_out_of_patience, c);
+    c->patience =
+        io_thread_timer(block_thread(), NEGOTIATION_MS, conn_out_of_patience, c);
     return c;
 }

@@ -61,7 +61,8 @@ static void begin_transmission(NbdConn *c, NbdExport *e)
 static bool opt_export_name(NbdConn *c, const uint8_t *data)
 {
     g_autofree char *name = g_strndup((const char *)data, c->opt_len);
-    NbdExport *e = c->opt_len <= NBD_NAME_MAX ? nbd_listener_find(c->listener, name) : NULL;
+    NbdExport *e =
+        c->opt_len <= NBD_NAME_MAX ? nbd_listener_find(c->listener, name) : NULL;
     uint8_t reply[10 + 124] = {0};
 
     if (!e) {

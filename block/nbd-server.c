@@ -21,7 +21,7 @@
 struct NbdListener {
     GSocket *socket;
     BlockFd *watch;
-    char *path; /* unix: to be unlinked */
+    char *path;         /* unix: to be unlinked */
     GPtrArray *exports; /* NbdExport */
     GPtrArray *conns;   /* NbdConn */
     uint64_t max_conn;  /* 0: any number */
@@ -80,7 +80,8 @@ uint16_t nbd_export_flags(NbdExport *e)
 static void listener_event(void *opaque, GIOCondition cond)
 {
     NbdListener *l = opaque;
-    int fd = accept4(g_socket_get_fd(l->socket), NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd =
+        accept4(g_socket_get_fd(l->socket), NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     int one = 1;
 
     if (fd < 0) {
@@ -131,15 +132,16 @@ static NbdListener *listener_new(GSocketAddress *addr, GError **errp)
     bool is_unix = G_IS_UNIX_SOCKET_ADDRESS(addr);
     const char *path =
         is_unix ? g_unix_socket_address_get_path(G_UNIX_SOCKET_ADDRESS(addr)) : NULL;
-    g_autoptr(GSocket) sock = g_socket_new(g_socket_address_get_family(addr),
-                                           G_SOCKET_TYPE_STREAM, G_SOCKET_PROTOCOL_DEFAULT,
-                                           &err);
+    g_autoptr(GSocket) sock =
+        g_socket_new(g_socket_address_get_family(addr), G_SOCKET_TYPE_STREAM,
+                     G_SOCKET_PROTOCOL_DEFAULT, &err);
 
     if (path) {
         unlink(path);
     }
     if (!sock || !g_socket_bind(sock, addr, TRUE, &err) || !g_socket_listen(sock, &err)) {
-        g_autofree char *where = g_socket_connectable_to_string(G_SOCKET_CONNECTABLE(addr));
+        g_autofree char *where =
+            g_socket_connectable_to_string(G_SOCKET_CONNECTABLE(addr));
 
         colo_error_set(errp, "NBD server cannot listen on %s: %s", where, err->message);
         return NULL;
@@ -177,8 +179,8 @@ const char *block_serve_child(const char *name, GError **errp)
     if (!node) {
         colo_error_set(errp, "Cannot find device='' nor node-name='%s'", name);
     } else if (!node->serve_path) {
-        g_autofree char *path = g_strdup_printf("%s/disk-%u.sock", block_runtime_dir(),
-                                                servers.number++);
+        g_autofree char *path =
+            g_strdup_printf("%s/disk-%u.sock", block_runtime_dir(), servers.number++);
         g_autoptr(GSocketAddress) addr = g_unix_socket_address_new(path);
         NbdListener *l = listener_new(addr, errp);
 
@@ -219,7 +221,8 @@ void nbd_server_unserve(BlockNode *node)
 static GSocketAddress *server_address(JsonObject *addr, GError **errp)
 {
     const char *type = options_get_str(addr, "type", "inet");
-    JsonObject *data = options_get_obj(addr, "data") ? options_get_obj(addr, "data") : addr;
+    JsonObject *data =
+        options_get_obj(addr, "data") ? options_get_obj(addr, "data") : addr;
 
     if (!strcmp(type, "unix")) {
         const char *path = options_get_str(data, "path", NULL);
@@ -231,8 +234,8 @@ static GSocketAddress *server_address(JsonObject *addr, GError **errp)
         return g_unix_socket_address_new(path);
     }
     if (strcmp(type, "inet")) {
-        colo_error_set(errp, "nbd-server-start: addr type '%s' is not supported (inet, unix)",
-                       type);
+        colo_error_set(
+            errp, "nbd-server-start: addr type '%s' is not supported (inet, unix)", type);
         return NULL;
     }
     const char *host = options_get_str(data, "host", "");
@@ -298,7 +301,8 @@ bool block_nbd_server_add(const char *name, const char *export_name, bool writab
     } else if (nbd_listener_find(servers.user, as)) {
         colo_error_set(errp, "NBD server already has export named '%s'", as);
     } else if (writable && node->read_only) {
-        colo_error_set(errp, "Node '%s' is read only and cannot be exported writable", name);
+        colo_error_set(errp, "Node '%s' is read only and cannot be exported writable",
+                       name);
     } else {
         listener_add(servers.user, node, as, writable, false);
         if (writable) {

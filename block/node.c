@@ -106,9 +106,9 @@ static bool opts_expand_cache(JsonObject *opts, GError **errp)
     static const struct {
         const char *mode, *writeback, *direct, *no_flush;
     } modes[] = {
-        {"none", "on", "on", "off"},      {"off", "on", "on", "off"},
+        {"none", "on", "on", "off"},       {"off", "on", "on", "off"},
         {"writeback", "on", "off", "off"}, {"directsync", "off", "on", "off"},
-        {"unsafe", "on", "off", "on"},    {"writethrough", "off", "off", "off"},
+        {"unsafe", "on", "off", "on"},     {"writethrough", "off", "off", "off"},
     };
     const char *mode = options_get_str(opts, "cache", NULL);
 
@@ -142,8 +142,10 @@ static bool opts_expand_file(JsonObject *opts, const char *what, GError **errp)
     bool is_node = block_node_find(name) != NULL;
     block_unlock();
     if (is_node) {
-        colo_error_set(errp, "%s: 'file=%s' names another node; give the file in place "
-                       "(file.driver=file,file.filename=...)", what, name);
+        colo_error_set(errp,
+                       "%s: 'file=%s' names another node; give the file in place "
+                       "(file.driver=file,file.filename=...)",
+                       what, name);
         return false;
     }
     JsonObject *file = json_object_new();
@@ -151,8 +153,8 @@ static bool opts_expand_file(JsonObject *opts, const char *what, GError **errp)
         json_object_set_string_member(file, "driver", "nbd");
         json_object_set_string_member(file, "uri", name);
     } else {
-        json_object_set_string_member(
-            file, "filename", g_str_has_prefix(name, "file:") ? name + 5 : name);
+        json_object_set_string_member(file, "filename",
+                                      g_str_has_prefix(name, "file:") ? name + 5 : name);
     }
     json_object_set_object_member(opts, "file", file);
     return true;
@@ -162,9 +164,9 @@ static bool opts_expand_file(JsonObject *opts, const char *what, GError **errp)
 static bool opts_normalise(JsonObject *opts, const char *what, bool *writethrough,
                            GError **errp)
 {
-    static const char *const guest_keys[] = {"if", "index", "bus", "unit", "media", "id",
-                                             "snapshot", "serial", "werror", "rerror",
-                                             "node-name", "copy-on-read", "addr", NULL};
+    static const char *const guest_keys[] = {
+        "if",     "index",  "bus",    "unit",      "media",        "id",   "snapshot",
+        "serial", "werror", "rerror", "node-name", "copy-on-read", "addr", NULL};
     bool on = false;
 
     if (!options_get_bool(opts, "snapshot", &on, errp)) {
@@ -198,7 +200,8 @@ static bool opts_normalise(JsonObject *opts, const char *what, bool *writethroug
             colo_error_set(errp, "%s: Cannot specify both 'driver' and 'format'", what);
             return false;
         }
-        json_object_set_string_member(opts, "driver", options_get_str(opts, "format", ""));
+        json_object_set_string_member(opts, "driver",
+                                      options_get_str(opts, "format", ""));
         json_object_remove_member(opts, "format");
     }
     if (!opts_expand_cache(opts, errp)) {
@@ -226,9 +229,11 @@ static bool image_is_consistent(const char *filename, GError **errp)
     if (access(marker, F_OK) != 0) {
         return true;
     }
-    colo_error_set(errp, "image '%s' was being brought up to date by a replication that "
+    colo_error_set(errp,
+                   "image '%s' was being brought up to date by a replication that "
                    "did not end properly, so its content is not that of one moment; copy "
-                   "it again from the other host, then remove '%s'", filename, marker);
+                   "it again from the other host, then remove '%s'",
+                   filename, marker);
     return false;
 }
 
@@ -250,8 +255,10 @@ static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
         if (!strcmp(mode, "secondary")) {
             return block_secondary_open(name, opts, errp);
         }
-        colo_error_set(errp, "%s: Parameter 'mode' expects 'primary' or 'secondary', not "
-                       "'%s'", what, mode);
+        colo_error_set(errp,
+                       "%s: Parameter 'mode' expects 'primary' or 'secondary', not "
+                       "'%s'",
+                       what, mode);
         return NULL;
     }
     if (driver && !strcmp(driver, "nbd")) {
@@ -272,8 +279,10 @@ static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
     const char *filename = opts_filename(opts);
     bool local = !proto || !strcmp(proto, "file") || !strcmp(proto, "host_device");
     if (!filename && local) {
-        colo_error_set(errp, "%s: A block device must be specified for \"file\" "
-                       "(file.filename=...)", what);
+        colo_error_set(errp,
+                       "%s: A block device must be specified for \"file\" "
+                       "(file.filename=...)",
+                       what);
         return NULL;
     }
     if (filename && local && !image_is_consistent(filename, errp)) {
@@ -309,8 +318,8 @@ static void inherit(JsonObject *parent, JsonObject *child)
     for (int i = 0; keys[i]; i++) {
         if (json_object_has_member(parent, keys[i]) &&
             !json_object_has_member(child, keys[i])) {
-            json_object_set_member(child, keys[i],
-                                   json_node_copy(json_object_get_member(parent, keys[i])));
+            json_object_set_member(
+                child, keys[i], json_node_copy(json_object_get_member(parent, keys[i])));
         }
     }
 }
@@ -381,7 +390,8 @@ bool block_node_add(JsonObject *given, GError **errp)
     const char *id = options_get_str(opts, "id", NULL);
     const char *node_name = options_get_str(opts, "node-name", NULL);
     g_autofree char *name = g_strdup(node_name ? node_name : id);
-    g_autofree char *alias = node_name && id && strcmp(id, node_name) ? g_strdup(id) : NULL;
+    g_autofree char *alias =
+        node_name && id && strcmp(id, node_name) ? g_strdup(id) : NULL;
     bool writethrough = false;
 
     if (!name) {
@@ -416,8 +426,10 @@ bool block_node_del(const char *name, GError **errp)
     BlockNode *node = block_node_find(name);
     if (!node) {
         block_unlock();
-        g_set_error(errp, COLO_ERROR, COLO_ERROR_GENERIC, "Failed to find node with "
-                    "node-name='%s'", name);
+        g_set_error(errp, COLO_ERROR, COLO_ERROR_GENERIC,
+                    "Failed to find node with "
+                    "node-name='%s'",
+                    name);
         return false;
     }
     if (node->serve_path && node->users == 1) {
@@ -479,8 +491,8 @@ JsonArray *block_query(void)
     JsonArray *out = json_array_new();
 
     block_lock();
-    g_autoptr(GList) names = g_list_sort(g_hash_table_get_keys(block_nodes()),
-                                         (GCompareFunc)g_strcmp0);
+    g_autoptr(GList) names =
+        g_list_sort(g_hash_table_get_keys(block_nodes()), (GCompareFunc)g_strcmp0);
     for (GList *l = names; l; l = l->next) {
         BlockNode *node = g_hash_table_lookup(nodes, l->data);
         JsonObject *o = json_object_new();
@@ -489,8 +501,8 @@ JsonArray *block_query(void)
         if (node->id) {
             json_object_set_string_member(o, "id", node->id);
         }
-        json_object_set_string_member(o, "drv", node->format ? node->format
-                                                            : node->drv->name);
+        json_object_set_string_member(o, "drv",
+                                      node->format ? node->format : node->drv->name);
         if (node->filename) {
             json_object_set_string_member(o, "file", node->filename);
         }
@@ -526,8 +538,8 @@ static void flush_all_done(BlockRequest *req, int ret)
     FlushAll *fa = req->opaque;
 
     if (ret < 0) {
-        colo_report("disk '%s': last flush failed: %s",
-                    req->node ? req->node->name : "?", g_strerror(-ret));
+        colo_report("disk '%s': last flush failed: %s", req->node ? req->node->name : "?",
+                    g_strerror(-ret));
     }
     if (g_atomic_int_dec_and_test(&fa->left)) {
         block_wait_done(&fa->wait, 0);

@@ -115,8 +115,8 @@ static void quorum_vote_done(BlockRequest *req, int ret)
         unsigned votes = 0;
 
         for (unsigned j = 0; qr->sub[i].ret == 0 && j < qr->n; j++) {
-            votes += qr->sub[j].ret == 0 && !memcmp(qr->sub[i].req.data, qr->sub[j].req.data,
-                                                    qr->orig->bytes);
+            votes += qr->sub[j].ret == 0 &&
+                     !memcmp(qr->sub[i].req.data, qr->sub[j].req.data, qr->orig->bytes);
         }
         if (votes >= qr->threshold) {
             if (votes < qr->n) {
@@ -323,7 +323,8 @@ static bool is_ancestor(BlockNode *node, BlockNode *maybe_parent)
         return true;
     }
     for (unsigned i = 0; i < q->n; i++) {
-        if (block_node_is_quorum(q->child[i].node) && is_ancestor(node, q->child[i].node)) {
+        if (block_node_is_quorum(q->child[i].node) &&
+            is_ancestor(node, q->child[i].node)) {
             return true;
         }
     }
@@ -348,7 +349,8 @@ bool block_quorum_add(BlockNode *node, BlockNode *child, GError **errp)
         return false;
     }
     if (child->size != node->size) {
-        colo_error_set(errp, "Node '%s' has %" G_GUINT64_FORMAT " bytes and quorum '%s' "
+        colo_error_set(errp,
+                       "Node '%s' has %" G_GUINT64_FORMAT " bytes and quorum '%s' "
                        "%" G_GUINT64_FORMAT "; both sides need disks of one size",
                        child->name, child->size, node->name, node->size);
         return false;
@@ -404,8 +406,10 @@ bool block_quorum_del(BlockNode *node, const char *child, GError **errp)
     BlockNode *c = q->child[at].node;
     BlockNode *local[QUORUM_CHILDREN_MAX];
     if (!block_node_is_primary(c) && quorum_local(q, local) <= q->threshold) {
-        colo_error_set(errp, "The number of children of quorum '%s' cannot be lower than "
-                       "the vote threshold %u", node->name, q->threshold);
+        colo_error_set(errp,
+                       "The number of children of quorum '%s' cannot be lower than "
+                       "the vote threshold %u",
+                       node->name, q->threshold);
         return false;
     }
     q->n--;
@@ -455,11 +459,13 @@ static bool quorum_open_children(Quorum *q, JsonObject *opts, JsonObject *childr
             colo_error_set(errp, "Parameter '%s' is missing", key);
             return false;
         }
-        json_object_set_member(one, key, json_node_copy(json_object_get_member(children, nr)));
+        json_object_set_member(one, key,
+                               json_node_copy(json_object_get_member(children, nr)));
         for (size_t k = 0; k < G_N_ELEMENTS(passed); k++) {
             if (json_object_has_member(opts, passed[k])) {
-                json_object_set_member(one, passed[k],
-                                       json_node_copy(json_object_get_member(opts, passed[k])));
+                json_object_set_member(
+                    one, passed[k],
+                    json_node_copy(json_object_get_member(opts, passed[k])));
             }
         }
         BlockNode *child = block_node_open_child(one, key, errp);
@@ -480,10 +486,11 @@ static bool quorum_open_children(Quorum *q, JsonObject *opts, JsonObject *childr
 
 BlockNode *block_quorum_open(const char *name, JsonObject *opts, GError **errp)
 {
-    static const char *const known[] = {"driver", "children", "vote-threshold",
-                                        "read-pattern", "blkverify", "rewrite-corrupted",
-                                        "read-only", "discard", "cache", "aio",
-                                        "detect-zeroes", NULL};
+    static const char *const known[] = {
+        "driver",       "children",      "vote-threshold",
+        "read-pattern", "blkverify",     "rewrite-corrupted",
+        "read-only",    "discard",       "cache",
+        "aio",          "detect-zeroes", NULL};
     g_autofree char *what = g_strdup_printf("quorum '%s'", name ? name : "(inline)");
     const char *pattern = options_get_str(opts, "read-pattern", "quorum");
     g_autoptr(JsonObject) children = quorum_children(opts);
@@ -497,14 +504,19 @@ BlockNode *block_quorum_open(const char *name, JsonObject *opts, GError **errp)
         !options_get_bool(opts, "read-only", &read_only, errp)) {
         return NULL;
     }
-    if (verify || rewrite || strcmp(options_get_str(opts, "detect-zeroes", "off"), "off")) {
+    if (verify || rewrite ||
+        strcmp(options_get_str(opts, "detect-zeroes", "off"), "off")) {
         colo_error_set(errp, "%s: %s is not supported", what,
-                       verify ? "blkverify" : rewrite ? "rewrite-corrupted" : "detect-zeroes");
+                       verify    ? "blkverify"
+                       : rewrite ? "rewrite-corrupted"
+                                 : "detect-zeroes");
         return NULL;
     }
     if (strcmp(pattern, "fifo") && strcmp(pattern, "quorum")) {
-        colo_error_set(errp, "%s: Parameter 'read-pattern' expects 'quorum' or 'fifo', "
-                       "not '%s'", what, pattern);
+        colo_error_set(errp,
+                       "%s: Parameter 'read-pattern' expects 'quorum' or 'fifo', "
+                       "not '%s'",
+                       what, pattern);
         return NULL;
     }
     if (n == 0 || n > QUORUM_CHILDREN_MAX) {

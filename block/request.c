@@ -59,8 +59,12 @@ int block_request_sync(BlockNode *node, BlockOp op, uint64_t offset, uint64_t by
                        void *data, unsigned flags)
 {
     SyncRequest s = {
-        .req = {.op = op, .flags = flags, .offset = offset, .bytes = bytes,
-                .data = data, .done = sync_request_done},
+        .req = {.op = op,
+                .flags = flags,
+                .offset = offset,
+                .bytes = bytes,
+                .data = data,
+                .done = sync_request_done},
     };
     BlockBuf *buf = NULL;
 

@@ -37,21 +37,23 @@ void block_unlock(void)
     io_thread_unlock(block.io);
 }
 
-/* Runs before each poll: what was queued to the ring meanwhile goes in one system call. */
+/* Runs before each poll: what was queued to the ring meanwhile goes in one system call.
+ */
 static gboolean block_loop_prepare(GSource *s, gint *timeout)
 {
     *timeout = -1;
     block_uring_submit_pending();
-    return !g_queue_is_empty(&block.finished);
+    return !g_queue_is_empty(&block.finished) || block_uring_ready();
 }
 
 static gboolean block_loop_check(GSource *s)
 {
-    return !g_queue_is_empty(&block.finished);
+    return !g_queue_is_empty(&block.finished) || block_uring_ready();
 }
 
 static gboolean block_loop_dispatch(GSource *s, GSourceFunc fn, gpointer opaque)
 {
+    block_uring_reap();
     /* Only what is there now: completions beget submissions beget completions. */
     for (guint n = block.finished.length; n > 0; n--) {
         BlockRequest *req = g_queue_pop_head(&block.finished);
@@ -92,12 +94,11 @@ bool block_init(const char *runtime_dir, GError **errp)
     }
     block.loop_source = g_source_new(&block_loop_funcs, sizeof(GSource));
     g_source_set_priority(block.loop_source, G_PRIORITY_HIGH);
+    g_source_set_can_recurse(block.loop_source, TRUE);
     g_source_attach(block.loop_source, io_thread_context(block.io));
     block_unlock();
     return true;
 }
-
-
 
 void block_shutdown(void)
 {

@@ -5,17 +5,22 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Operations are queued and go to the kernel in one system call when the thread is about
- * to poll. What does not fit into the ring waits in a backlog.
+ * to poll; what completes at once (the page cache) is taken right then, the rest when the
+ * ring's descriptor, readable as long as completions wait, wakes the thread. What does
+ * not fit into the ring waits in a backlog.
  */
 #include "block-int.h"
 
 #include <liburing.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #define URING_ENTRIES 256
 
-typedef enum UringKind { URING_READ, URING_WRITE, URING_FSYNC, URING_FALLOCATE } UringKind;
+typedef enum UringKind {
+    URING_READ,
+    URING_WRITE,
+    URING_FSYNC,
+    URING_FALLOCATE
+} UringKind;
 
 typedef struct UringOp {
     UringKind kind;
@@ -32,7 +37,6 @@ typedef struct UringOp {
 /* Room singleton, guarded by the block lock. */
 static struct {
     struct io_uring ring;
-    int event_fd;
     BlockFd *watch;
     GQueue backlog; /* UringOp */
     unsigned in_flight;
@@ -104,15 +108,15 @@ void block_uring_submit_pending(void)
     }
 }
 
-static void uring_event(void *opaque, GIOCondition cond)
+bool block_uring_ready(void)
+{
+    return io_uring_cq_ready(&uring.ring) > 0;
+}
+
+void block_uring_reap(void)
 {
     struct io_uring_cqe *cqe;
-    uint64_t n;
 
-    /* The count says nothing that the queue does not. */
-    if (read(uring.event_fd, &n, sizeof(n)) < 0 && errno != EAGAIN) {
-        g_error("io_uring eventfd: %s", g_strerror(errno));
-    }
     while (io_uring_peek_cqe(&uring.ring, &cqe) == 0) {
         UringOp *op = io_uring_cqe_get_data(cqe);
         int res = cqe->res;
@@ -128,30 +132,26 @@ static void uring_event(void *opaque, GIOCondition cond)
     }
 }
 
+static void uring_event(void *opaque, GIOCondition cond)
+{
+    block_uring_reap();
+}
+
 bool block_uring_init(GError **errp)
 {
     int r = io_uring_queue_init(URING_ENTRIES, &uring.ring, 0);
 
     if (r < 0) {
-        colo_error_set_errno(errp, -r,
-                             "cannot set up io_uring for disk access (see sysctl "
-                             "kernel.io_uring_disabled and the container's seccomp filter)");
-        return false;
-    }
-    uring.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    r = uring.event_fd < 0 ? -errno : io_uring_register_eventfd(&uring.ring, uring.event_fd);
-    if (r < 0) {
-        colo_error_set_errno(errp, -r, "cannot set up io_uring's eventfd");
-        io_uring_queue_exit(&uring.ring);
-        if (uring.event_fd >= 0) {
-            close(uring.event_fd);
-        }
+        colo_error_set_errno(
+            errp, -r,
+            "cannot set up io_uring for disk access (see sysctl "
+            "kernel.io_uring_disabled and the container's seccomp filter)");
         return false;
     }
     g_queue_init(&uring.backlog);
     uring.in_flight = 0;
     uring.pending = false;
-    uring.watch = block_fd_new(uring.event_fd, G_IO_IN, uring_event, NULL);
+    uring.watch = block_fd_new(uring.ring.ring_fd, G_IO_IN, uring_event, NULL);
     return true;
 }
 
@@ -160,21 +160,30 @@ void block_uring_cleanup(void)
     block_fd_free(uring.watch);
     uring.watch = NULL;
     io_uring_queue_exit(&uring.ring);
-    close(uring.event_fd);
 }
 
 void block_uring_read(int fd, void *buf, size_t len, uint64_t offset, BlockUringFunc fn,
                       void *opaque)
 {
-    uring_queue((UringOp){.kind = URING_READ, .fd = fd, .buf = buf, .len = len,
-                          .offset = offset, .fn = fn, .opaque = opaque});
+    uring_queue((UringOp){.kind = URING_READ,
+                          .fd = fd,
+                          .buf = buf,
+                          .len = len,
+                          .offset = offset,
+                          .fn = fn,
+                          .opaque = opaque});
 }
 
 void block_uring_write(int fd, const void *buf, size_t len, uint64_t offset, bool dsync,
                        BlockUringFunc fn, void *opaque)
 {
-    uring_queue((UringOp){.kind = URING_WRITE, .fd = fd, .buf = (void *)buf, .len = len,
-                          .offset = offset, .mode = dsync ? RWF_DSYNC : 0, .fn = fn,
+    uring_queue((UringOp){.kind = URING_WRITE,
+                          .fd = fd,
+                          .buf = (void *)buf,
+                          .len = len,
+                          .offset = offset,
+                          .mode = dsync ? RWF_DSYNC : 0,
+                          .fn = fn,
                           .opaque = opaque});
 }
 
@@ -186,6 +195,11 @@ void block_uring_fdatasync(int fd, BlockUringFunc fn, void *opaque)
 void block_uring_fallocate(int fd, int mode, uint64_t offset, uint64_t len,
                            BlockUringFunc fn, void *opaque)
 {
-    uring_queue((UringOp){.kind = URING_FALLOCATE, .fd = fd, .mode = mode,
-                          .offset = offset, .range = len, .fn = fn, .opaque = opaque});
+    uring_queue((UringOp){.kind = URING_FALLOCATE,
+                          .fd = fd,
+                          .mode = mode,
+                          .offset = offset,
+                          .range = len,
+                          .fn = fn,
+                          .opaque = opaque});
 }

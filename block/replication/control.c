@@ -97,8 +97,10 @@ static bool marker_create(const char *path, GError **errp)
         close(fd);
     }
     if (!ok) {
-        colo_error_set_errno(errp, err, "cannot write '%s', which marks the image as being "
-                             "replicated", path);
+        colo_error_set_errno(errp, err,
+                             "cannot write '%s', which marks the image as being "
+                             "replicated",
+                             path);
     }
     return ok;
 }
@@ -121,7 +123,8 @@ static bool secondary_can_start(BlockSecondary *s, GError **errp)
         return false;
     }
     if (!s->export_name) {
-        colo_error_set(errp, "disk '%s' is not exported: run nbd-server-start and "
+        colo_error_set(errp,
+                       "disk '%s' is not exported: run nbd-server-start and "
                        "nbd-server-add with device '%s' and writable=true first",
                        s->parent->name, s->parent->name);
         return false;
@@ -219,14 +222,17 @@ bool block_secondary_arrived(const BlockBarrier *barriers, unsigned n, GSourceFu
     return there;
 }
 
-static bool check_barriers(const BlockBarrier *b, unsigned n, GPtrArray *all, GError **errp)
+static bool check_barriers(const BlockBarrier *b, unsigned n, GPtrArray *all,
+                           GError **errp)
 {
     for (unsigned i = 0; i < n; i++) {
         BlockSecondary *s = secondary_of_disk(b[i].disk);
 
         if (!s) {
-            colo_error_set(errp, "the primary replicates a disk '%s' that is not exported "
-                           "here", b[i].disk);
+            colo_error_set(errp,
+                           "the primary replicates a disk '%s' that is not exported "
+                           "here",
+                           b[i].disk);
             return false;
         }
         if (s->state != SECONDARY_LOGGING || s->error) {
@@ -236,7 +242,8 @@ static bool check_barriers(const BlockBarrier *b, unsigned n, GPtrArray *all, GE
             return false;
         }
         if (b[i].sequence < s->committed || b[i].sequence > secondary_arrivals(s)) {
-            colo_error_set(errp, "disk '%s': barrier %" PRIu64 " is not between the last one "
+            colo_error_set(errp,
+                           "disk '%s': barrier %" PRIu64 " is not between the last one "
                            "%" PRIu64 " and the %" PRIu64 " requests that arrived",
                            b[i].disk, b[i].sequence, s->committed, secondary_arrivals(s));
             return false;
@@ -249,8 +256,8 @@ static bool check_barriers(const BlockBarrier *b, unsigned n, GPtrArray *all, GE
         }
     }
     if (n != all->len) {
-        colo_error_set(errp, "the checkpoint names %u disks, but %u are replicated here", n,
-                       all->len);
+        colo_error_set(errp, "the checkpoint names %u disks, but %u are replicated here",
+                       n, all->len);
         return false;
     }
     return true;
@@ -364,7 +371,8 @@ bool block_secondary_settle(GError **errp)
     return ok;
 }
 
-/* The image now holds exactly the last checkpoint; whoever stops here leaves it usable. */
+/* The image now holds exactly the last checkpoint; whoever stops here leaves it usable.
+ */
 void block_secondary_end(void)
 {
     block_lock();

@@ -52,8 +52,8 @@ static void primary_die(Primary *p, const char *why)
     if (p->error) {
         return;
     }
-    g_autofree char *msg = g_strdup_printf("disk '%s' is no longer replicated: %s", p->name,
-                                           why);
+    g_autofree char *msg =
+        g_strdup_printf("disk '%s' is no longer replicated: %s", p->name, why);
 
     p->error = g_strdup(why);
     io_source_destroy(&p->patience);
@@ -223,8 +223,9 @@ bool block_node_is_primary(BlockNode *node)
 
 BlockNode *block_primary_open(const char *name, JsonObject *opts, GError **errp)
 {
-    static const char *const known[] = {"driver", "mode", "file", "node-name", "read-only",
-                                        "discard", "cache", "aio", NULL};
+    static const char *const known[] = {"driver",    "mode",      "file",
+                                        "node-name", "read-only", "discard",
+                                        "cache",     "aio",       NULL};
     g_autofree char *what = g_strdup_printf("replication '%s'", name ? name : "(inline)");
 
     if (json_object_has_member(opts, "top-id")) {
@@ -244,9 +245,10 @@ BlockNode *block_primary_open(const char *name, JsonObject *opts, GError **errp)
         colo_error_set(errp, "%s: 'file' %s", what,
                        !client            ? "must be driver=nbd, the secondary's export"
                        : file->users != 1 ? "is in use elsewhere"
-                       : file->read_only  ? "is a read-only export; export the secondary's "
-                                            "image with writable=true"
-                                          : "cannot write zeroes");
+                       : file->read_only
+                           ? "is a read-only export; export the secondary's "
+                             "image with writable=true"
+                           : "cannot write zeroes");
         block_node_unuse(file);
         block_unlock();
         return NULL;
@@ -294,7 +296,8 @@ static bool primary_covers(BlockNode *node, GError **errp)
 {
     BlockNode *fw[8];
     unsigned n = block_node_is_quorum(node)
-                     ? block_quorum_forwarders(node, fw, G_N_ELEMENTS(fw)) : 0;
+                     ? block_quorum_forwarders(node, fw, G_N_ELEMENTS(fw))
+                     : 0;
 
     if (node->read_only) {
         return true;
@@ -307,11 +310,14 @@ static bool primary_covers(BlockNode *node, GError **errp)
         }
     }
     if (n > 0) {
-        colo_error_set(errp, "disk '%s': replication child '%s' has lost its secondary (%s)",
+        colo_error_set(errp,
+                       "disk '%s': replication child '%s' has lost its secondary (%s)",
                        node->name, fw[0]->name, ((Primary *)fw[0]->opaque)->error);
     } else {
-        colo_error_set(errp, "disk '%s' is not replicated: attach a driver=replication,"
-                       "mode=primary node to its quorum with x-blockdev-change", node->name);
+        colo_error_set(errp,
+                       "disk '%s' is not replicated: attach a driver=replication,"
+                       "mode=primary node to its quorum with x-blockdev-change",
+                       node->name);
     }
     return false;
 }

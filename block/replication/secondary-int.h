@@ -61,22 +61,22 @@ struct BlockSecondary {
     SecondaryState state;
     char *error;
 
-    GHashTable *conns;    /* connection -> its count (uint64_t), those that wrote */
-    void *conn;           /* the one that replicates, once bound */
+    GHashTable *conns; /* connection -> its count (uint64_t), those that wrote */
+    void *conn;        /* the one that replicates, once bound */
     bool conn_lost;
-    uint64_t lost_count;  /* of the bound connection, after it has gone */
-    uint64_t committed;   /* seq of the last barrier */
-    unsigned through;     /* write-through requests in flight, from before the start */
+    uint64_t lost_count; /* of the bound connection, after it has gone */
+    uint64_t committed;  /* seq of the last barrier */
+    unsigned through;    /* write-through requests in flight, from before the start */
 
     GQueue pending; /* LogEntry */
     LogMap *pending_map, *committed_map;
     uint64_t log_bytes;
-    bool asked;           /* for a checkpoint, since the last one */
-    GQueue to_apply;      /* LogEntry, committed */
-    unsigned applying;    /* requests in flight */
+    bool asked;        /* for a checkpoint, since the last one */
+    GQueue to_apply;   /* LogEntry, committed */
+    unsigned applying; /* requests in flight */
 
     Overlay *overlay;
-    unsigned generation;  /* of the overlay: a commit starts a new one */
+    unsigned generation; /* of the overlay: a commit starts a new one */
     unsigned overlay_writes;
     BlockRangeLock ranges; /* the SVM's requests against the merge */
 
@@ -84,8 +84,8 @@ struct BlockSecondary {
     uint64_t merge_pos; /* where the next run is looked for */
     bool merge_scan_done;
     bool flushing;
-    GQueue flushes;       /* BlockRequest of the SVM, until live */
-    GPtrArray *waiters;   /* BlockWait: for live or failed, or for settled */
+    GQueue flushes;     /* BlockRequest of the SVM, until live */
+    GPtrArray *waiters; /* BlockWait: for live or failed, or for settled */
     GPtrArray *settlers;
 };
 

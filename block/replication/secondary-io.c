@@ -148,8 +148,8 @@ void secondary_read(BlockSecondary *s, BlockRequest *req, bool with_pending,
     cr->orig = req;
     cr->with_pending = with_pending;
     cr->lock = lock;
-    cr->range = (BlockRange){.start = req->offset, .end = req->offset + req->bytes,
-                             .fn = composed_granted};
+    cr->range = (BlockRange){
+        .start = req->offset, .end = req->offset + req->bytes, .fn = composed_granted};
     if (!lock || block_range_acquire(lock, &cr->range)) {
         composed_start(cr);
     }
@@ -230,8 +230,10 @@ static void svm_write(BlockSecondary *s, BlockRequest *req)
 
     w->s = s;
     w->orig = req;
-    w->range = (BlockRange){.start = req->offset, .end = req->offset + req->bytes,
-                            .write = true, .fn = svm_write_granted};
+    w->range = (BlockRange){.start = req->offset,
+                            .end = req->offset + req->bytes,
+                            .write = true,
+                            .fn = svm_write_granted};
     if (block_range_acquire(&s->ranges, &w->range)) {
         svm_write_start(w);
     }

@@ -203,7 +203,8 @@ static void apply_done(BlockRequest *req, int ret)
         secondary_fail(s, "a checkpoint cannot be written to the image: %s",
                        g_strerror(-ret));
     } else {
-        log_map_remove(s->committed_map, req->offset, req->offset + req->bytes, op->entry);
+        log_map_remove(s->committed_map, req->offset, req->offset + req->bytes,
+                       op->entry);
     }
     log_entry_unref(op->entry);
     block_buf_unref(req->buf);

@@ -101,7 +101,8 @@ static bool secondary_split(JsonObject *opts, const char *what, JsonObject **act
                             char **hidden, char **parent, GError **errp)
 {
     g_autoptr(JsonObject) file = options_get_obj(opts, "file")
-                                     ? options_copy(options_get_obj(opts, "file")) : NULL;
+                                     ? options_copy(options_get_obj(opts, "file"))
+                                     : NULL;
     JsonObject *backing = options_get_obj(file, "backing");
     JsonObject *hidden_file = options_get_obj(backing, "file");
     const char *base = options_get_str(backing, "backing", NULL);
@@ -109,12 +110,15 @@ static bool secondary_split(JsonObject *opts, const char *what, JsonObject **act
                                        options_get_str(backing, "file", NULL));
 
     if (!file || !backing || !base || !path) {
-        colo_error_set(errp, "%s: expected file (the active disk), file.backing (the hidden "
-                       "disk) and file.backing.backing (the name of the image's node)", what);
+        colo_error_set(errp,
+                       "%s: expected file (the active disk), file.backing (the hidden "
+                       "disk) and file.backing.backing (the name of the image's node)",
+                       what);
         return false;
     }
     if (access(path, R_OK | W_OK) != 0) {
-        colo_error_set_errno(errp, errno, "%s: cannot open the hidden disk '%s'", what, path);
+        colo_error_set_errno(errp, errno, "%s: cannot open the hidden disk '%s'", what,
+                             path);
         return false;
     }
     *hidden = g_strdup(path);
@@ -129,18 +133,21 @@ static bool secondary_fits(BlockNode *active, BlockNode *parent, const char *wha
                            GError **errp)
 {
     if (active->size != parent->size) {
-        colo_error_set(errp, "%s: the active disk has %" G_GUINT64_FORMAT " bytes and '%s' "
-                       "%" G_GUINT64_FORMAT "; they must have one size", what, active->size,
-                       parent->name, parent->size);
+        colo_error_set(errp,
+                       "%s: the active disk has %" G_GUINT64_FORMAT " bytes and '%s' "
+                       "%" G_GUINT64_FORMAT "; they must have one size",
+                       what, active->size, parent->name, parent->size);
     } else if (active->read_only || parent->read_only) {
-        colo_error_set(errp, "%s: active disk and '%s' must be writable", what, parent->name);
+        colo_error_set(errp, "%s: active disk and '%s' must be writable", what,
+                       parent->name);
     } else if (parent->secondary) {
-        colo_error_set(errp, "%s: '%s' already has a replication node", what, parent->name);
+        colo_error_set(errp, "%s: '%s' already has a replication node", what,
+                       parent->name);
     } else if (active == parent) {
         colo_error_set(errp, "%s: active disk and image are one", what);
     } else if (!active->can_zero || !parent->can_zero) {
-        colo_error_set(errp, "%s: active disk and '%s' must be able to write zeroes", what,
-                       parent->name);
+        colo_error_set(errp, "%s: active disk and '%s' must be able to write zeroes",
+                       what, parent->name);
     } else {
         return true;
     }
@@ -149,8 +156,9 @@ static bool secondary_fits(BlockNode *active, BlockNode *parent, const char *wha
 
 BlockNode *block_secondary_open(const char *name, JsonObject *opts, GError **errp)
 {
-    static const char *const known[] = {"driver", "mode", "file", "top-id", "node-name",
-                                        "read-only", "discard", "cache", "aio", NULL};
+    static const char *const known[] = {"driver",    "mode",      "file",    "top-id",
+                                        "node-name", "read-only", "discard", "cache",
+                                        "aio",       NULL};
     g_autofree char *what = g_strdup_printf("replication '%s'", name ? name : "(inline)");
     g_autoptr(JsonObject) active_opts = NULL;
     g_autofree char *hidden = NULL, *parent_name = NULL;

@@ -90,7 +90,8 @@ static void takeover_live(BlockSecondary *s)
     BlockRequest *req;
 
     s->state = s->error ? SECONDARY_FAILED : SECONDARY_LIVE;
-    colo_trace(block_takeover_end, "%s: %s", s->parent->name, secondary_state_name(s->state));
+    colo_trace(block_takeover_end, "%s: %s", s->parent->name,
+               secondary_state_name(s->state));
     for (guint i = 0; i < s->waiters->len; i++) {
         block_wait_done(s->waiters->pdata[i], s->error ? -EIO : 0);
     }
@@ -125,7 +126,8 @@ void secondary_takeover_step(BlockSecondary *s)
         }
         return;
     }
-    /* One operation a distinct chunk: ranges in the lock's queue are not started twice. */
+    /* One operation a distinct chunk: ranges in the lock's queue are not started twice.
+     */
     while (s->merging < MERGE_DEPTH && !s->merge_scan_done) {
         pos = overlay_next(s->overlay, s->merge_pos);
         if (pos == UINT64_MAX) {
@@ -136,10 +138,12 @@ void secondary_takeover_step(BlockSecondary *s)
         bool set;
 
         op->s = s;
-        op->range = (BlockRange){
-            .start = pos,
-            .end = overlay_run(s->overlay, pos, MIN(pos + MERGE_CHUNK, s->node->size), &set),
-            .write = true, .fn = merge_granted};
+        op->range =
+            (BlockRange){.start = pos,
+                         .end = overlay_run(s->overlay, pos,
+                                            MIN(pos + MERGE_CHUNK, s->node->size), &set),
+                         .write = true,
+                         .fn = merge_granted};
         s->merge_pos = op->range.end;
         s->merging++;
         if (block_range_acquire(&s->ranges, &op->range)) {
@@ -175,10 +179,12 @@ void secondary_takeover_begin(BlockSecondary *s)
 {
     LogEntry *e;
 
-    colo_trace(block_takeover_begin, "%s: log %" G_GUINT64_FORMAT ", overlay %" G_GUINT64_FORMAT,
+    colo_trace(block_takeover_begin,
+               "%s: log %" G_GUINT64_FORMAT ", overlay %" G_GUINT64_FORMAT,
                s->parent->name, s->log_bytes, overlay_bytes(s->overlay));
     if (s->state == SECONDARY_IDLE) {
-        /* No checkpoint ever came: the overlay of a machine that never ran means nothing. */
+        /* No checkpoint ever came: the overlay of a machine that never ran means nothing.
+         */
         overlay_clear_all(s->overlay);
         s->generation++;
     }

@@ -137,7 +137,8 @@ static inline BlockNode *test_node(const char *name)
     return n;
 }
 
-static inline int test_io(const char *node, BlockOp op, uint64_t off, uint64_t len, void *p)
+static inline int test_io(const char *node, BlockOp op, uint64_t off, uint64_t len,
+                          void *p)
 {
     return block_request_sync(test_node(node), op, off, len, p, 0);
 }

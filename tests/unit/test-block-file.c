@@ -31,7 +31,8 @@ static void check_io(const char *node, uint64_t size)
         default:
             test_fill(r, model + off, len);
             g_assert_cmpint(block_request_sync(test_node(node), BLOCK_OP_WRITE, off, len,
-                                               model + off, i % 2 ? BLOCK_REQ_FUA : 0), ==, 0);
+                                               model + off, i % 2 ? BLOCK_REQ_FUA : 0),
+                            ==, 0);
         }
     }
     g_assert_cmpint(test_io(node, BLOCK_OP_FLUSH, 0, 0, NULL), ==, 0);
@@ -39,7 +40,8 @@ static void check_io(const char *node, uint64_t size)
     g_assert_cmpmem(buf, size, model, size);
     g_assert_cmpint(test_io(node, BLOCK_OP_READ, size, 512, buf), ==, -EINVAL);
     g_assert_cmpint(test_io(node, BLOCK_OP_WRITE, size - 512, 1024, buf), ==, -EINVAL);
-    g_assert_cmpint(test_io(node, BLOCK_OP_WRITE, UINT64_MAX - 511, 1024, buf), ==, -EINVAL);
+    g_assert_cmpint(test_io(node, BLOCK_OP_WRITE, UINT64_MAX - 511, 1024, buf), ==,
+                    -EINVAL);
 }
 
 static void test_raw(void)
@@ -48,7 +50,8 @@ static void test_raw(void)
     g_autofree char *path = test_image("a.raw", 4 * MIB);
     g_autofree uint8_t *file = g_malloc(4 * MIB), *disk = g_malloc(4 * MIB);
 
-    test_add("id=d0,if=ide,index=0,media=disk,driver=raw,file.filename=%s,aio=io_uring", path);
+    test_add("id=d0,if=ide,index=0,media=disk,driver=raw,file.filename=%s,aio=io_uring",
+             path);
     g_assert_cmpint(block_node_size("d0", NULL), ==, 4 * MIB);
     check_io("d0", 4 * MIB);
     test_file_read(path, file, 4 * MIB);
@@ -93,7 +96,8 @@ static void test_locks(void)
     g_free(test_run("qemu-storage-daemon --daemonize --pidfile %s --blockdev "
                     "driver=file,node-name=f,filename=%s --nbd-server "
                     "addr.type=unix,addr.path=%s/x.sock --export "
-                    "type=nbd,id=e,node-name=f,writable=on", pidfile, path, test_dir));
+                    "type=nbd,id=e,node-name=f,writable=on",
+                    pidfile, path, test_dir));
     test_add_fails("program", "id=d0,driver=raw,file.filename=%s", path);
     g_autofree char *pid = NULL;
     g_file_get_contents(pidfile, &pid, NULL, NULL);
@@ -128,7 +132,8 @@ static void test_qcow2(void)
     g_assert_cmpint(block_node_size("d0", NULL), ==, 8 * MIB);
     check_io("d0", 8 * MIB);
     /* The daemon holds the image. */
-    test_add_fails("Failed to get \"write\" lock; Is another", "id=d1,file.filename=%s,driver=qcow2", path);
+    test_add_fails("Failed to get \"write\" lock; Is another",
+                   "id=d1,file.filename=%s,driver=qcow2", path);
     g_assert_true(block_node_del("d0", NULL));
     g_free(test_run("qemu-img check %s", path));
     /* Its format is found. */
@@ -164,7 +169,8 @@ static void test_refused(void)
     g_autofree char *marker = g_strconcat(path, ".colo", NULL);
 
     test_add_fails("No such file", "id=d0,driver=raw,file.filename=%s/none", test_dir);
-    test_add_fails("Image is not in qcow2 format", "id=d0,driver=qcow2,file.filename=%s", path);
+    test_add_fails("Image is not in qcow2 format", "id=d0,driver=qcow2,file.filename=%s",
+                   path);
     test_add_fails("No such file", "id=d0,driver=qcow2,file.filename=%s/none", test_dir);
     test_add_fails("bogus", "id=d0,driver=qcow2,file.filename=%s,bogus=1", path);
     test_add_fails("snapshot", "id=d0,driver=raw,file.filename=%s,snapshot=on", path);

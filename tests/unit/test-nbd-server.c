@@ -90,7 +90,8 @@ static void test_stock_tools(void)
 
     test_add("id=d0,driver=raw,file.filename=%s", path);
     test_add("id=ro,driver=raw,file.filename=%s,read-only=on", ro);
-    g_autoptr(JsonObject) addr = test_opts("type=inet,data.host=127.0.0.1,data.port=10909");
+    g_autoptr(JsonObject) addr =
+        test_opts("type=inet,data.host=127.0.0.1,data.port=10909");
     block_nbd_server_start(addr, NULL, 0, &err);
     g_assert_no_error(err);
     g_assert_false(block_nbd_server_start(addr, NULL, 0, NULL));
@@ -147,8 +148,9 @@ static void test_garbage(void)
     g_autofree char *path = test_image("a.raw", MIB);
     g_autoptr(GRand) r = g_rand_new();
     uint8_t buf[4096];
-    static const uint8_t go[] = {0, 0, 0, 3, 'I', 'H', 'A', 'V', 'E', 'O', 'P', 'T', 0, 0, 0, 7,
-                                 0, 0, 0, 8, 0, 0, 0, 2, 'd', '0', 0, 0};
+    static const uint8_t go[] = {0,   0,   0, 3, 'I', 'H', 'A', 'V', 'E', 'O',
+                                 'P', 'T', 0, 0, 0,   7,   0,   0,   0,   8,
+                                 0,   0,   0, 2, 'd', '0', 0,   0};
 
     test_add("id=d0,driver=raw,file.filename=%s", path);
     const char *sock = serve("d0");

@@ -18,30 +18,43 @@ static void test_options(void)
     g_autofree char *a = test_image("a.raw", MIB), *b = test_image("b.raw", MIB);
     g_autofree char *big = test_image("big.raw", 2 * MIB);
 
-    test_add_fails("vote-threshold", "id=q,driver=quorum,children.0.driver=raw,"
-                   "children.0.file.filename=%s", a);
-    test_add_fails("vote-threshold", "id=q,driver=quorum,vote-threshold=2,children.0.driver=raw,"
-                   "children.0.file.filename=%s", a);
+    test_add_fails("vote-threshold",
+                   "id=q,driver=quorum,children.0.driver=raw,"
+                   "children.0.file.filename=%s",
+                   a);
+    test_add_fails("vote-threshold",
+                   "id=q,driver=quorum,vote-threshold=2,children.0.driver=raw,"
+                   "children.0.file.filename=%s",
+                   a);
     test_add_fails("children", "id=q,driver=quorum,vote-threshold=1");
-    test_add_fails("read-pattern", "id=q,driver=quorum,vote-threshold=1,read-pattern=x,"
-                   "children.0.driver=raw,children.0.file.filename=%s", a);
-    test_add_fails("blkverify", "id=q,driver=quorum,vote-threshold=1,blkverify=on,"
-                   "children.0.driver=raw,children.0.file.filename=%s", a);
+    test_add_fails("read-pattern",
+                   "id=q,driver=quorum,vote-threshold=1,read-pattern=x,"
+                   "children.0.driver=raw,children.0.file.filename=%s",
+                   a);
+    test_add_fails("blkverify",
+                   "id=q,driver=quorum,vote-threshold=1,blkverify=on,"
+                   "children.0.driver=raw,children.0.file.filename=%s",
+                   a);
     test_add_fails("nothere", "id=q,driver=quorum,vote-threshold=1,children.0=nothere");
-    test_add_fails("size", "id=q,driver=quorum,vote-threshold=1,children.0.driver=raw,"
+    test_add_fails("size",
+                   "id=q,driver=quorum,vote-threshold=1,children.0.driver=raw,"
                    "children.0.file.filename=%s,children.1.driver=raw,"
-                   "children.1.file.filename=%s", a, big);
+                   "children.1.file.filename=%s",
+                   a, big);
     /* What failed half way has let go of its images. */
-    test_add("id=q,driver=quorum,vote-threshold=2,children.0.driver=raw,"
-             "children.0.file.filename=%s,children.1.driver=raw,children.1.node-name=second,"
-             "children.1.file.filename=%s", a, b);
+    test_add(
+        "id=q,driver=quorum,vote-threshold=2,children.0.driver=raw,"
+        "children.0.file.filename=%s,children.1.driver=raw,children.1.node-name=second,"
+        "children.1.file.filename=%s",
+        a, b);
     g_assert_true(block_node_exists("second"));
     g_assert_false(block_node_del("second", NULL));
     g_assert_true(block_node_del("q", NULL));
     g_assert_false(block_node_exists("second"));
     g_autoptr(JsonObject) json = test_opts(
         "{\"driver\":\"quorum\",\"node-name\":\"q\",\"vote-threshold\":1,\"children\":"
-        "[{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"%s\"}}]}", a);
+        "[{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"%s\"}}]}",
+        a);
     g_autoptr(GError) err = NULL;
     block_node_add(json, &err);
     g_assert_no_error(err);
@@ -64,10 +77,11 @@ static void test_votes(void)
         /* The first child differs. */
         memset(buf, 'x', MIB);
         g_file_set_contents(path[0], buf, MIB, NULL);
-        test_add("id=q,driver=quorum,vote-threshold=2,read-pattern=%s,children.0.driver=raw,"
-                 "children.0.file.filename=%s,children.1.driver=raw,children.1.file.filename=%s,"
-                 "children.2.driver=raw,children.2.file.filename=%s", pattern[k], path[0],
-                 path[1], path[2]);
+        test_add(
+            "id=q,driver=quorum,vote-threshold=2,read-pattern=%s,children.0.driver=raw,"
+            "children.0.file.filename=%s,children.1.driver=raw,children.1.file.filename=%s,"
+            "children.2.driver=raw,children.2.file.filename=%s",
+            pattern[k], path[0], path[1], path[2]);
         g_assert_cmpint(test_io("q", BLOCK_OP_READ, 0, 512, got), ==, 0);
         g_assert_cmpint(got[0], ==, k == 0 ? 'x' : 0);
         memset(got, 'y', 512);
@@ -94,8 +108,10 @@ static void test_change(void)
     g_autofree char *a = test_image("a.raw", MIB), *b = test_image("b.raw", MIB);
     g_autofree char *big = test_image("big.raw", 2 * MIB);
 
-    test_add("id=q,driver=quorum,vote-threshold=1,read-pattern=fifo,children.0.driver=raw,"
-             "children.0.file.filename=%s", a);
+    test_add(
+        "id=q,driver=quorum,vote-threshold=1,read-pattern=fifo,children.0.driver=raw,"
+        "children.0.file.filename=%s",
+        a);
     test_add("driver=raw,node-name=b,file.filename=%s", b);
     test_add("driver=raw,node-name=big,file.filename=%s", big);
     g_assert_false(block_change("q", NULL, "big", NULL));
@@ -197,11 +213,14 @@ static void test_stuck_secondary(void)
     g_assert_cmpint(bind(lfd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
     listen(lfd, 1);
     GThread *t = g_thread_new("mute", mute_server, GINT_TO_POINTER(lfd));
-    test_add("id=q,driver=quorum,vote-threshold=1,read-pattern=fifo,children.0.driver=raw,"
-             "children.0.file.filename=%s", a);
+    test_add(
+        "id=q,driver=quorum,vote-threshold=1,read-pattern=fifo,children.0.driver=raw,"
+        "children.0.file.filename=%s",
+        a);
     g_assert_nonnull(block_serve_child("q", &err));
     test_add("driver=replication,mode=primary,node-name=r,file.driver=nbd,"
-             "file.server.type=unix,file.server.path=%s,file.export=x", sock);
+             "file.server.type=unix,file.server.path=%s,file.export=x",
+             sock);
     int fd = GPOINTER_TO_INT(g_thread_join(t));
     g_assert_false(block_primary_start(note, NULL, &err));
     g_assert_nonnull(strstr(err->message, "not replicated"));
@@ -214,7 +233,8 @@ static void test_stuck_secondary(void)
     for (int i = 0; i < 100; i++) {
         gint64 t0 = g_get_monotonic_time();
 
-        g_assert_cmpint(test_io("q", BLOCK_OP_WRITE, (uint64_t)i * MIB, MIB, data), ==, 0);
+        g_assert_cmpint(test_io("q", BLOCK_OP_WRITE, (uint64_t)i * MIB, MIB, data), ==,
+                        0);
         longest = MAX(longest, g_get_monotonic_time() - t0);
     }
     g_test_message("longest write %d ms", (int)(longest / 1000));
@@ -240,19 +260,26 @@ static void test_primary_options(void)
     g_autofree char *a = test_image("a.raw", MIB);
 
     test_add_fails("mode", "id=r,driver=replication,file.driver=raw");
-    test_add_fails("top-id", "id=r,driver=replication,mode=primary,top-id=x,file.driver=nbd");
-    test_add_fails("must be driver=nbd", "id=r,driver=replication,mode=primary,"
-                   "file.driver=raw,file.file.filename=%s", a);
+    test_add_fails("top-id",
+                   "id=r,driver=replication,mode=primary,top-id=x,file.driver=nbd");
+    test_add_fails("must be driver=nbd",
+                   "id=r,driver=replication,mode=primary,"
+                   "file.driver=raw,file.file.filename=%s",
+                   a);
     test_add_fails("onnect", "id=r,driver=replication,mode=primary,file.driver=nbd,"
-                   "file.host=127.0.0.1,file.port=1,file.export=x");
+                             "file.host=127.0.0.1,file.port=1,file.export=x");
     test_add_fails("99999", "id=r,driver=replication,mode=primary,file.driver=nbd,"
-                   "file.host=127.0.0.1,file.port=99999,file.export=x");
+                            "file.host=127.0.0.1,file.port=99999,file.export=x");
     test_add_fails("top-id", "id=r,driver=replication,mode=secondary,file.driver=raw");
-    test_add_fails("file.backing", "id=r,driver=replication,mode=secondary,top-id=x,"
-                   "file.driver=raw,file.file.filename=%s", a);
-    test_add_fails("parent0", "id=r,driver=replication,mode=secondary,top-id=x,"
+    test_add_fails("file.backing",
+                   "id=r,driver=replication,mode=secondary,top-id=x,"
+                   "file.driver=raw,file.file.filename=%s",
+                   a);
+    test_add_fails("parent0",
+                   "id=r,driver=replication,mode=secondary,top-id=x,"
                    "file.driver=raw,file.file.filename=%s,file.backing.driver=raw,"
-                   "file.backing.file.filename=%s,file.backing.backing=parent0", a, a);
+                   "file.backing.file.filename=%s,file.backing.backing=parent0",
+                   a, a);
     block_test_end();
 }
 

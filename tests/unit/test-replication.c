@@ -76,7 +76,8 @@ static gboolean slow_finish(gpointer opaque)
 
 static void slow_submit(BlockNode *node, BlockRequest *req)
 {
-    GSource *s = g_timeout_source_new(req->op == BLOCK_OP_READ ? 0 : g_random_int_range(0, 8));
+    GSource *s =
+        g_timeout_source_new(req->op == BLOCK_OP_READ ? 0 : g_random_int_range(0, 8));
 
     g_source_set_callback(s, slow_finish, req, NULL);
     g_source_attach(s, io_thread_context(block_thread()));
@@ -126,7 +127,8 @@ static Pair *pair_new(uint32_t seed, const char *format)
     }
     /* As the documented command lines have it. */
     test_add("if=ide,id=colo-disk0,driver=quorum,read-pattern=fifo,vote-threshold=1,"
-             "children.0.file.filename=%s,children.0.driver=%s", p->primary, format);
+             "children.0.file.filename=%s,children.0.driver=%s",
+             p->primary, format);
     if (slow) {
         slow_add("parent0");
     } else {
@@ -134,8 +136,8 @@ static Pair *pair_new(uint32_t seed, const char *format)
     }
     test_add("if=none,id=childs0,driver=replication,mode=secondary,file.driver=%s,"
              "top-id=colo-disk1,file.file.filename=%s,file.backing.driver=%s,"
-             "file.backing.file.filename=%s,file.backing.backing=parent0", format, active,
-             format, hidden);
+             "file.backing.file.filename=%s,file.backing.backing=parent0",
+             format, active, format, hidden);
     test_add("if=ide,id=colo-disk1,driver=quorum,read-pattern=fifo,vote-threshold=1,"
              "children.0=childs0");
     g_assert_nonnull(block_serve_child("colo-disk0", &err));
@@ -145,7 +147,8 @@ static Pair *pair_new(uint32_t seed, const char *format)
     block_nbd_server_add("parent0", NULL, true, &err);
     g_assert_no_error(err);
     test_add("driver=replication,mode=primary,file.driver=nbd,file.server.type=unix,"
-             "file.server.path=%s,file.export=parent0,node-name=replication0", p->sock);
+             "file.server.path=%s,file.export=parent0,node-name=replication0",
+             p->sock);
     block_change("colo-disk0", NULL, "replication0", &err);
     g_assert_no_error(err);
     return p;
@@ -186,7 +189,8 @@ static void batch_done(BlockRequest *req, int ret)
     }
 }
 
-/* Up to 8 requests in flight at once, which may overlap; the model takes them in order. */
+/* Up to 8 requests in flight at once, which may overlap; the model takes them in order.
+ */
 static Batch *batch_start(Pair *p, const char *disk, uint8_t *model)
 {
     Batch *b = g_new0(Batch, 1);
@@ -292,7 +296,8 @@ static void commit(Pair *p)
     p->have_barrier = false;
 }
 
-static void check_image(Pair *p, const char *path, const char *format, const uint8_t *model)
+static void check_image(Pair *p, const char *path, const char *format,
+                        const uint8_t *model)
 {
     g_autofree char *out = test_path("out.raw");
 
@@ -311,13 +316,20 @@ static void run_model(const char *format, uint32_t seed, int steps)
     start(p);
     for (int i = 0; i < steps; i++) {
         switch (g_rand_int_range(p->rand, 0, 14)) {
-        case 0: case 1: case 2: case 3:
+        case 0:
+        case 1:
+        case 2:
+        case 3:
             batch_wait(batch_start(p, "colo-disk0", p->pvm));
             break;
-        case 4: case 5: case 6: case 7:
+        case 4:
+        case 5:
+        case 6:
+        case 7:
             batch_wait(batch_start(p, "colo-disk1", p->svm));
             break;
-        case 8: case 9:
+        case 8:
+        case 9:
             check_disk(p, "colo-disk1", p->svm);
             break;
         case 10:
@@ -377,8 +389,10 @@ static void run_model(const char *format, uint32_t seed, int steps)
     block_primary_stop();
     check_disk(p, "colo-disk0", p->pvm);
 
-    /* The image is closed: what stock tools see is the SVM's disk, and no marker is left. */
-    g_autofree char *image = g_strdup(p->image), *marker = g_strconcat(image, ".colo", NULL);
+    /* The image is closed: what stock tools see is the SVM's disk, and no marker is left.
+     */
+    g_autofree char *image = g_strdup(p->image),
+                    *marker = g_strconcat(image, ".colo", NULL);
     g_assert_cmpint(g_access(marker, F_OK), !=, 0);
     block_nbd_server_stop(NULL);
     block_shutdown();
@@ -523,7 +537,8 @@ static void test_checks(void)
     take_barrier(p);
     commit(p);
     check_disk(p, "colo-disk1", p->svm);
-    /* The image is marked while it may be between two checkpoints; a clean end unmarks. */
+    /* The image is marked while it may be between two checkpoints; a clean end unmarks.
+     */
     g_autofree char *marker = g_strconcat(p->image, ".colo", NULL);
     g_assert_cmpint(g_access(marker, F_OK), ==, 0);
     g_assert_false(block_node_del("childs0", &err));
