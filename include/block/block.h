@@ -31,13 +31,15 @@ void block_shutdown(void);
  * snapshot, serial, werror, rerror) are ignored here. Drivers: quorum, replication, qcow2,
  * raw, file, nbd, and through the storage daemon every other that it knows. A value such
  * as children.0=childs0 or file.backing.backing=parent0 names an existing node. cache.*,
- * aio, discard, read-only, detect-zeroes are honoured or refused by name.
+ * aio, discard, read-only, detect-zeroes are honoured or refused by name. An image beside
+ * which a replication left its marker ("<image>.colo") is refused. May wait: 5 s for an NBD
+ * server, 30 s for a storage daemon. Not from the block thread.
  */
 bool block_node_add(JsonObject *opts, GError **errp);
 bool block_node_del(const char *name, GError **errp);
 bool block_node_exists(const char *name);
 
-/** Whether @opts describe a disk that must go through this room (any driver does). */
+/** Bytes of node @name, or -1 with @errp set. */
 int64_t block_node_size(const char *name, GError **errp);
 
 /**

@@ -52,7 +52,8 @@ unsigned block_primary_barriers(BlockBarrier *out, unsigned max);
  * on the disk; if not, @done is called once it is (block thread), and false returned. */
 bool block_primary_flushed(GSourceFunc done, void *opaque);
 
-/** Protection ended: forwarders go idle, quorums run on without them. */
+/** Protection ended: forwarders go idle for good, quorums run on without them. To protect
+ * again detach and delete the replication nodes and add new ones. */
 void block_primary_stop(void);
 
 /* --- Secondary --- */
@@ -61,7 +62,11 @@ void block_primary_stop(void);
 JsonArray *block_secondary_disks(void);
 JsonArray *block_primary_disks(void);
 
-/** Start: exports log from now on instead of writing through; overlay empty. */
+/**
+ * Start: exports log from now on instead of writing through; overlay empty. Each image gets
+ * a marker file until a takeover or a clean block_shutdown(). The connection that wrote
+ * before, or writes first, is the primary's; its loss is told as fatal.
+ */
 bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp);
 
 /** Whether all writes up to @barriers have arrived; if not, @done is called once they

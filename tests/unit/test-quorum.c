@@ -79,7 +79,8 @@ static void test_votes(void)
         g_file_set_contents(path[0], buf, MIB, NULL);
         test_add(
             "id=q,driver=quorum,vote-threshold=2,read-pattern=%s,children.0.driver=raw,"
-            "children.0.file.filename=%s,children.1.driver=raw,children.1.file.filename=%s,"
+            "children.0.file.filename=%s,children.1.driver=raw,"
+            "children.1.file.filename=%s,"
             "children.2.driver=raw,children.2.file.filename=%s",
             pattern[k], path[0], path[1], path[2]);
         g_assert_cmpint(test_io("q", BLOCK_OP_READ, 0, 512, got), ==, 0);
