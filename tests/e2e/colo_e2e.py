@@ -37,7 +37,7 @@ import traceback
 
 from e2e_guest import (Config, TWIN_MAC, make_image, primary_command, secondary_command,
                        unprotected_command)
-from e2e_net import GUEST_IP, LINK_IP, TWIN_IP, Network
+from e2e_net import GUEST_IP, TWIN_IP, Network
 from e2e_proc import QMP, Process, QMPError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -95,7 +95,7 @@ class Host:
         self.image = "%s/disk.%s" % (self.dir, pair.cfg.disk_format)
         self.process = None
         self.qmp = None
-        self.ip = LINK_IP[who]
+        self.ip = pair.net.link[who]
         self.starts = 0
 
     def spawn(self, command):
@@ -155,7 +155,7 @@ class Bed:
         self.others = []
         self.kept = False
         try:
-            self.net = Network()
+            self.net = self.cfg.net = t.network(self.dir)
             self.hosts = {who: Host(self, who) for who in "ab"}
         except BaseException:
             self.close()
@@ -165,7 +165,7 @@ class Bed:
         return self
 
     def __exit__(self, kind, value, trace):
-        self.kept = kind is not None
+        self.kept = kind is not None and issubclass(kind, Exception)
         self.close()
 
     def close(self):
@@ -184,7 +184,7 @@ class Bed:
 
     def client(self, mode, seconds=10, *args, host=None):
         name = "client-%d" % len(self.clients)
-        words = ["--host", host or self.cfg.ip, "--seconds", str(seconds),
+        words = [*self.net.reach(host or self.cfg.ip), "--seconds", str(seconds),
                  "--seed", str(self.t.rng.randrange(1 << 30)),
                  "--log", "%s/acknowledged" % self.dir, *map(str, args)]
         if mode == "all" and self.cfg.disk == "none":
@@ -195,9 +195,9 @@ class Bed:
 
     def control(self, command, host=None):
         """A command to the guest's control port; STATUS comes back as a dictionary."""
-        done = subprocess.run(self.net.wrap("c", [self.t.client, "--host",
-                                                  host or self.cfg.ip, "--ctl", command]),
-                              capture_output=True, text=True, timeout=90)
+        words = [self.t.client, *self.net.reach(host or self.cfg.ip), "--ctl", command]
+        done = subprocess.run(self.net.wrap("c", words), capture_output=True, text=True,
+                              timeout=90)
         if done.returncode:
             raise QMPError("guest: %s: %s%s" % (command, done.stdout, done.stderr))
         return json.loads(done.stdout) if command == "STATUS" else done.stdout.strip()
@@ -303,7 +303,7 @@ class Pair(Bed):
               {"capabilities": [{"capability": "x-colo", "state": True}]})
         if self.cfg.disk != "none":
             q.cmd("nbd-server-start", {"addr": {"type": "inet", "data": {
-                "host": "0.0.0.0", "port": "9999"}}})
+                "host": self.net.listen[(host or self.secondary).who], "port": "9999"}}})
             q.cmd("nbd-server-add", {"device": "parent0", "writable": True})
 
     def attach_disk(self):
@@ -387,16 +387,15 @@ class Pair(Bed):
     def become_primary(self):
         """The rest of the secondary's failover: chardevs for a secondary to come."""
         q = self.primary.qmp
+        listen, local = (d[self.primary.who] for d in (self.net.listen, self.net.local))
         for name in ("f2", "f1"):
             q.cmd("object-del", {"id": name})
         for name in ("red1", "red0"):
             q.cmd("chardev-remove", {"id": name})
         for name, host, port, server in (
-                ("mirror0", "0.0.0.0", 9003, True), ("compare1", "0.0.0.0", 9004, True),
-                ("compare0", "127.0.0.1", 9001, True),
-                ("compare0-0", "127.0.0.1", 9001, False),
-                ("compare_out", "127.0.0.1", 9005, True),
-                ("compare_out0", "127.0.0.1", 9005, False)):
+                ("mirror0", listen, 9003, True), ("compare1", listen, 9004, True),
+                ("compare0", local, 9001, True), ("compare0-0", local, 9001, False),
+                ("compare_out", local, 9005, True), ("compare_out0", local, 9005, False)):
             q.cmd("chardev-add", {"id": name, "backend": {"type": "socket", "data": {
                 "addr": {"type": "inet", "data": {"host": host, "port": str(port)}},
                 "server": server}}})
@@ -435,6 +434,8 @@ def case(repeat=1, tags=()):
 
 class Test:
     """What a case gets: programs and randomness."""
+
+    network = staticmethod(lambda rundir: Network())
 
     def __init__(self, options, name, number):
         self.emulator = options.emulator

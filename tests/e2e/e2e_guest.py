@@ -11,7 +11,7 @@ import dataclasses
 import os
 import subprocess
 
-from e2e_net import GUEST_IP, LINK_IP
+from e2e_net import GUEST_IP, Network
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 GUEST_MAC = "52:54:00:c0:10:01"
@@ -45,6 +45,7 @@ class Config:
     compare: str = ""           # more options of colo-compare, e.g. "compare_timeout=500"
     reconnect: str = "reconnect-ms=1000"  # before QEMU 9.2: reconnect=1
     usb: bool = False           # the documented usb-tablet
+    net: object = Network       # netdev and addresses of the hosts
 
 
 def build_guest():
@@ -80,7 +81,7 @@ def common(cfg, name, rundir):
             "-serial", "file:%s/serial.log" % rundir,
             "-qmp", "unix:%s/qmp,server=on,wait=off" % rundir,
             "-kernel", kernel, "-initrd", initrd, "-append", kernel_command_line(cfg),
-            "-netdev", "tap,id=hn0,vhost=off,ifname=tap0,script=no,downscript=no",
+            "-netdev", cfg.net.netdev,
             "-device", "%s,id=e0,netdev=hn0,mac=%s,romfile=" % (cfg.nic, cfg.mac)]
     if cfg.usb:
         line += ["-device", "piix3-usb-uhci", "-device", "usb-tablet"]
@@ -96,16 +97,17 @@ def unprotected_command(cfg, name, rundir, image):
     return line + list(cfg.extra)
 
 
-def primary_command(cfg, rundir, image):
+def primary_command(cfg, rundir, image, who="a"):
     """Step 1 of the procedure."""
     line = common(cfg, "primary", rundir)
-    for dev in ("mirror0,host=0.0.0.0,port=9003,server=on,wait=off",
-                "compare1,host=0.0.0.0,port=9004,server=on,wait=on",
-                "compare0,host=127.0.0.1,port=9001,server=on,wait=off",
-                "compare0-0,host=127.0.0.1,port=9001",
-                "compare_out,host=127.0.0.1,port=9005,server=on,wait=off",
-                "compare_out0,host=127.0.0.1,port=9005"):
-        line += ["-chardev", "socket,id=" + dev]
+    for dev in ("mirror0,host={listen},port=9003,server=on,wait=off",
+                "compare1,host={listen},port=9004,server=on,wait=on",
+                "compare0,host={local},port=9001,server=on,wait=off",
+                "compare0-0,host={local},port=9001",
+                "compare_out,host={local},port=9005,server=on,wait=off",
+                "compare_out0,host={local},port=9005"):
+        line += ["-chardev", "socket,id=" + dev.format(listen=cfg.net.listen[who],
+                                                       local=cfg.net.local[who])]
     for obj in ("filter-mirror,id=m0,netdev=hn0,queue=tx,outdev=mirror0",
                 "filter-redirector,netdev=hn0,id=redire0,queue=rx,indev=compare_out",
                 "filter-redirector,netdev=hn0,id=redire1,queue=rx,outdev=compare0",
@@ -121,12 +123,12 @@ def primary_command(cfg, rundir, image):
     return line + ["-S"] + list(cfg.extra) + list(cfg.extra_primary)
 
 
-def secondary_command(cfg, rundir, image, primary="a"):
+def secondary_command(cfg, rundir, image, primary="a", who="b"):
     """Step 2 of the procedure; makes the active and hidden images, too."""
     line = common(cfg, "secondary", rundir)
     for dev, port in (("red0", 9003), ("red1", 9004)):
         line += ["-chardev", "socket,id=%s,host=%s,port=%d,%s" % (
-            dev, LINK_IP[primary], port, cfg.reconnect)]
+            dev, cfg.net.link[primary], port, cfg.reconnect)]
     for obj in ("filter-redirector,id=f1,netdev=hn0,queue=tx,indev=red0",
                 "filter-redirector,id=f2,netdev=hn0,queue=rx,outdev=red1",
                 "filter-rewriter,id=rew0,netdev=hn0,queue=all"):
@@ -144,5 +146,5 @@ def secondary_command(cfg, rundir, image, primary="a"):
                  "file.backing.backing=parent0" % (rundir, rundir),
                  "-drive", "if=%s,id=colo-disk0,driver=quorum,read-pattern=fifo,"
                  "vote-threshold=1,children.0=childs0" % cfg.disk]
-    return line + ["-incoming", "tcp:0.0.0.0:9998"] + list(cfg.extra) + \
+    return line + ["-incoming", "tcp:%s:9998" % cfg.net.listen[who]] + list(cfg.extra) + \
         list(cfg.extra_secondary)

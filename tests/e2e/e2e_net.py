@@ -37,6 +37,11 @@ class Network:
     """Namespaces with names of their own, removed whatever happens to the test."""
 
     serial = 0
+    # What the command lines and clients need to know; e2e_switch.py has the same names.
+    netdev = "tap,id=hn0,vhost=off,ifname=tap0,script=no,downscript=no"
+    link = LINK_IP
+    listen = {"a": "0.0.0.0", "b": "0.0.0.0"}
+    local = {"a": "127.0.0.1", "b": "127.0.0.1"}
 
     def __init__(self):
         if os.geteuid() != 0:
@@ -103,6 +108,11 @@ class Network:
     def wrap(self, who, command):
         """@command as it is to be started in the namespace of @who ("a", "b", "c")."""
         return ["ip", "netns", "exec", self.ns[who], *command]
+
+    @staticmethod
+    def reach(ip):
+        """Options of colo-client for the guest of address @ip."""
+        return ["--host", ip]
 
     def cut(self, kind="link", who="b"):
         """Stop the traffic of "link" or "lan" of host @who, silently."""
