@@ -103,6 +103,7 @@ GSource *io_thread_watch_fd(ColoIoThread *t, int fd, GIOCondition cond, ColoFdFu
 {
     GSource *s = g_unix_fd_source_new(fd, cond);
 
+    g_source_set_can_recurse(s, TRUE); /* spares GLib blocking the fd in its callback */
     g_source_set_callback(s, G_SOURCE_FUNC(fn), opaque, NULL);
     g_source_attach(s, t->context);
     return s;
