@@ -77,11 +77,12 @@ class Client:
         return next(m for m in self.result["modes"] if m["mode"] == name)
 
     def gap_ms(self, name="stream", after=0.0):
-        """The longest silence that a mode saw (that began after a moment - 50 ms)."""
+        """The longest silence that a mode saw (that had not ended at a moment)."""
         m = self.mode(name)
         if not after:
             return m["max_gap_ms"]
-        return max((g["ms"] for g in m["gaps"] if g["at"] >= after - 0.05), default=0.0)
+        return max((g["ms"] for g in m["gaps"] if g["at"] + g["ms"] / 1e3 >= after),
+                   default=0.0)
 
 
 class Host:

@@ -74,6 +74,9 @@ def counted(client):
 
 def describe(status, client):
     got = counted(client)
+    if status["mode"] == "none":
+        return "unprotected  | down %s  up %s" % (human(got.get("download", 0)),
+                                                  human(got.get("upload", 0)))
     return "%s  epoch %d  checkpoints %d  pause %.1f ms  dirty %d pages  held %s in %d  " \
         "| down %s  up %s" % (
             status["state"], status["epoch"], status["checkpoints"],
