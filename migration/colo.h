@@ -19,6 +19,11 @@
 #define COLO_HOLD_STATE_MAX (8u << 20)
 #define COLO_FLAG_RUNNING 1u /* CHANNEL_BEGIN: the guest runs in the new epoch */
 
+/* The first checkpoint from which a takeover is safe. Until the SVM runs for the first time
+ * (LOADED of 1) nothing is compared, so output of epoch 1 left that only checkpoint 2 makes
+ * good. Both sides count: neither is protected before. */
+#define COLO_EPOCH_SAFE 2
+
 typedef enum ColoMode {
     COLO_MODE_NONE,
     COLO_MODE_PRIMARY,
@@ -71,6 +76,7 @@ typedef struct Colo {
     uint64_t received_epoch, loaded_epoch;
     char *peer_failure; /* why the peer is lost, or NULL */
     bool peer_took_over;
+    bool peer_may_live; /* END of a safe checkpoint was sent: the peer could take over */
 
     /* Progress of the first copy. */
     uint64_t sync_total, sync_done, sync_started_us;

@@ -24,12 +24,14 @@ QmpResult qmp_x_colo_lost_heartbeat(QmpRequest *req, JsonObject *args, JsonNode 
     if (colo.mode == COLO_MODE_NONE) {
         why = "VM is not in COLO mode";
     } else if (colo.state == COLO_STATE_FENCED || colo.peer_took_over) {
-        why = "the secondary took over: this side must stay silent (quit it)";
+        why = colo.mode == COLO_MODE_SECONDARY
+                  ? "the primary goes on alone: this side must stay silent (quit it)"
+                  : "the secondary took over: this side must stay silent (quit it)";
     } else if (colo.mode == COLO_MODE_SECONDARY && colo.state != COLO_STATE_PROTECTED &&
                colo.state != COLO_STATE_LOST) {
         why = colo.state == COLO_STATE_TAKEOVER
                   ? "the takeover is under way"
-                  : "no checkpoint was loaded yet: nothing here could take over";
+                  : "protection has not begun yet: nothing here could take over";
     } else {
         colo.want_exit = true;
         if (colo.channel) {

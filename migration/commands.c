@@ -181,6 +181,7 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     colo.reason = "none";
     colo.epoch = colo.received_epoch = colo.loaded_epoch = 0;
     colo.want_exit = colo.want_checkpoint = colo.peer_took_over = false;
+    colo.peer_may_live = false;
     g_clear_pointer(&colo.peer_failure, g_free);
     g_clear_pointer(&colo.error, g_free);
     memset(&colo.stats, 0, sizeof(colo.stats));

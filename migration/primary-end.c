@@ -139,7 +139,7 @@ static void let_guest_run(void)
 void primary_end(Channel *ch, bool started_rooms, const GError *why)
 {
     g_mutex_lock(&colo.lock);
-    bool was_protected = colo.state == COLO_STATE_PROTECTED;
+    bool was_protected = colo.peer_may_live;
     bool on_request = colo.want_exit && !colo.peer_failure;
     bool quit = colo.want_quit;
     g_free(colo.error);
@@ -157,7 +157,9 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
         colo_report("protection ended (%s)%s", why ? why->message : "?",
                     on_request ? "" : "; output is held until x-colo-lost-heartbeat");
         if (on_request && ch) {
-            channel_try_text(ch, CHANNEL_EXIT, "the primary goes on alone, on request");
+            /* Cancelled, so it cannot block; a ping must not displace it. */
+            channel_send_text(ch, CHANNEL_EXIT, "the primary goes on alone, on request",
+                              NULL);
         }
         colo_emit_exit(COLO_MODE_PRIMARY, on_request ? "request" : "error");
         let_guest_run();

@@ -18,7 +18,8 @@
  * - Output of epochs before e is released (proxy_commit(e)) only after the secondary's
  *   RECEIVED(e) and after every flush answered early in the pause is really on disk.
  * - One checkpoint is under way at a time: the next begins after LOADED.
- * - Any failure after the first LOADED leads to LOST, never straight to ALONE.
+ * - Once END of checkpoint 2 was sent the peer could take over: any failure from there
+ *   on leads to LOST, never straight to ALONE.
  */
 #include "migration/primary.h"
 
@@ -228,6 +229,9 @@ static bool send_checkpoint(Primary *p, uint64_t epoch, GError **errp)
     }
     uint64_t end[4] = {epoch, pages, cap->device_len, proxy_len};
     colo_step("sent-state");
+    g_mutex_lock(&colo.lock);
+    colo.peer_may_live = epoch >= COLO_EPOCH_SAFE;
+    g_mutex_unlock(&colo.lock);
     if (!channel_send_u64(p->ch, CHANNEL_END, end, 4, errp)) {
         return false;
     }
@@ -480,6 +484,9 @@ static bool protect(Primary *p, GError **errp)
         int64_t started = g_get_monotonic_time();
         if (!checkpoint(p, errp)) {
             return false;
+        }
+        if (colo.epoch < COLO_EPOCH_SAFE) {
+            continue;
         }
         if (colo_get_state() != COLO_STATE_PROTECTED) {
             colo_set_state(COLO_STATE_PROTECTED);

@@ -33,6 +33,9 @@ static void set_channel(Channel *ch)
 {
     g_mutex_lock(&colo.lock);
     colo.channel = ch;
+    if (ch && colo.want_quit) {
+        channel_cancel(ch);
+    }
     g_mutex_unlock(&colo.lock);
 }
 
@@ -42,11 +45,15 @@ static Channel *agree(int fd, GError **errp)
     Channel *ch = channel_new(fd, colo.opts.peer_timeout);
     ChannelMsg msg;
 
+    set_channel(ch); /* the end of the process need not wait for the client */
     ChannelResult r = channel_recv(ch, &msg, 5000, errp);
-    if (r == CHANNEL_TIMEOUT || (r == CHANNEL_OK && msg.type != CHANNEL_HELLO)) {
+    if (r == CHANNEL_CANCELLED) {
+        colo_error_set(errp, "the process ends");
+    } else if (r == CHANNEL_TIMEOUT || (r == CHANNEL_OK && msg.type != CHANNEL_HELLO)) {
         colo_error_set(errp, "the client on the migration port does not greet");
     }
     if (r != CHANNEL_OK || msg.type != CHANNEL_HELLO) {
+        set_channel(NULL);
         channel_free(ch);
         return NULL;
     }
@@ -71,6 +78,7 @@ static Channel *agree(int fd, GError **errp)
          channel_send_text(ch, CHANNEL_HELLO_OK, reply, errp);
     if (!ok) {
         channel_send_text(ch, CHANNEL_REFUSE, (*errp)->message, NULL);
+        set_channel(NULL);
         channel_free(ch);
         return NULL;
     }
@@ -142,7 +150,8 @@ static void receive(Secondary *s, GError **errp)
 }
 
 /* After the connection ended: drop what is torn, tell the world, wait for the arbiter.
- * Returns whether we go live. */
+ * Returns whether we go live. A primary that said that it goes on alone has won already:
+ * then nobody is asked. */
 static bool lose_primary(Secondary *s, const GError *why)
 {
     net_lock();
@@ -150,22 +159,29 @@ static bool lose_primary(Secondary *s, const GError *why)
     net_unlock();
     g_mutex_lock(&colo.lock);
     bool on_request = colo.want_exit;
+    bool fenced = s->peer_goes_on && !on_request;
     colo.stats.torn += s->in_checkpoint && !s->broken;
     g_free(colo.error);
     colo.error = g_strdup(why->message);
-    colo.reason = on_request ? "request" : "error";
-    colo_set_state_locked(COLO_STATE_LOST);
+    colo.reason = on_request || fenced ? "request" : "error";
+    colo_set_state_locked(fenced ? COLO_STATE_FENCED : COLO_STATE_LOST);
     g_mutex_unlock(&colo.lock);
     if (s->broken) {
         channel_try_text(s->ch, CHANNEL_FAILED, why->message);
     } else if (on_request) {
-        channel_try_text(s->ch, CHANNEL_EXIT, "the secondary takes over");
+        /* The channel is cancelled, so this cannot block; a ping must not displace it. */
+        channel_send_text(s->ch, CHANNEL_EXIT, "the secondary takes over", NULL);
     }
     set_channel(NULL);
     channel_free(g_steal_pointer(&s->ch));
     colo_report("the primary is lost (%s)%s", why->message,
-                on_request ? "" : "; x-colo-lost-heartbeat takes over");
-    colo_emit_exit(COLO_MODE_SECONDARY, on_request ? "request" : "error");
+                fenced       ? "; this side stays silent: quit it"
+                : on_request ? ""
+                             : "; x-colo-lost-heartbeat takes over");
+    colo_emit_exit(COLO_MODE_SECONDARY, on_request || fenced ? "request" : "error");
+    if (fenced) {
+        return false;
+    }
 
     g_mutex_lock(&colo.lock);
     while (!colo.want_exit && !colo.want_quit) {
@@ -222,7 +238,7 @@ gpointer secondary_thread(gpointer opaque)
         if (prepare(&err)) {
             receive(&s, &err);
         }
-        if (s.guest_off || colo.epoch == 0 || s.broken) {
+        if (s.guest_off || colo.epoch < COLO_EPOCH_SAFE || s.broken) {
             /* Nothing here that could serve: end, as QEMU does after a failed incoming
              * migration. */
             bool failed = !s.guest_off;

@@ -201,6 +201,9 @@ static bool wait_barriers(Secondary *s, GError **errp)
         if (r == CHANNEL_ERROR || r == CHANNEL_CANCELLED) {
             return false;
         }
+        if (r == CHANNEL_OK && (msg.type == CHANNEL_EXIT || msg.type == CHANNEL_DEATH)) {
+            return secondary_handle(s, &msg, errp);
+        }
         if (r == CHANNEL_OK && msg.type != CHANNEL_PING) {
             colo_error_set(errp, "message %d in the middle of a checkpoint", msg.type);
             return false;
@@ -246,7 +249,7 @@ static void note_loaded(Secondary *s, int64_t lag)
     colo.stats.verified += colo.opts.verify_ram;
     stats_add(&colo.stats.lag, lag);
     stats_add(&colo.stats.dirty, s->pages);
-    if (colo.state != COLO_STATE_PROTECTED) {
+    if (colo.state != COLO_STATE_PROTECTED && s->epoch >= COLO_EPOCH_SAFE) {
         colo_set_state_locked(COLO_STATE_PROTECTED);
     }
     g_mutex_unlock(&colo.lock);

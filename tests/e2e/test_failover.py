@@ -12,6 +12,7 @@ import signal
 import sys
 
 from colo_e2e import Pair, case, main
+from e2e_proc import QMPError
 
 # Where a primary can die inside a checkpoint, in the order of the walk.
 PRIMARY_STEPS = ("prepass", "held", "stopped", "saved", "cut", "resumed", "sending",
@@ -72,6 +73,28 @@ def link_cut_secondary_chosen(t):
 def link_cut_primary_chosen(t):
     return serve_through(t, cut_link, secondary_dies=True,
                          extra=("-colo", "peer-timeout=500"))
+
+
+@case(repeat=3)
+def primary_leaves_on_request(t):
+    """The operator ends protection on the primary: the secondary knows, and may not speak."""
+    with Pair(t, checkpoint_delay=500) as p:
+        p.start(boot=False)
+        p.protect()
+        client = p.client("all", 5)
+        t.sleep(1, 3)
+        p.primary.qmp.cmd("x-colo-lost-heartbeat")
+        _, event = p.secondary.qmp.wait_event("COLO_EXIT", 10)
+        assert event["data"] == {"mode": "secondary", "reason": "request"}, event
+        status = p.secondary.qmp.cmd("query-colo-status")
+        assert status["state"] == "fenced", status
+        try:
+            p.secondary.qmp.cmd("x-colo-lost-heartbeat")
+            raise AssertionError("a fenced secondary was let go live")
+        except QMPError as e:
+            assert "stay silent" in str(e), e
+        assert client.wait() == 0, client.why()
+        p.check()
 
 
 def die_at(t, step, secondary_dies):
