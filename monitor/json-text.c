@@ -115,7 +115,7 @@ static int next(Lexer *lx)
     char c = *lx->p;
     const char *after = NULL;
     if (c && strchr("{}[]:,", c)) {
-        lx->kind = c;
+        lx->kind = (unsigned char)c;
         lx->p++;
     } else if (c == '"' || c == '\'') {
         after = scan_string(lx->p, lx->end);
