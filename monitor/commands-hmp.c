@@ -84,6 +84,18 @@ static char **split_words(const char *line)
     return g_strv_builder_end(words);
 }
 
+/* Commands that would go round the checkpoint controller; QMP has each of them. */
+static bool goes_round_us(const char *word)
+{
+    static const char *const names[] = {
+        "stop", "s", "cont", "c", "quit", "q", "migrate", "migrate_cancel", "migrate_incoming",
+        "x_colo_lost_heartbeat", "loadvm", "savevm", "snapshot_blkdev", "netdev_add",
+        "netdev_del", "object_add", "object_del", "chardev-add", "chardev-remove",
+        "migrate_set_capability", "nbd_server_start", "nbd_server_add", NULL,
+    };
+    return g_strv_contains(names, word);
+}
+
 QmpResult qmp_human_monitor_command(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                     GError **errp)
 {
@@ -94,6 +106,11 @@ QmpResult qmp_human_monitor_command(QmpRequest *req, JsonObject *args, JsonNode 
     }
     if (words[0] && strcmp(words[0], "drive_del") == 0) {
         return drive_del(words, ret, errp);
+    }
+    if (words[0] && goes_round_us(words[0])) {
+        colo_error_set(errp, "'%s' would bypass the checkpoint controller here: use the QMP "
+                             "command of that name", words[0]);
+        return QMP_FAILED;
     }
     return QMP_PASS;
 }
