@@ -78,8 +78,9 @@ def spread(values):
 def load(bed, hosts, seconds, mode, *args):
     """The first host's figures while all @hosts bear the same load."""
     runs = [bed.client(mode, seconds, *args, host=host) for host in hosts]
-    for run in runs:
-        assert run.wait() == 0, "%s: %s" % (mode, run.why())
+    statuses = [run.wait() for run in runs]
+    for host, run, status in zip(hosts, runs, statuses):
+        assert status == 0, "guest %s: %s" % (host, run.why())
     return runs[0].mode(mode)
 
 
