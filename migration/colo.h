@@ -54,6 +54,7 @@ typedef struct Colo {
     bool cap_colo, cap_events;
     uint64_t checkpoint_delay; /* ms */
     ColoMode mode, last_mode;
+    bool was_protected; /* the last migration led to protection */
     ColoState state;
     const char *reason; /* of the last exit: none, request, error */
     char *error;        /* of the last failure, or NULL */

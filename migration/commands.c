@@ -181,6 +181,7 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     colo.reason = "none";
     colo.epoch = colo.received_epoch = colo.loaded_epoch = 0;
     colo.want_exit = colo.want_checkpoint = colo.peer_took_over = false;
+    colo.was_protected = false;
     colo.peer_may_live = false;
     g_clear_pointer(&colo.peer_failure, g_free);
     g_clear_pointer(&colo.error, g_free);
@@ -244,8 +245,10 @@ QmpResult qmp_query_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret,
         status = "colo";
         break;
     default:
-        status = colo.error ? (colo.last_mode == COLO_MODE_NONE ? "failed" : "completed")
-                            : NULL;
+        status = !colo.error            ? NULL
+                 : colo.was_protected   ? "completed"
+                 : colo.want_exit       ? "cancelled"
+                                        : "failed";
         break;
     }
     if (!status) {

@@ -365,7 +365,9 @@ static bool shake_hands(Primary *p, GError **errp)
     }
     ChannelResult r = channel_recv(p->ch, &msg, 10000, errp);
     if (r != CHANNEL_OK) {
-        if (r != CHANNEL_ERROR) {
+        if (r == CHANNEL_CANCELLED) {
+            colo_error_set(errp, "the migration was cancelled");
+        } else if (r == CHANNEL_TIMEOUT) {
             colo_error_set(errp, "the peer at %s does not answer", p->uri);
         }
         return false;
@@ -402,12 +404,15 @@ static bool connect_peer(Primary *p, GError **errp)
         return false;
     }
     p->ch = channel_new(fd, colo.opts.peer_timeout);
+    g_mutex_lock(&colo.lock);
+    colo.channel = p->ch;
+    if (colo.want_exit || colo.want_quit) {
+        channel_cancel(p->ch);
+    }
+    g_mutex_unlock(&colo.lock);
     if (!shake_hands(p, errp)) {
         return false;
     }
-    g_mutex_lock(&colo.lock);
-    colo.channel = p->ch;
-    g_mutex_unlock(&colo.lock);
     channel_start_pings(p->ch, COLO_PING_MS);
     p->rx = g_thread_new("colo-rx", primary_rx_thread, p->ch);
     return start_rooms(p, errp);
@@ -536,6 +541,12 @@ gpointer primary_thread(gpointer uri)
                colo.child.state_fd);
     if (connect_peer(p, &err) && first_copy(p, &err)) {
         protect(p, &err);
+    }
+    if (!err) {
+        g_mutex_lock(&colo.lock);
+        colo_error_set(&err, "%s", colo.peer_failure ? colo.peer_failure
+                                                     : "the migration was cancelled");
+        g_mutex_unlock(&colo.lock);
     }
     primary_end(p->ch, p->started_rooms, err);
     close_peer(p);

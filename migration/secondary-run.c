@@ -214,6 +214,7 @@ static void take_over(Secondary *s)
     ram_cache_drop(colo.ram);
     g_mutex_lock(&colo.lock);
     colo.last_mode = COLO_MODE_SECONDARY;
+    colo.was_protected = true;
     colo.mode = COLO_MODE_NONE;
     colo_set_state_locked(COLO_STATE_ALONE);
     g_mutex_unlock(&colo.lock);

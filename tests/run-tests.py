@@ -225,7 +225,7 @@ class Runner:
         """A program that prints "ok NAME", "FAIL NAME" or "skip NAME" for each case."""
         begin = last = time.monotonic()
         run = self.start(command, seconds)
-        cases, failed, out, tail = 0, 0, [], []
+        cases, bad, failed, out, tail = 0, 0, False, [], []
         for line in run.lines():
             found = RESULT.match(line)
             if not found:
@@ -238,6 +238,7 @@ class Runner:
             words = re.sub(r"\s+", " ", found.group(2)).strip()
             cases += 1
             failed = outcome == "FAIL"
+            bad += failed
             tail, out = (out if failed else []), []
             title, _, note = words.partition(" ")
             note = re.sub(r"^[\d.]+ s ?", "", note)
@@ -247,8 +248,7 @@ class Runner:
                 self.show_output(tail)
         if run.status == 77:
             self.result("skip", name, time.monotonic() - begin, out[-1] if out else "")
-        elif run.timed_out or run.status != 0 and name not in str(self.counts.failures) \
-                or cases == 0:
+        elif run.timed_out or (run.status != 0 and not bad) or cases == 0:
             self.result("FAIL", name, time.monotonic() - begin,
                         self.why(run) if run.status or run.timed_out else "no case ran")
             self.show_output(out)

@@ -1,0 +1,367 @@
+# QMP, run states and protection of a guest, seen from the outside.
+#
+# Copyright (c) 2026 the qemu-colo developers
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+from colo_qtest import *
+
+
+def raw(host, *texts):
+    """Lines that the server says to these on a connection of its own."""
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(10)
+    s.connect(host.path)
+    f = s.makefile("rb")
+    said = [json.loads(f.readline())]
+    for text in texts:
+        s.sendall(text if isinstance(text, bytes) else text.encode() + b"\n")
+        said.append(json.loads(f.readline()))
+    s.close()
+    return said
+
+
+@case
+def ids_come_back(b):
+    """Ours and the emulator's own commands alike."""
+    host = b.primary()
+    host.qmp.close()
+    for ident in ('"x"', "5", "null", '{"a":[1,{"b":"c"}]}', "12345678901234567890"):
+        for name in ("query-colo-status", "query-version", "query-status", "no-such"):
+            said = raw(host, '{"execute":"qmp_capabilities"}',
+                       '{"execute":"%s","id":%s}' % (name, ident))[-1]
+            assert said["id"] == json.loads(ident), said
+            assert ("error" in said) == (name == "no-such"), said
+
+
+@case
+def commands_of_ours_complain(b):
+    host = b.primary()
+    has_words(host.error("x-colo-lost-heartbeat"), "not in COLO mode")
+    has_words(host.error("xen-colo-do-checkpoint"), "not a COLO primary")
+    has_words(host.error("migrate", {"url": "tcp:x"}), "url|uri")
+    has_words(host.error("migrate-set-parameters", {"x-checkpoint-delay": "soon"}),
+              "x-checkpoint-delay")
+    has_words(host.error("migrate-set-parameters", {"x-checkpoint-delay": 0}),
+              "x-checkpoint-delay")
+    has_words(host.error("object-add", {"qom-type": "filter-mirror", "id": "m",
+                                        "netdev": "none", "outdev": "none",
+                                        "queue": "tx"}), "none")
+    has_words(host.error("object-del", {"id": "none"}), "none")
+    has_words(host.error("chardev-remove", {"id": "none"}), "none")
+    has_words(host.error("nbd-server-add", {"device": "none"}), "nbd|none")
+    has_words(host.error("x-blockdev-change", {"parent": "none", "node": "n"}), "none")
+    host.x_colo()
+    has_words(host.error("migrate", {"uri": "exec:cat"}), "tcp:host:port")
+    has_words(host.error("migrate", {"uri": "nonsense"}), "tcp:host:port")
+    assert host.run_state() == "running"
+
+
+@case
+def parameters_and_capabilities_are_kept(b):
+    host = b.primary()
+    for state in (True, False):
+        host.x_colo(state)
+        caps = {c["capability"]: c["state"]
+                for c in host.cmd("query-migrate-capabilities")}
+        assert caps["x-colo"] is state, caps
+    assert len(caps) > 5, "the emulator's own are missing: %s" % caps
+    assert host.cmd("query-migrate-parameters")["x-checkpoint-delay"] == 20000
+    host.cmd("migrate-set-parameters", {"x-checkpoint-delay": 777, "max-bandwidth": 123456})
+    got = host.cmd("query-migrate-parameters")
+    assert got["x-checkpoint-delay"] == 777 and got["max-bandwidth"] == 123456, got
+
+
+@case
+def states_before_and_after(b):
+    primary, secondary = b.primary(), b.secondary()
+    assert primary.status()["mode"] == "none" and primary.status()["state"] == "alone"
+    assert primary.run_state() == "running"
+    assert "status" not in primary.cmd("query-migrate")
+    assert secondary.status()["state"] == "waiting"
+    assert secondary.run_state() == "inmigrate"
+    has_words(secondary.error("cont"), "secondary")
+    has_words(secondary.error("x-colo-lost-heartbeat"), "no checkpoint")
+    b.protect(primary, secondary)
+    assert primary.status()["mode"] == "primary"
+    assert secondary.status()["mode"] == "secondary"
+    for host in (primary, secondary):
+        assert host.cmd("query-migrate")["status"] == "colo"
+        assert host.run_state() == "running"
+    has_words(primary.error("migrate", {"uri": "tcp:127.0.0.1:1"}), "in progress")
+    has_words(secondary.error("stop"), "secondary")
+    has_words(primary.error("migrate-set-capabilities", {"capabilities": [
+        {"capability": "x-colo", "state": False}]}), "in progress")
+
+
+@case
+def takeover_by_command(b):
+    """The secondary is told to take over; the primary falls silent for good."""
+    primary, secondary = b.pair()
+    secondary.cmd("x-colo-lost-heartbeat")
+    secondary.wait_state("alone")
+    assert secondary.status()["last-mode"] == "secondary"
+    assert secondary.status()["reason"] == "request"
+    _, event = secondary.qmp.wait_event("COLO_EXIT")
+    assert event["data"] == {"mode": "secondary", "reason": "request"}, event
+    secondary.wait("guest runs", secondary.runs)
+    primary.wait_state("fenced")
+    has_words(primary.error("x-colo-lost-heartbeat"), "took over")
+    has_words(primary.error("cont"), "took over")
+
+
+@case
+def primary_goes_on_alone(b):
+    primary, secondary = b.pair()
+    secondary.process.kill()
+    _, event = primary.qmp.wait_event("COLO_EXIT")
+    assert event["data"] == {"mode": "primary", "reason": "error"}, event
+    assert primary.status()["state"] == "lost"
+    primary.cmd("x-colo-lost-heartbeat")
+    primary.wait_state("alone")
+    assert primary.runs()
+    has_words(primary.error("x-colo-lost-heartbeat"), "not in COLO mode")
+    again = b.secondary(*b.rom)
+    b.protect(primary, again)
+    primary.cmd("x-colo-lost-heartbeat")
+    primary.wait_state("alone")
+    assert primary.status()["reason"] == "request"
+
+
+@case
+def checkpoint_delay_is_honoured(b):
+    primary, _ = b.pair()
+
+    def checkpoints(seconds):
+        before = primary.status()["checkpoints"]
+        time.sleep(seconds)
+        return primary.status()["checkpoints"] - before
+    assert checkpoints(1) == 0
+    primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 200})
+    n = checkpoints(3)
+    assert 8 <= n <= 17, "%d checkpoints in 3 s of 200 ms" % n
+    primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 60000})
+    time.sleep(0.3)
+    assert checkpoints(1) == 0
+    before = primary.status()
+    primary.cmd("xen-colo-do-checkpoint")
+    primary.wait("checkpoint", lambda: primary.status()["checkpoints"] ==
+                 before["checkpoints"] + 1)
+    assert primary.status()["triggers"]["request"] == before["triggers"]["request"] + 1
+    return "%d in 3 s" % n
+
+
+def pauses(b, option):
+    primary, secondary = b.primary(*b.rom, "-colo", option), b.secondary(*b.rom)
+    b.protect(primary, secondary)
+    time.sleep(0.2)
+    before = [len(primary.events(n)) for n in ("STOP", "RESUME")]
+    for n in range(3):
+        want = primary.status()["checkpoints"] + 1
+        primary.cmd("xen-colo-do-checkpoint")
+        primary.wait("checkpoint", lambda: primary.status()["checkpoints"] >= want)
+    time.sleep(0.2)
+    return primary, [len(primary.events(n)) - m for n, m in zip(("STOP", "RESUME"), before)]
+
+
+@case
+def checkpoints_show_stop_and_resume(b):
+    _, seen = pauses(b, "checkpoint-events=on")
+    assert seen == [3, 3], seen
+
+
+@case
+def checkpoint_events_can_be_hidden(b):
+    primary, seen = pauses(b, "checkpoint-events=off")
+    assert seen == [0, 0], seen
+
+
+@case
+def user_pause_holds_on_both_sides(b):
+    primary, secondary = b.pair()
+    primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 150})
+    assert primary.runs() and secondary.runs()
+    for _ in range(3):
+        primary.cmd("stop")
+        assert primary.run_state() == "paused"
+        epoch = primary.status()["epoch"]
+        secondary.wait("the pause", lambda: secondary.status()["epoch"] >= epoch and
+                       secondary.run_state() == "paused")
+        a, c = primary.count(), secondary.count()
+        time.sleep(0.6)  # checkpoints go on meanwhile
+        assert primary.count() == a, "the primary's guest runs though paused"
+        assert secondary.count() == c == a, "the secondary's guest runs though paused"
+        primary.cmd("cont")
+        assert primary.run_state() == "running"
+        primary.wait("guest runs", primary.runs)
+        secondary.wait("guest runs", secondary.runs)
+
+
+@case
+def pause_survives_a_takeover(b):
+    primary, secondary = b.pair()
+    primary.cmd("stop")
+    epoch = primary.status()["epoch"]
+    secondary.wait("the pause", lambda: secondary.status()["epoch"] >= epoch)
+    primary.process.kill()
+    secondary.qmp.wait_event("COLO_EXIT")
+    secondary.cmd("x-colo-lost-heartbeat")
+    secondary.wait_state("alone")
+    assert not secondary.runs() and secondary.run_state() == "paused"
+    secondary.cmd("cont")
+    secondary.wait("guest runs", secondary.runs)
+
+
+@case
+def guest_shutdown_ends_both(b):
+    primary, secondary = b.pair()
+    primary.key("s")
+    primary.qmp.wait_event("SHUTDOWN")
+    assert primary.ended() == 0, primary.output()
+    assert secondary.ended() == 0, secondary.output()
+
+
+@case
+def guest_shutdown_unprotected(b):
+    host = b.primary(*b.rom)
+    host.wait("guest counts", host.runs)
+    host.key("s")
+    assert host.ended() == 0
+
+
+@case
+def guest_shutdown_with_no_shutdown(b):
+    """The machines stay, off on both sides; a takeover does not resurrect the guest."""
+    primary, secondary = b.pair("-no-shutdown")
+    primary.key("s")
+    primary.qmp.wait_event("SHUTDOWN")
+    primary.wait("is off", lambda: primary.run_state() == "shutdown")
+    time.sleep(1)
+    assert primary.process.alive() and secondary.process.alive()
+    assert not secondary.runs(), "the secondary's guest runs on"
+    primary.process.kill()
+    secondary.qmp.wait_event("COLO_EXIT")
+    secondary.cmd("x-colo-lost-heartbeat")
+    secondary.wait_state("alone")
+    assert not secondary.runs(), "the takeover resurrected the guest"
+
+
+@case
+def guest_shutdown_on_the_secondary_alone(b):
+    """A mismatch: it is rolled back and goes on."""
+    primary, secondary = b.pair()
+    before = primary.status()["checkpoints"]
+    secondary.key("s")
+    primary.wait("checkpoint", lambda: primary.status()["checkpoints"] > before)
+    secondary.wait("guest runs", secondary.runs)
+    assert primary.runs() and not secondary.events("SHUTDOWN")
+
+
+@case
+def guest_reset_while_protected(b):
+    primary, secondary = b.pair()
+    primary.cmd("system_reset")
+    primary.qmp.wait_event("RESET")
+    time.sleep(0.5)
+    before = primary.status()["checkpoints"]
+    primary.cmd("xen-colo-do-checkpoint")
+    primary.wait("checkpoint", lambda: primary.status()["checkpoints"] > before)
+    primary.wait("guest runs", primary.runs)
+    secondary.wait("guest runs", secondary.runs)
+    assert primary.status()["state"] == "protected"
+
+
+def ends_cleanly(host, sig=signal.SIGTERM):
+    os.kill(host.process.pid, sig)
+    status = host.ended(8)
+    assert status == 0, "%s: exit status %s: %s" % (host.name, status, host.output())
+    assert not os.path.exists(host.path), "socket left behind"
+
+
+@case
+def sigterm_alone(b):
+    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        ends_cleanly(b.primary(), sig)
+
+
+@case
+def sigterm_while_waiting(b):
+    ends_cleanly(b.secondary())
+
+
+@case
+def sigterm_while_a_client_is_silent(b):
+    secondary = b.secondary()
+    secondary.x_colo()
+    s = b.dial()
+    secondary.wait_state("setup")
+    begin = time.monotonic()
+    ends_cleanly(secondary)
+    s.close()
+    assert time.monotonic() - begin < 3, "waited for the client"
+
+
+@case
+def sigterm_protected(b):
+    """The one that is left says so, and can go on."""
+    for first in (0, 1):
+        pair = b.pair()
+        ends_cleanly(pair[first])
+        other = pair[1 - first]
+        other.qmp.wait_event("COLO_EXIT")
+        other.cmd("x-colo-lost-heartbeat")
+        other.wait_state("alone")
+        assert other.runs()
+        ends_cleanly(other)
+
+
+@case
+def quit_protected(b):
+    primary, secondary = b.pair()
+    primary.cmd("quit")
+    assert primary.ended() == 0
+    secondary.qmp.wait_event("COLO_EXIT")
+    secondary.cmd("quit")
+    assert secondary.ended() == 0
+
+
+@case
+def emulator_death_ends_us(b):
+    host = b.primary()
+    os.kill(host.process.emulator_pid(), signal.SIGKILL)
+    assert host.ended() == 1
+    has_words(host.output(), "emulator died", "signal 9")
+
+
+@case
+def our_death_ends_the_emulator(b):
+    host = b.primary()
+    pid = host.process.emulator_pid()
+    assert pid != host.process.pid
+    host.process.kill()
+    end = time.monotonic() + 5
+    while is_running(pid):
+        assert time.monotonic() < end, "the emulator lives on"
+        time.sleep(0.05)
+
+
+def run(b, *args):
+    return subprocess.run([b.program, *args], capture_output=True, text=True, timeout=20,
+                          input="")
+
+
+@case
+def without_colo_we_are_the_emulator(b):
+    stock = subprocess.run(["qemu-system-x86_64", "-version"], capture_output=True, text=True)
+    assert run(b, "-version").stdout == stock.stdout
+    assert "-netdev" in run(b, "-help").stdout
+    said = subprocess.run([b.program, "-machine", "none", "-nodefaults", "-display", "none",
+                           "-qmp", "stdio", "-object", "iothread,id=i"], text=True,
+                          input='{"execute":"qmp_capabilities"}{"execute":"query-commands"}'
+                                '{"execute":"quit"}', capture_output=True, timeout=20).stdout
+    assert "query-qmp-schema" in said and "SHUTDOWN" in said, said
+    done = run(b, "-machine", "nonsense")
+    assert done.returncode == 1 and "unsupported machine type" in done.stderr, done
+
+
+if __name__ == "__main__":
+    sys.exit(main())
