@@ -94,6 +94,7 @@ static bool check_disks(JsonArray *primary, JsonArray *secondary, GError **errp)
 bool hello_check(const char *text, bool we_are_primary, GError **errp)
 {
     g_autoptr(JsonObject) o = *text == '{' ? options_parse(text, NULL, errp) : NULL;
+    uint64_t protocol = 0;
 
     if (!o) {
         if (errp && !*errp) {
@@ -102,7 +103,8 @@ bool hello_check(const char *text, bool we_are_primary, GError **errp)
         return false;
     }
     if (g_strcmp0(options_get_str(o, "program", ""), "qemu-colo") != 0 ||
-        json_object_get_int_member_with_default(o, "protocol", 0) != HELLO_PROTOCOL) {
+        !options_get_uint(o, "protocol", &protocol, 0, UINT32_MAX, NULL) ||
+        protocol != HELLO_PROTOCOL) {
         colo_error_set(errp, "the peer is '%s' %s with protocol %s, this is qemu-colo %s "
                        "with protocol %d: use the same version on both hosts",
                        options_get_str(o, "program", "?"), options_get_str(o, "version", "?"),
