@@ -80,7 +80,7 @@ def states_before_and_after(b):
     assert secondary.status()["state"] == "waiting"
     assert secondary.run_state() == "inmigrate"
     has_words(secondary.error("cont"), "secondary")
-    has_words(secondary.error("x-colo-lost-heartbeat"), "no checkpoint")
+    has_words(secondary.error("x-colo-lost-heartbeat"), "nothing here could take over")
     b.protect(primary, secondary)
     assert primary.status()["mode"] == "primary"
     assert secondary.status()["mode"] == "secondary"
