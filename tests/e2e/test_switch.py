@@ -50,8 +50,26 @@ class Port:
         return got
 
 
+def meet(a, *others):
+    """Until the switch has accepted them all: a connection may be up before that."""
+    for port in others:
+        port.sock.settimeout(0.1)
+        for _ in range(100):
+            a.send(BROADCAST, mac(1), b"there?")
+            try:
+                port.receive()
+                break
+            except TimeoutError:
+                pass
+        port.sock.settimeout(5)
+    a.send(BROADCAST, mac(1), b"met")
+    for port in others:
+        port.until(b"met")
+
+
 def check(path):
     a, b, c = Port(path), Port(path), Port(path)
+    meet(a, b, c)
     a.send(BROADCAST, mac(1), b"hello")
     assert b.receive() == c.receive() == b"hello", "broadcast"
     b.send(mac(1), mac(2), b"to a")
