@@ -38,6 +38,7 @@
 #define SYNC_ROUNDS 12
 #define SYNC_ENOUGH 2048
 #define SAVE_TRIES 5
+#define SETTLE_TRIES 64
 
 /* What one checkpoint carries beside RAM; allocated once. */
 typedef struct Capture {
@@ -115,35 +116,64 @@ static bool read_device_state(Capture *cap, GError **errp)
     return true;
 }
 
-static unsigned drain_output(void)
+/* Read the guest's output socket empty; how many frames were read from it so far, by us
+ * or by the net thread. */
+static uint64_t drain_output(void)
 {
     net_lock();
-    unsigned n = proxy_drain_output();
+    proxy_drain_output();
+    uint64_t n = proxy_output_frames();
     net_unlock();
     return n;
 }
 
-/* Device state and the rest of RAM, of one instant: if the emulator still sent frames
- * after STOP it changed guest memory under the save (RULES 1), and both are repeated. */
+/* Let the emulator send what its NIC still has in its hands: its main loop has looked at
+ * the emptied socket when it answers a command. */
+static bool settle_output(GError **errp)
+{
+    uint64_t before, after = drain_output();
+
+    for (int i = 0; i < SETTLE_TRIES; i++) {
+        before = after;
+        if (!colo_child_command("{\"execute\":\"query-name\",\"id\":\"q\"}\n", "q", errp)) {
+            return false;
+        }
+        after = drain_output();
+        if (after == before) {
+            return true;
+        }
+    }
+    colo_error_set(errp, "the emulator goes on sending frames while it is stopped");
+    return false;
+}
+
+/* Device state and the rest of RAM, of one instant. A NIC that could not send before STOP
+ * does so afterwards and changes its rings and its state under the save (RULES 1). If a
+ * frame came after the save began, or if the socket may have been full, so that one could
+ * still come, all output is waited for and both are repeated. */
 static bool save_stopped(Primary *p, GError **errp)
 {
     for (int i = 0; i < SAVE_TRIES; i++) {
         if (i > 0) {
             colo.stats.repeated_saves++;
-            if (!child_qmp_send(colo.qmp, strchr(p->save_command, '\n') + 1, errp)) {
+            if (!settle_output(errp) ||
+                !child_qmp_send(colo.qmp, strchr(p->save_command, '\n') + 1, errp)) {
                 return false;
             }
         } else if (!child_qmp_wait(colo.qmp, "stop", 30000, errp)) {
             return false;
         }
         colo_step("stopped");
-        drain_output();
+        uint64_t frames = drain_output();
         if (ram_capture(colo.ram, errp) < 0 ||
             !child_qmp_wait(colo.qmp, "save", 30000, errp)) {
             return false;
         }
         colo_step("saved");
-        if (drain_output() == 0) {
+        net_lock();
+        bool tight = i == 0 && proxy_output_was_tight();
+        net_unlock();
+        if (drain_output() == frames && !tight) {
             return true;
         }
     }

@@ -305,6 +305,15 @@ int child_port_child_fd(ChildPort *p)
     return p->child_fd;
 }
 
+uint64_t child_port_capacity(ChildPort *p)
+{
+    int size = 0;
+    socklen_t len = sizeof(size);
+
+    getsockopt(p->child_fd, SOL_SOCKET, SO_SNDBUF, &size, &len);
+    return MAX(size, 0);
+}
+
 ChildPort *child_port_new(ColoIoThread *t, void (*rx)(void *opaque, Frame *f),
                           void (*idle)(void *opaque), void *opaque, GError **errp)
 {

@@ -57,6 +57,8 @@ ChildPort *child_port_new(ColoIoThread *t, void (*rx)(void *opaque, Frame *f),
                           void (*idle)(void *opaque), void *opaque, GError **errp);
 void child_port_free(ChildPort *p);
 int child_port_child_fd(ChildPort *p);
+/** Bytes that the kernel lets wait for us on the child's end, as it charges them. */
+uint64_t child_port_capacity(ChildPort *p);
 /** Queue @delivered (taken); @orig (referenced) entered the chain behind @after. */
 void child_port_send(ChildPort *p, Frame *delivered, Frame *orig, NetFilter *after);
 void child_port_flush(ChildPort *p);
@@ -114,6 +116,7 @@ struct NetDev {
     GPtrArray *filters; /* of NetFilter, in list order; not owned */
     bool held;          /* input is held */
     bool discard_output;
+    uint64_t charge_at_hold; /* of the guest's output, see proxy_output_was_tight() */
     bool throttled;
     bool has_mac;
     EntryRing back;  /* taken back at the hold, to be run again */

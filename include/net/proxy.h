@@ -50,6 +50,13 @@ void proxy_hold_input(void);
 /** Read the guest's output until the child's sockets are empty; number of frames read. */
 unsigned proxy_drain_output(void);
 
+/** Frames read from the guest since the start, by whatever thread. */
+uint64_t proxy_output_frames(void);
+
+/** Whether since proxy_hold_input() so much was read that the child's socket may have been
+ * full: then its NIC may still have a frame in its hands that it sends when it can. */
+bool proxy_output_was_tight(void);
+
 /** What was output so far belongs to the epochs before @epoch; the marker goes out. */
 void proxy_cut(uint64_t epoch);
 

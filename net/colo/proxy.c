@@ -171,13 +171,46 @@ void proxy_drop_links(void)
 
 /* --- Both sides --- */
 
+/* What the kernel charged for all that was ever read from @nd's guest, about. */
+static uint64_t output_charge(NetDev *nd)
+{
+    return nd->stats.rx_frames * 2048 + nd->stats.rx_bytes * 2;
+}
+
 void proxy_hold_input(void)
 {
     GPtrArray *nds = netdev_list();
 
     for (unsigned i = 0; i < nds->len; i++) {
-        netdev_hold(nds->pdata[i]);
+        NetDev *nd = nds->pdata[i];
+        nd->charge_at_hold = output_charge(nd);
+        netdev_hold(nd);
     }
+}
+
+bool proxy_output_was_tight(void)
+{
+    GPtrArray *nds = netdev_list();
+
+    for (unsigned i = 0; i < nds->len; i++) {
+        NetDev *nd = nds->pdata[i];
+        if (output_charge(nd) - nd->charge_at_hold > child_port_capacity(nd->port) / 2) {
+            return true;
+        }
+    }
+    return false;
+}
+
+uint64_t proxy_output_frames(void)
+{
+    GPtrArray *nds = netdev_list();
+    uint64_t n = 0;
+
+    for (unsigned i = 0; i < nds->len; i++) {
+        NetDev *nd = nds->pdata[i];
+        n += nd->stats.rx_frames;
+    }
+    return n;
 }
 
 void proxy_release_input(void)
