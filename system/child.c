@@ -73,6 +73,9 @@ static void add_arguments(Child *c, Plan *plan)
     plan_arg(plan, "memory-backend=qemu-colo-ram,suppress-vmdesc=on");
     plan_arg(plan, "-global");
     plan_arg(plan, "migration.send-configuration=off");
+    /* Without any -netdev QEMU would add a NIC with a backend of its own. */
+    plan_arg(plan, "-nic");
+    plan_arg(plan, "none");
     plan_arg(plan, "-no-shutdown");
     plan_arg(plan, "-S");
     plan_arg(plan, "-blockdev");

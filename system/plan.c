@@ -323,6 +323,11 @@ static bool refuse(const CmdOption *o, GError **errp)
         {"numa", "NUMA guests are not replicated yet"},
         {"loadvm", "start the guest unprotected, then protect it"},
         {"snapshot", "discarding writes cannot be combined with replication"},
+        {"pflash", "writable flash is not replicated; use -drive if=pflash,readonly=on"},
+        {"sd", "SD cards are not replicated; use -drive"},
+        {"mtdblock", "flash is not replicated; use -drive"},
+        {"fsdev", "files of this host are not replicated"},
+        {"virtfs", "files of this host are not replicated"},
         {"icount", "it would tie the guest's clock to a single host"},
     };
 
