@@ -195,6 +195,29 @@ static bool guest_ended(const char *name)
     return true;
 }
 
+bool migration_allows(const char *command, GError **errp)
+{
+    static const char *const changes[] = {
+        "device_add", "device_del", "netdev_add", "netdev_del", "blockdev-add",
+        "blockdev-del", "blockdev-change-medium", "blockdev-open-tray",
+        "blockdev-close-tray", "blockdev-remove-medium", "blockdev-insert-medium", "eject",
+        "change", "block_resize", "balloon", "blockdev-snapshot", "blockdev-snapshot-sync",
+        "blockdev-reopen", "snapshot-load", "snapshot-save", "snapshot-delete",
+        "xen-load-devices-state", "xen-save-devices-state", "set-numa-node",
+        "migrate-incoming", "x-exit-preconfig", NULL,
+    };
+
+    g_mutex_lock(&colo.lock);
+    bool busy = colo.mode != COLO_MODE_NONE && colo.state != COLO_STATE_WAITING;
+    g_mutex_unlock(&colo.lock);
+    if (busy && g_strv_contains(changes, command)) {
+        colo_error_set(errp, "'%s' would change this machine but not its twin: end "
+                             "protection first, then protect again", command);
+        return false;
+    }
+    return true;
+}
+
 bool migration_child_event(const char *name, JsonObject *data)
 {
     if (strcmp(name, "SHUTDOWN") == 0 || strcmp(name, "GUEST_PANICKED") == 0) {

@@ -138,6 +138,30 @@ static bool check_reset(GError **errp)
     return n == 0;
 }
 
+/* RAM and devices of the stopped SVM to the checkpoint in cache and staging. */
+static bool load(Secondary *s, GError **errp)
+{
+    s->restored = ram_restore(colo.ram, errp);
+    if (s->restored < 0) {
+        return false;
+    }
+    colo_step("svm-restored");
+    return load_devices(s, errp) && check_reset(errp);
+}
+
+/* RULES 6: a load that failed is tried again, from all of the cache; it is never run. */
+static bool load_or_retry(Secondary *s, GError **errp)
+{
+    g_autoptr(GError) first = NULL;
+
+    if (load(s, &first)) {
+        return true;
+    }
+    colo_report("loading a checkpoint failed (%s): once more", first->message);
+    ram_mark_all(colo.ram);
+    return load(s, errp);
+}
+
 /* Bring the SVM to the checkpoint in staging; it is whole. */
 static bool roll_back(Secondary *s, GError **errp)
 {
@@ -161,12 +185,7 @@ static bool roll_back(Secondary *s, GError **errp)
     if (!colo.epoch) {
         ram_mark_all(colo.ram);
     }
-    s->restored = ram_restore(colo.ram, errp);
-    if (s->restored < 0 || !block_secondary_commit(barriers, n, errp)) {
-        return false;
-    }
-    colo_step("svm-restored");
-    if (!load_devices(s, errp) || !check_reset(errp)) {
+    if (!block_secondary_commit(barriers, n, errp) || !load_or_retry(s, errp)) {
         return false;
     }
     colo_step("svm-loaded");

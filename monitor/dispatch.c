@@ -187,6 +187,25 @@ void qmp_request_finish(QmpRequest *req, JsonNode *ret, GError *err)
     post_finish((Finish){.req = req, .ret = ret, .err = err});
 }
 
+/* Room singleton (main thread): may forbid what would be passed on. */
+static MonitorPassFilter pass_filter;
+
+void monitor_set_pass_filter(MonitorPassFilter fn)
+{
+    pass_filter = fn;
+}
+
+static void pass_on(QmpRequest *req)
+{
+    g_autoptr(GError) err = NULL;
+
+    if (pass_filter && !pass_filter(req->name, &err)) {
+        qmp_client_answer_error(req, err);
+    } else {
+        child_forward(req);
+    }
+}
+
 void qmp_request_pass(QmpRequest *req)
 {
     post_finish((Finish){.req = req, .pass = true});
@@ -299,7 +318,7 @@ static void run_command(QmpRequest *req, const QmpCommandInfo *info, JsonObject 
         qmp_client_answer_error(req, err);
         break;
     case QMP_PASS:
-        child_forward(req);
+        pass_on(req);
         break;
     case QMP_PENDING:
         break;
@@ -330,7 +349,7 @@ void qmp_dispatch(QmpRequest *req)
     bool merges = strcmp(req->name, "query-commands") == 0 && !req->arguments.text &&
                   !req->oob;
     if (qmp_client_ready(req->client) && !info && !merges) {
-        child_forward(req);
+        pass_on(req);
         return;
     }
     if (req->arguments.text) {

@@ -158,6 +158,7 @@ static bool start_migration(GError **errp)
         return false;
     }
     monitor_set_event_filter(on_child_event, NULL);
+    monitor_set_pass_filter(migration_allows);
     return !self.plan.incoming || migration_listen(self.plan.incoming, errp);
 }
 

@@ -163,14 +163,12 @@ void block_primary_attached(BlockNode *node, bool attached)
 {
     Primary *p = node->opaque;
 
-    p->attached = attached;
     if (!attached) {
-        io_source_destroy(&p->patience);
-        if (!p->error) {
-            /* Its count would no longer match what the secondary has seen. */
-            p->error = g_strdup("it was detached");
-        }
+        /* Its count would no longer match what the secondary has seen: while protected
+         * this is the end of protection. */
+        primary_die(p, "it was detached");
     }
+    p->attached = attached;
     block_front_kick_all();
 }
 

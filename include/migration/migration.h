@@ -57,6 +57,10 @@ void migration_child_died(void);
 /** End threads and connections. */
 void migration_shutdown(void);
 
+/** Whether QMP @command may go to the child as it is: what changes the machine or its
+ * disks under protection may not. Main thread. */
+bool migration_allows(const char *command, GError **errp);
+
 /** An event of the child (main thread); false hides it from QMP clients. */
 bool migration_child_event(const char *name, JsonObject *data);
 

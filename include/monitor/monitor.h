@@ -100,6 +100,11 @@ void monitor_set_child_gone(void (*fn)(void *opaque), void *opaque);
  * its order with qmp_request_finish() of the same thread. */
 void monitor_event(const char *name, JsonObject *data);
 
+/** Called (main thread) before a user's command goes to the emulator as it is; false with
+ * @errp set refuses it. */
+typedef bool (*MonitorPassFilter)(const char *command, GError **errp);
+void monitor_set_pass_filter(MonitorPassFilter fn);
+
 /** Called for each event of the emulator before clients see it; false hides it. @data may
  * be NULL. Events about jobs and devices whose id starts with "qemu-colo-" are hidden
  * from clients in any case, after the filter saw them. */

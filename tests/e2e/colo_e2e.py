@@ -369,8 +369,6 @@ class Pair(Bed):
                 os.kill(pid, sig)
             except ProcessLookupError:
                 pass
-        if sig == signal.SIGKILL and what != "emulator":
-            host.process.wait(20)
 
     # Failover, as documented
 
