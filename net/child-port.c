@@ -19,6 +19,7 @@
  * those. Frames are sent in order; @pending is not empty only when the socket was full.
  */
 #include <errno.h>
+#include <limits.h>
 #include <linux/sockios.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -28,7 +29,11 @@
 #include "net/net-int.h"
 
 #define SENT_MAX 1024
-#define SNDBUF (SENT_MAX * 768 / 2) /* the kernel doubles it */
+#define MIN_CHARGE 768 /* bytes that the kernel charges for a datagram at least */
+#define SNDBUF (SENT_MAX * MIN_CHARGE / 2) /* the kernel doubles it */
+#define WATCH_MS 20
+#define WATCH_PATIENCE 2 /* looks */
+#define WATCH_PATIENCE_MAX 50
 #define RX_BATCH 32
 
 struct ChildPort {
@@ -43,6 +48,13 @@ struct ChildPort {
     EntryRing pending; /* not yet accepted by the socket */
     bool held;
     Frame *slots[RX_BATCH];
+
+    /* Watch over a reader that stands still, see port_watch(). */
+    void (*stalled)(void *opaque);
+    GSource *watch;
+    uint64_t sent_total, watch_sent; /* frames: ever, and at the last look */
+    int watch_outq;                  /* bytes unread at the last look */
+    unsigned still, patience;        /* looks without progress, and how many are borne */
 };
 
 /* Room singleton under the net lock: tails of frames larger than a pooled one. */
@@ -139,6 +151,52 @@ static gboolean port_out(int fd, GIOCondition cond, gpointer opaque)
     return G_SOURCE_REMOVE;
 }
 
+/*
+ * virtio-net of QEMU before 9.1 can go to sleep for good: it finds too few receive
+ * buffers, asks the guest for a kick, and misses buffers that came in between. It then
+ * reads nothing any more, although the guest waits for frames. Seen from here: unread
+ * bytes that do not become fewer. A nudge (set_link up where it is up) makes it look again.
+ */
+static gboolean port_watch(gpointer opaque)
+{
+    ChildPort *p = opaque;
+    int outq = 0;
+
+    if (p->held || ioctl(p->fd, SIOCOUTQ, &outq) < 0 || outq == 0) {
+        io_source_destroy(&p->watch);
+        return G_SOURCE_REMOVE;
+    }
+    /* Each frame sent since is charged with at least this much. */
+    int64_t grown = (int64_t)(p->sent_total - p->watch_sent) * MIN_CHARGE;
+    bool moved = outq < p->watch_outq + grown;
+    p->still = moved ? 0 : p->still + 1;
+    p->patience = moved ? WATCH_PATIENCE : p->patience;
+    p->watch_outq = outq;
+    p->watch_sent = p->sent_total;
+    if (p->still >= p->patience) {
+        p->still = 0;
+        p->patience = MIN(p->patience * 2, WATCH_PATIENCE_MAX);
+        p->stalled(p->opaque);
+    }
+    return G_SOURCE_CONTINUE;
+}
+
+static void start_watch(ChildPort *p)
+{
+    if (!p->watch && p->stalled) {
+        p->still = 0;
+        p->patience = WATCH_PATIENCE;
+        p->watch_sent = p->sent_total;
+        p->watch_outq = INT_MAX;
+        p->watch = io_thread_timer(p->thread, WATCH_MS, port_watch, p);
+    }
+}
+
+void child_port_on_stall(ChildPort *p, void (*stalled)(void *opaque))
+{
+    p->stalled = stalled;
+}
+
 /* The guest has taken everything: nothing to remember. */
 static void forget_taken(ChildPort *p)
 {
@@ -195,6 +253,8 @@ void child_port_flush(ChildPort *p)
         for (int i = 0; i < r; i++) {
             remember_sent(p, entry_ring_pop(&p->pending));
         }
+        p->sent_total += r;
+        start_watch(p);
     }
     if (p->pending.count && !p->out) {
         p->out = io_thread_watch_fd(p->thread, p->fd, G_IO_OUT, port_out, p);
@@ -351,6 +411,7 @@ void child_port_free(ChildPort *p)
     net_batch_remove(port_flush, p);
     io_source_destroy(&p->in);
     io_source_destroy(&p->out);
+    io_source_destroy(&p->watch);
     entry_ring_free(&p->sent);
     entry_ring_free(&p->pending);
     for (int i = 0; i < RX_BATCH; i++) {

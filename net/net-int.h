@@ -59,6 +59,8 @@ void child_port_free(ChildPort *p);
 int child_port_child_fd(ChildPort *p);
 /** Bytes that the kernel lets wait for us on the child's end, as it charges them. */
 uint64_t child_port_capacity(ChildPort *p);
+/** @stalled is called when the reader leaves frames unread without reading any. */
+void child_port_on_stall(ChildPort *p, void (*stalled)(void *opaque));
 /** Queue @delivered (taken); @orig (referenced) entered the chain behind @after. */
 void child_port_send(ChildPort *p, Frame *delivered, Frame *orig, NetFilter *after);
 void child_port_flush(ChildPort *p);
@@ -105,6 +107,7 @@ typedef struct NetDevStats {
     uint64_t dropped_gate;        /* by role */
     uint64_t dropped_full;        /* input over its bound */
     uint64_t dropped_backend;     /* the outside did not take them */
+    uint64_t nudges;              /* the NIC slept over unread frames and was woken */
     uint64_t taken_back;          /* unread by the guest at a hold */
 } NetDevStats;
 

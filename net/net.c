@@ -30,6 +30,7 @@ static struct {
     GArray *batch; /* of Flush */
     GSource *announce_timer;
     unsigned announce_step;
+    void (*nudge)(const char *netdev);
 } net;
 
 static const unsigned announce_at_ms[] = {0, 50, 150, 300, 1000};
@@ -441,6 +442,22 @@ static void netdev_free(NetDev *nd)
     g_free(nd);
 }
 
+void net_set_nudge(void (*fn)(const char *netdev))
+{
+    net.nudge = fn;
+}
+
+static void netdev_port_stalled(void *opaque)
+{
+    NetDev *nd = opaque;
+
+    nd->stats.nudges++;
+    colo_trace(net_nudge, "%s", nd->id);
+    if (net.nudge) {
+        net.nudge(nd->id);
+    }
+}
+
 NetDev *netdev_new(JsonObject *opts, GError **errp)
 {
     const NetType *type = find_type(opts);
@@ -473,6 +490,7 @@ NetDev *netdev_new(JsonObject *opts, GError **errp)
         netdev_free(nd);
         return NULL;
     }
+    child_port_on_stall(nd->port, netdev_port_stalled);
     g_ptr_array_add(net.netdevs, nd);
     colo_trace(net_netdev_new, "%s type %s", id, type->type);
     return nd;

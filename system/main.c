@@ -137,6 +137,17 @@ static bool read_options(MigrationOptions *o, GError **errp)
     return true;
 }
 
+/* Net thread. set_link of a link that is up changes nothing but makes the NIC look for
+ * frames. */
+static void nudge_nic(const char *netdev)
+{
+    g_autoptr(JsonObject) args = json_object_new();
+
+    json_object_set_string_member(args, "name", netdev);
+    json_object_set_boolean_member(args, "up", TRUE);
+    monitor_child_execute("set_link", args, NULL, NULL);
+}
+
 static bool start_migration(GError **errp)
 {
     MigrationOptions opts = {0};
@@ -159,6 +170,9 @@ static bool start_migration(GError **errp)
     }
     monitor_set_event_filter(on_child_event, NULL);
     monitor_set_pass_filter(migration_allows);
+    net_lock();
+    net_set_nudge(nudge_nic);
+    net_unlock();
     return !self.plan.incoming || migration_listen(self.plan.incoming, errp);
 }
 

@@ -73,6 +73,10 @@ int netdev_child_fd(NetDev *nd);
  * Caller frees. */
 char *netdev_child_option(NetDev *nd);
 
+/** @fn (net thread, under its lock; must only post) is asked to make the child look at
+ * its NIC on @netdev again: frames lie unread although it should take them. */
+void net_set_nudge(void (*fn)(const char *netdev));
+
 /** The guest's MAC on this netdev, learnt from its frames or set from -device mac=. */
 void netdev_set_mac(NetDev *nd, const uint8_t mac[6]);
 

@@ -129,6 +129,7 @@ static void query_netdev(JsonArray *out, NetDev *nd)
     json_object_set_int_member(o, "dropped-full", s->dropped_full);
     json_object_set_int_member(o, "dropped-backend", s->dropped_backend);
     json_object_set_int_member(o, "taken-back", s->taken_back);
+    json_object_set_int_member(o, "nudges", s->nudges);
     json_object_set_int_member(o, "kept", nd->kept.count);
 }
 
