@@ -71,6 +71,7 @@ struct ColoCompare {
     uint64_t timeout_ms, scan_ms, queue_size;
     CompareEngine *engine;
     GSource *timer;
+    int64_t due;  /* when the engine wants its tick */
     uint64_t gap; /* SVM frames known to be missing on this connection */
     uint64_t lost_out;
 };

@@ -40,6 +40,8 @@
 #include "util/trace.h"
 
 #define MIN_PATIENCE (10 * 1000)
+#define MAX_FLOOR (80 * 1000)
+#define FLOOR_HALVES (10 * 1000 * 1000) /* without a silent twin */
 #define ACK_PATIENCE (60 * 1000) /* delayed ACKs: 40 ms and more */
 #define ASK_AGAIN (100 * 1000)
 #define DAMPING_MIN (5 * 1000)
@@ -173,6 +175,10 @@ static void trigger(CompareEngine *e, CompareFlow *fl, CompareCause cause)
     } else {
         e->damping = DAMPING_MIN;
     }
+    if (cause == COMPARE_CAUSE_SILENT) {
+        e->floor = MIN(MAX(e->floor, MIN_PATIENCE) * 2, MAX_FLOOR);
+        e->floor_at = e->now;
+    }
     e->last_trigger = e->now;
     e->asked = true;
     e->stats.triggers++;
@@ -236,9 +242,16 @@ void compare_backlog(CompareEngine *e, CompareFlow *fl)
     }
 }
 
+/* How long a silent twin is borne. On a host whose cores are taken, a twin is late now
+ * and then without having diverged; a checkpoint would take yet more of them. So each
+ * trigger for silence doubles the floor, and quiet time brings it back. */
 static int64_t patience(CompareEngine *e, WaitClass c)
 {
-    int64_t t = MAX(MIN_PATIENCE, 4 * e->lag);
+    if (e->floor > MIN_PATIENCE && e->now - e->floor_at > FLOOR_HALVES) {
+        e->floor /= 2;
+        e->floor_at = e->now;
+    }
+    int64_t t = MAX(MAX(MIN_PATIENCE, e->floor), 4 * e->lag);
 
     if (c == WAIT_FORCED) {
         return 0;

@@ -158,6 +158,8 @@ struct CompareEngine {
     uint32_t n_neighbours;
 
     int64_t lag;          /* smoothed, microseconds */
+    int64_t floor;        /* least patience with a silent twin, see patience() */
+    int64_t floor_at;     /* when it changed last */
     int64_t last_trigger; /* 0: never */
     int64_t damping;
     bool asked; /* a trigger went out and no cut came yet */
