@@ -27,8 +27,8 @@ def serve_through(t, death, secondary_dies=False, **changes):
     with Pair(t, **changes) as p:
         p.start(boot=False)
         p.protect()
-        client = p.client("all", 9)
-        t.sleep(1.5, 5)
+        client = p.client("all", 6)
+        t.sleep(1, 3)
         death(p)
         if secondary_dies:
             p.go_alone()
