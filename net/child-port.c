@@ -374,6 +374,14 @@ uint64_t child_port_capacity(ChildPort *p)
     return MAX(size, 0);
 }
 
+/* Room singleton: SO_SNDBUF of the guest's end of new ports (test option). */
+static int guest_buffer = 8 << 20;
+
+void net_set_guest_buffer(unsigned bytes)
+{
+    guest_buffer = bytes;
+}
+
 ChildPort *child_port_new(ColoIoThread *t, void (*rx)(void *opaque, Frame *f),
                           void (*idle)(void *opaque), void *opaque, GError **errp)
 {
@@ -386,7 +394,7 @@ ChildPort *child_port_new(ColoIoThread *t, void (*rx)(void *opaque, Frame *f),
     /* Towards the child: small enough that @sent covers it. From the child: as large as
      * can be had, its NIC purges what it cannot send at a stop. */
     set_buffer(sv[0], SO_SNDBUF, SO_SNDBUFFORCE, SNDBUF);
-    set_buffer(sv[1], SO_SNDBUF, SO_SNDBUFFORCE, 8 << 20);
+    set_buffer(sv[1], SO_SNDBUF, SO_SNDBUFFORCE, guest_buffer);
     set_buffer(sv[0], SO_RCVBUF, SO_RCVBUFFORCE, 8 << 20);
     set_buffer(sv[1], SO_RCVBUF, SO_RCVBUFFORCE, 8 << 20);
 

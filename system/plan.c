@@ -417,8 +417,9 @@ static bool each(const CmdLine *cl, const char *name, guint *i, const char **arg
 static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
 {
     static const char *const known[] = {"emulator", "verify-ram", "die-at", "peer-timeout",
-                                        "checkpoint-events", NULL};
+                                        "checkpoint-events", "nic-buffer", NULL};
     const char *arg;
+    uint64_t buffer = 0;
 
     plan->colo = json_object_new();
     for (guint i = 0; each(cl, "colo", &i, &arg);) {
@@ -427,6 +428,14 @@ static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
         if (!plan->colo || !options_check_known(plan->colo, "-colo", known, errp)) {
             return false;
         }
+    }
+    if (!options_get_size(plan->colo, "nic-buffer", 1, &buffer, errp)) {
+        g_prefix_error(errp, "-colo: ");
+        return false;
+    }
+    buffer = MIN(buffer, 1u << 30);
+    if (buffer) {
+        net_set_guest_buffer(buffer);
     }
     return true;
 }

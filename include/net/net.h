@@ -73,6 +73,9 @@ int netdev_child_fd(NetDev *nd);
  * Caller frees. */
 char *netdev_child_option(NetDev *nd);
 
+/** Test option: SO_SNDBUF of the guest's end of NetDevs made from now on. */
+void net_set_guest_buffer(unsigned bytes);
+
 /** @fn (net thread, under its lock; must only post) is asked to make the child look at
  * its NIC on @netdev again: frames lie unread although it should take them. */
 void net_set_nudge(void (*fn)(const char *netdev));
