@@ -243,6 +243,8 @@ NbdClient *block_nbd_client(BlockNode *node);
 
 bool block_quorum_add(BlockNode *quorum, BlockNode *child, GError **errp);
 bool block_quorum_del(BlockNode *quorum, const char *child, GError **errp);
+/** Whether the quorum's user has ever written through it. */
+bool block_quorum_written(BlockNode *node);
 bool block_node_is_quorum(BlockNode *node);
 /** The replication children of quorum @node, at most @max. */
 unsigned block_quorum_forwarders(BlockNode *node, BlockNode **out, unsigned max);

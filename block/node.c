@@ -486,6 +486,15 @@ bool block_change(const char *parent, const char *child, const char *node_name,
     return ok;
 }
 
+bool block_node_written(const char *name)
+{
+    block_lock();
+    BlockNode *n = block_node_find(name);
+    bool written = n && block_node_is_quorum(n) && block_quorum_written(n);
+    block_unlock();
+    return written;
+}
+
 JsonArray *block_query(void)
 {
     JsonArray *out = json_array_new();

@@ -26,6 +26,7 @@ typedef struct Quorum {
     unsigned threshold;
     bool fifo;
     bool read_only_given;
+    bool written; /* by its user, ever */
 } Quorum;
 
 typedef struct QuorumReq QuorumReq;
@@ -146,6 +147,13 @@ static void quorum_fifo_done(BlockRequest *req, int ret)
     quorum_finish(qr, ret);
 }
 
+bool block_quorum_written(BlockNode *node)
+{
+    Quorum *q = node->opaque;
+
+    return q->written;
+}
+
 static void quorum_submit(BlockNode *node, BlockRequest *req)
 {
     Quorum *q = node->opaque;
@@ -164,6 +172,7 @@ static void quorum_submit(BlockNode *node, BlockRequest *req)
         return;
     }
     bool reads = req->op == BLOCK_OP_READ || req->op == BLOCK_OP_STATUS;
+    q->written = q->written || (!reads && req->op != BLOCK_OP_FLUSH);
     QuorumReq *qr = g_malloc0(sizeof(*qr) + n * sizeof(QuorumSub));
 
     qr->orig = req;

@@ -195,6 +195,14 @@ static bool guest_ended(const char *name)
     return true;
 }
 
+bool migration_guest_runs(void)
+{
+    g_mutex_lock(&colo.lock);
+    bool runs = !colo.user_paused && !colo.guest_off;
+    g_mutex_unlock(&colo.lock);
+    return runs;
+}
+
 bool migration_allows(const char *command, GError **errp)
 {
     static const char *const changes[] = {

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "block/block.h"
+#include "migration/migration.h"
 #include "qapi-commands.h"
 #include "util/error.h"
 
@@ -70,6 +71,15 @@ QmpResult qmp_x_blockdev_change(QmpRequest *req, JsonObject *args, JsonNode **re
 
     if (!block_node_exists(parent)) {
         return QMP_PASS;
+    }
+    /* What the guest wrote before this moment is not on the secondary's image, unless it
+     * stands still and the image was copied meanwhile. */
+    if (json_object_has_member(args, "node") && block_node_written(parent) &&
+        migration_guest_runs()) {
+        colo_error_set(errp, "the running guest has written to '%s' already, which the "
+                             "secondary's image lacks: stop the guest, copy the image, then "
+                             "attach", parent);
+        return QMP_FAILED;
     }
     return result(block_change(parent, get_str(args, "child"), get_str(args, "node"), errp));
 }

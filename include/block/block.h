@@ -62,6 +62,9 @@ bool block_nbd_server_stop(GError **errp);
  * name) from quorum @parent. */
 bool block_change(const char *parent, const char *child, const char *node, GError **errp);
 
+/** Whether the guest has written to quorum @name since it was made. */
+bool block_node_written(const char *name);
+
 /** Summary a node for query-colo-status and query-named-block-nodes. */
 JsonArray *block_query(void);
 

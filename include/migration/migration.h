@@ -61,6 +61,9 @@ void migration_shutdown(void);
  * disks under protection may not. Main thread. */
 bool migration_allows(const char *command, GError **errp);
 
+/** Whether the user wants the guest to run (it may stand still in a checkpoint). */
+bool migration_guest_runs(void);
+
 /** An event of the child (main thread); false hides it from QMP clients. */
 bool migration_child_event(const char *name, JsonObject *data);
 
