@@ -159,7 +159,7 @@ static bool lose_primary(Secondary *s, const GError *why)
     net_unlock();
     g_mutex_lock(&colo.lock);
     bool on_request = colo.want_exit;
-    bool fenced = s->peer_goes_on && !on_request;
+    bool fenced = s->peer_goes_on; /* even if we were asked to take over meanwhile */
     colo.stats.torn += s->in_checkpoint && !s->broken;
     g_free(colo.error);
     colo.error = g_strdup(why->message);
@@ -168,7 +168,7 @@ static bool lose_primary(Secondary *s, const GError *why)
     g_mutex_unlock(&colo.lock);
     if (s->broken) {
         channel_try_text(s->ch, CHANNEL_FAILED, why->message);
-    } else if (on_request) {
+    } else if (on_request && !fenced) {
         /* The channel is cancelled, so this cannot block; a ping must not displace it. */
         channel_send_text(s->ch, CHANNEL_EXIT, "the secondary takes over", NULL);
     }

@@ -217,7 +217,11 @@ static bool wait_barriers(Secondary *s, GError **errp)
     while (!block_secondary_arrived(barriers, n, NULL, NULL)) {
         ChannelMsg msg;
         ChannelResult r = channel_recv(s->ch, &msg, 1, errp);
-        if (r == CHANNEL_ERROR || r == CHANNEL_CANCELLED) {
+        if (r == CHANNEL_CANCELLED) {
+            colo_error_set(errp, "cancelled while the disks were waited for");
+            return false;
+        }
+        if (r == CHANNEL_ERROR) {
             return false;
         }
         if (r == CHANNEL_OK && (msg.type == CHANNEL_EXIT || msg.type == CHANNEL_DEATH)) {
