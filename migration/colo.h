@@ -74,6 +74,7 @@ typedef struct Colo {
     GPtrArray *run_state_requests; /* QmpRequest, answered after that checkpoint */
 
     /* Primary: what the receiving thread learnt. */
+    uint64_t sent_epoch; /* END of it was sent, or is about to be */
     uint64_t received_epoch, loaded_epoch;
     char *peer_failure; /* why the peer is lost, or NULL */
     bool peer_took_over;

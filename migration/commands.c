@@ -179,7 +179,7 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     g_mutex_lock(&colo.lock);
     colo.mode = COLO_MODE_PRIMARY;
     colo.reason = "none";
-    colo.epoch = colo.received_epoch = colo.loaded_epoch = 0;
+    colo.epoch = colo.sent_epoch = colo.received_epoch = colo.loaded_epoch = 0;
     colo.want_exit = colo.want_checkpoint = colo.peer_took_over = false;
     colo.was_protected = false;
     colo.peer_may_live = false;

@@ -13,16 +13,31 @@
 #include "util/error.h"
 #include "util/trace.h"
 
+/* Whether the peer may say @msg now: RECEIVED of what END was sent for, then LOADED. */
+static bool in_turn_locked(const ChannelMsg *msg)
+{
+    uint64_t epoch = channel_msg_u64(msg, 0);
+
+    if (msg->type == CHANNEL_RECEIVED) {
+        return epoch == colo.received_epoch + 1 && epoch <= colo.sent_epoch;
+    }
+    return epoch == colo.loaded_epoch + 1 && epoch <= colo.received_epoch;
+}
+
 static void handle(const ChannelMsg *msg)
 {
     g_autofree char *text = NULL;
     g_autofree char *why = NULL;
+    bool in_turn;
 
     switch (msg->type) {
     case CHANNEL_RECEIVED:
     case CHANNEL_LOADED:
         g_mutex_lock(&colo.lock);
-        if (msg->type == CHANNEL_RECEIVED) {
+        in_turn = in_turn_locked(msg);
+        if (!in_turn) {
+            /* Nothing is released or taken for loaded on the strength of it. */
+        } else if (msg->type == CHANNEL_RECEIVED) {
             colo.received_epoch = channel_msg_u64(msg, 0);
         } else {
             colo.loaded_epoch = channel_msg_u64(msg, 0);
@@ -32,6 +47,9 @@ static void handle(const ChannelMsg *msg)
         }
         g_cond_broadcast(&colo.cond);
         g_mutex_unlock(&colo.lock);
+        if (!in_turn) {
+            primary_lost("the secondary acknowledges a checkpoint out of turn");
+        }
         break;
     case CHANNEL_REQUEST:
         text = channel_msg_text(msg);
@@ -43,6 +61,10 @@ static void handle(const ChannelMsg *msg)
         g_mutex_lock(&colo.lock);
         colo.peer_took_over = true;
         g_mutex_unlock(&colo.lock);
+        /* At once: the checkpoint's thread may be busy for long. */
+        net_lock();
+        proxy_silence();
+        net_unlock();
         primary_lost("the secondary took over");
         break;
     case CHANNEL_DEATH:

@@ -261,6 +261,7 @@ static bool send_checkpoint(Primary *p, uint64_t epoch, GError **errp)
     colo_step("sent-state");
     g_mutex_lock(&colo.lock);
     colo.peer_may_live = epoch >= COLO_EPOCH_SAFE;
+    colo.sent_epoch = epoch;
     g_mutex_unlock(&colo.lock);
     if (!channel_send_u64(p->ch, CHANNEL_END, end, 4, errp)) {
         return false;
