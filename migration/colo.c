@@ -107,16 +107,18 @@ bool colo_child_command(const char *text, const char *id, GError **errp)
     return child_qmp_send(colo.qmp, text, errp) && child_qmp_wait(colo.qmp, id, 30000, errp);
 }
 
-void colo_finish_run_state(GError *err)
+void colo_finish_run_state(guint n)
 {
+    g_autoptr(GPtrArray) reqs = g_ptr_array_new();
+
     g_mutex_lock(&colo.lock);
-    g_autoptr(GPtrArray) reqs = colo.run_state_requests;
-    colo.run_state_requests = g_ptr_array_new();
+    while (n-- > 0 && colo.run_state_requests->len > 0) {
+        g_ptr_array_add(reqs, g_ptr_array_remove_index(colo.run_state_requests, 0));
+    }
     g_mutex_unlock(&colo.lock);
     for (guint i = 0; i < reqs->len; i++) {
-        qmp_request_finish(reqs->pdata[i], NULL, err ? g_error_copy(err) : NULL);
+        qmp_request_finish(reqs->pdata[i], NULL, NULL);
     }
-    g_clear_error(&err);
 }
 
 /* RULES 7: what would make the device save lie is refused at start. */

@@ -71,6 +71,7 @@ typedef struct Colo {
     bool want_exit;     /* x-colo-lost-heartbeat */
     bool want_quit;     /* the process ends */
     bool run_state_changed;
+    bool capturing; /* a checkpoint decided the run state and has not set it yet */
     GPtrArray *run_state_requests; /* QmpRequest, answered after that checkpoint */
 
     /* Primary: what the receiving thread learnt. */
@@ -107,8 +108,8 @@ void colo_step(const char *step);
 /** Send @text (one command, id @id) to the child and wait for its answer. */
 bool colo_child_command(const char *text, const char *id, GError **errp);
 
-/** Answer the users' stop and cont that waited for a checkpoint. */
-void colo_finish_run_state(GError *err);
+/** Answer the first @n of the users' stop and cont that waited for a checkpoint. */
+void colo_finish_run_state(guint n);
 
 /** The role threads' bodies. */
 gpointer primary_thread(gpointer uri);

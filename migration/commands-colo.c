@@ -106,7 +106,8 @@ static QmpResult change_run_state(QmpRequest *req, bool pause, GError **errp)
     } else if (colo.state == COLO_STATE_FENCED) {
         colo_error_set(errp, "the secondary took over: this guest must not run");
         r = QMP_FAILED;
-    } else if (colo.mode == COLO_MODE_PRIMARY && colo.state == COLO_STATE_PROTECTED) {
+    } else if (colo.mode == COLO_MODE_PRIMARY &&
+               (colo.state == COLO_STATE_PROTECTED || colo.capturing)) {
         colo.user_paused = pause;
         colo.run_state_changed = true;
         g_ptr_array_add(colo.run_state_requests, req);

@@ -145,18 +145,22 @@ static bool wait_arbiter(void)
     return won;
 }
 
-/* A capture that failed half way may have left the guest stopped. */
-static void let_guest_run(void)
+/* The run state that the user wants: a capture that failed half way may have left the
+ * guest stopped, and a stop or cont may wait for a checkpoint that will not come. */
+static void settle_run_state(void)
 {
+    g_autoptr(GError) err = NULL;
+
     g_mutex_lock(&colo.lock);
-    bool run = !colo.user_paused && !colo.guest_off;
+    bool off = colo.guest_off, run = !colo.user_paused;
+    guint requests = colo.run_state_requests->len;
     g_mutex_unlock(&colo.lock);
-    if (run) {
-        g_autoptr(GError) err = NULL;
-        if (!colo_child_command("{\"execute\":\"cont\",\"id\":\"again\"}\n", "again", &err)) {
-            colo_report("cont after a failed checkpoint: %s", err->message);
-        }
+    if (!off && !colo_child_command(run ? "{\"execute\":\"cont\",\"id\":\"again\"}\n"
+                                        : "{\"execute\":\"stop\",\"id\":\"again\"}\n",
+                                    "again", &err)) {
+        colo_report("%s after protection: %s", run ? "cont" : "stop", err->message);
     }
+    colo_finish_run_state(requests);
 }
 
 void primary_end(Channel *ch, bool started_rooms, const GError *why)
@@ -185,15 +189,15 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
                               NULL);
         }
         colo_emit_exit(COLO_MODE_PRIMARY, on_request ? "request" : "error");
-        let_guest_run();
-        colo_finish_run_state(NULL);
+        settle_run_state();
         if (!wait_arbiter()) {
             return;
         }
     } else if (!quit) {
         colo_report("migrate: %s", why ? why->message : "failed");
-        /* Not protected yet: the guest is as free as it was before. */
-        colo_finish_run_state(NULL);
+        if (started_rooms) {
+            settle_run_state();
+        }
     } else {
         return;
     }

@@ -31,6 +31,7 @@
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
+#include "util/options.h"
 #include "util/trace.h"
 
 #define PREPASS_ROUNDS 4
@@ -181,6 +182,25 @@ static bool save_stopped(Primary *p, GError **errp)
     return false;
 }
 
+/* Let the guest run again, unless it ended by itself just before the stop. */
+static bool resume(Capture *cap, GError **errp)
+{
+    g_autoptr(GError) err = NULL;
+
+    if (colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", &err)) {
+        return true;
+    }
+    g_autoptr(JsonNode) node = child_qmp_query(
+        colo.qmp, "{\"execute\":\"query-status\",\"id\":\"st\"}\n", "st", NULL);
+    const char *st = node ? options_get_str(json_node_get_object(node), "status", "") : "";
+    if (strcmp(st, "shutdown") == 0 || strcmp(st, "guest-panicked") == 0) {
+        cap->running = false;
+        return true;
+    }
+    g_propagate_error(errp, g_steal_pointer(&err));
+    return false;
+}
+
 /* From `stop` to `cont`. On failure the guest is let run again all the same. */
 static bool capture_paused(Primary *p, uint64_t epoch, GError **errp)
 {
@@ -207,8 +227,7 @@ static bool capture_paused(Primary *p, uint64_t epoch, GError **errp)
         colo_step("cut");
     }
     if (cap->running) {
-        bool cont = colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont",
-                                       ok ? errp : NULL);
+        bool cont = resume(cap, ok ? errp : NULL);
         ok = ok && cont;
     }
     cap->pause_us = g_get_monotonic_time() - start;
@@ -356,14 +375,20 @@ static bool checkpoint(Primary *p, GError **errp)
     p->cap.running = !colo.user_paused && !colo.guest_off;
     colo.want_checkpoint = false;
     colo.run_state_changed = false;
+    colo.capturing = true;
+    guint requests = colo.run_state_requests->len; /* later ones wait for the next */
     g_mutex_unlock(&colo.lock);
     g_clear_pointer(&p->cap.proxy, g_bytes_unref);
 
-    if (!prepass(errp) || !capture_paused(p, epoch, errp)) {
+    bool ok = prepass(errp) && capture_paused(p, epoch, errp);
+    g_mutex_lock(&colo.lock);
+    colo.capturing = false;
+    g_mutex_unlock(&colo.lock);
+    if (!ok) {
         return false;
     }
     int64_t resumed = g_get_monotonic_time();
-    colo_finish_run_state(NULL);
+    colo_finish_run_state(requests);
     if (!send_checkpoint(p, epoch, errp) ||
         !wait_peer(&colo.received_epoch, epoch, errp) || !wait_flushed(errp)) {
         return false;
@@ -528,7 +553,8 @@ static bool protect(Primary *p, GError **errp)
             colo_set_state(COLO_STATE_PROTECTED);
         }
         g_mutex_lock(&colo.lock);
-        bool off = colo.guest_exit;
+        /* Only once a checkpoint has its end, and with it its last output. */
+        bool off = colo.guest_exit && !p->cap.running;
         g_mutex_unlock(&colo.lock);
         if (off) {
             primary_guest_off(p->ch);
