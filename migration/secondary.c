@@ -193,6 +193,9 @@ static bool roll_back(Secondary *s, GError **errp)
     g_autoptr(GBytes) proxy = g_bytes_new(s->proxy->data, s->proxy->len);
     net_lock();
     bool ok = proxy_restore(proxy, errp);
+    if (ok) {
+        proxy_rollback_ready(s->epoch); /* what the SVM sends first counts */
+    }
     net_unlock();
     if (ok && s->running) {
         ok = colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", errp);

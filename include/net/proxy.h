@@ -11,7 +11,7 @@
  *   proxy_hold_input(); [stop]; proxy_drain_output(); proxy_cut(e); proxy_save();
  *   [cont]; proxy_release_input(); ... RECEIVED: proxy_commit(e); LOADED: proxy_loaded(e)
  * Secondary: proxy_rollback_begin(e); [stop]; proxy_rollback_stopped(); [load];
- *   proxy_restore(bytes); [cont]; proxy_rollback_end(e)
+ *   proxy_restore(bytes); proxy_rollback_ready(e); [cont]; proxy_rollback_end(e)
  */
 #ifndef COLO_NET_PROXY_H
 #define COLO_NET_PROXY_H
@@ -93,7 +93,11 @@ void proxy_rollback_stopped(void);
 
 bool proxy_restore(GBytes *state, GError **errp);
 
-/** The SVM runs: the marker goes out on the comparison stream, input is fed again. */
+/** Just before cont: the marker goes out on the comparison stream, the SVM's output counts
+ * from here on. May be left out: proxy_rollback_end() does it, too. */
+void proxy_rollback_ready(uint64_t epoch);
+
+/** The SVM runs: input is fed again. */
 void proxy_rollback_end(uint64_t epoch);
 
 /** A side that seeks the takeover stops vouching: no SVM output to the primary. */

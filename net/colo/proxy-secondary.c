@@ -114,7 +114,7 @@ static void mirror_isn(ProxyLink *l, const ChardevControl *msg)
     const uint8_t *p = msg->body;
     FlowKey k = {0};
 
-    if (msg->len != ISN_BODY || !l->rew || !l->in->mi.running) {
+    if (msg->len != ISN_BODY || !l->rew || !proxy.epoch || l->nd->discard_output) {
         return;
     }
     memcpy(k.guest, p, 16);
@@ -162,7 +162,8 @@ void proxy_redirector_out_event(FilterRedirector *r, bool connected)
 {
     r->lost = 0;
     EACH_LINK (l) {
-        if (proxy.secondary && connected && l->out == r && l->in && l->in->mi.running) {
+        if (proxy.secondary && connected && l->out == r && proxy.epoch &&
+            !l->nd->discard_output) {
             comparison_marker(r, proxy.epoch);
         }
     }
@@ -289,20 +290,37 @@ bool proxy_restore(GBytes *state, GError **errp)
     return true;
 }
 
+/* From here what the SVM sends is of @epoch. */
+static void open_output(uint64_t epoch)
+{
+    proxy_drain_output();
+    proxy.epoch = epoch;
+    EACH_LINK (l) {
+        if (l->nd->discard_output && l->out && !l->out->mute) {
+            comparison_marker(l->out, epoch);
+        }
+        l->nd->discard_output = false;
+    }
+}
+
+void proxy_rollback_ready(uint64_t epoch)
+{
+    if (!proxy.secondary) {
+        return;
+    }
+    net_batch_begin();
+    open_output(epoch);
+    net_batch_end();
+}
+
 void proxy_rollback_end(uint64_t epoch)
 {
     if (!proxy.secondary) {
         proxy_release_input();
         return;
     }
-    proxy.epoch = epoch;
     net_batch_begin();
-    EACH_LINK (l) {
-        if (l->out && !l->out->mute) {
-            comparison_marker(l->out, epoch);
-        }
-        l->nd->discard_output = false;
-    }
+    open_output(epoch);
     proxy_release_input();
     EACH_LINK (l) {
         if (!l->in) {
