@@ -230,7 +230,11 @@ void channel_try_text(Channel *c, ChannelType type, const char *text)
     struct iovec part = {(void *)text, strlen(text)};
 
     if (g_mutex_trylock(&c->send_lock)) {
-        send_locked(c, type, &part, 1, NULL);
+        /* The caller may hold locks: no waiting for a peer that does not read. A socket
+         * that is writable takes so short a message whole. */
+        if (channel_wait(c, POLLOUT, 0, NULL) != CHANNEL_TIMEOUT) {
+            send_locked(c, type, &part, 1, NULL);
+        }
         g_mutex_unlock(&c->send_lock);
     }
 }

@@ -67,16 +67,23 @@ static Channel *agree(int fd, GError **errp)
                              "migrate-set-capabilities with x-colo first");
     }
     g_autofree char *reply = NULL;
-    ok = ok && hello_check(hello, false, errp) &&
-         block_secondary_start(on_block_event, NULL, errp);
+    ok = ok && hello_check(hello, false, errp) && (reply = hello_build(false, errp));
     if (ok) {
         net_lock();
         ok = proxy_start_secondary(errp);
         net_unlock();
     }
-    ok = ok && (reply = hello_build(false, errp)) &&
-         channel_send_text(ch, CHANNEL_HELLO_OK, reply, errp);
-    if (!ok) {
+    /* Last, as it cannot be taken back: a refusal must leave room for another try. */
+    if (ok && !block_secondary_start(on_block_event, NULL, errp)) {
+        net_lock();
+        proxy_abort_secondary();
+        net_unlock();
+        ok = false;
+    }
+    if (ok) {
+        /* Should it not get through, the end of the connection is read next. */
+        channel_send_text(ch, CHANNEL_HELLO_OK, reply, NULL);
+    } else {
         channel_send_text(ch, CHANNEL_REFUSE, (*errp)->message, NULL);
         set_channel(NULL);
         channel_free(ch);

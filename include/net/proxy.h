@@ -84,6 +84,9 @@ void proxy_silence(void);
 
 bool proxy_start_secondary(GError **errp);
 
+/** Take back proxy_start_secondary() before any checkpoint came; the gates stay shut. */
+void proxy_abort_secondary(void);
+
 /** Input is held; frames that QEMU has not read are dropped, and so is all mirrored
  * input up to marker @epoch. */
 void proxy_rollback_begin(uint64_t epoch);

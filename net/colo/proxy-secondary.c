@@ -69,6 +69,24 @@ bool proxy_start_secondary(GError **errp)
     return true;
 }
 
+void proxy_abort_secondary(void)
+{
+    if (!proxy.secondary) {
+        return;
+    }
+    EACH_LINK (l) {
+        if (l->in) {
+            l->in->mi.gated = false;
+            chardev_allow_control(l->in->in, false);
+        }
+        if (l->out) {
+            chardev_allow_control(l->out->out, false);
+        }
+    }
+    proxy.secondary = false;
+    proxy_drop_links();
+}
+
 void proxy_mirror_frame(FilterRedirector *r, Frame *f)
 {
     MirrorInput *mi = &r->mi;
