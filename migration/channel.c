@@ -30,6 +30,7 @@
 #define CHANNEL_FORMAT 1
 #define PARTS_MAX 15
 #define SOCKET_BUFFER (4 << 20)
+#define CANCEL_GRACE_US (100 * 1000)
 
 struct Channel {
     int fd;
@@ -137,13 +138,33 @@ static ChannelResult channel_wait(Channel *c, short events, int timeout_ms, GErr
     return r == 0 ? CHANNEL_TIMEOUT : CHANNEL_OK;
 }
 
-static bool send_all(Channel *c, struct iovec *iov, unsigned n, GError **errp)
+/* Wait to send on. A cancel ends it at once, but what must not be cut short (@whole: a
+ * message that has begun, the last word) gets a moment to go out, if the peer reads. */
+static ChannelResult wait_writable(Channel *c, bool whole, int64_t *grace_end, GError **errp)
 {
+    ChannelResult w = channel_wait(c, POLLOUT, -1, errp);
+
+    if (w != CHANNEL_CANCELLED || !whole) {
+        return w;
+    }
+    int64_t now = g_get_monotonic_time();
+    *grace_end = *grace_end ? *grace_end : now + CANCEL_GRACE_US;
+    struct pollfd pfd = {c->fd, POLLOUT, 0};
+    int left = MAX(0, (*grace_end - now + 999) / 1000);
+    return poll(&pfd, 1, left) > 0 ? CHANNEL_OK : CHANNEL_CANCELLED;
+}
+
+/* @whole: whatever may be waited for even if cancelled; *@begun: some of it went out. */
+static bool send_all(Channel *c, struct iovec *iov, unsigned n, bool whole, bool *begun,
+                     GError **errp)
+{
+    int64_t grace_end = 0;
+
     while (n > 0) {
         struct msghdr mh = {.msg_iov = iov, .msg_iovlen = n};
         ssize_t r = sendmsg(c->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (r < 0 && (errno == EAGAIN || errno == EINTR)) {
-            ChannelResult w = channel_wait(c, POLLOUT, -1, errp);
+            ChannelResult w = wait_writable(c, whole || *begun, &grace_end, errp);
             if (w != CHANNEL_OK) {
                 if (w == CHANNEL_CANCELLED) {
                     colo_error_set(errp, "the transfer was cancelled");
@@ -157,6 +178,7 @@ static bool send_all(Channel *c, struct iovec *iov, unsigned n, GError **errp)
             return false;
         }
         c->bytes_sent += r;
+        *begun = true;
         while (n > 0 && (size_t)r >= iov->iov_len) {
             r -= iov->iov_len;
             iov++;
@@ -193,15 +215,32 @@ static bool send_locked(Channel *c, ChannelType type, const struct iovec *parts,
         colo_error_set(errp, "connection to the peer: broken off in a message");
         return false;
     }
-    c->send_broken = !send_all(c, iov, n + 1, errp);
-    return !c->send_broken;
+    bool begun = false;
+    bool ok = send_all(c, iov, n + 1, type == CHANNEL_EXIT, &begun, errp);
+    c->send_broken = !ok && begun;
+    return ok;
+}
+
+/* Once cancelled no part of a checkpoint begins any more; words about it still go out. */
+static bool may_send(Channel *c, ChannelType type, GError **errp)
+{
+    bool part = type == CHANNEL_BEGIN || type == CHANNEL_RAM || type == CHANNEL_DEVICE ||
+                type == CHANNEL_PROXY || type == CHANNEL_BARRIERS ||
+                type == CHANNEL_VERIFY || type == CHANNEL_END;
+    struct pollfd pfd = {c->cancel_fd, POLLIN, 0};
+
+    if (part && poll(&pfd, 1, 0) > 0) {
+        colo_error_set(errp, "the transfer was cancelled");
+        return false;
+    }
+    return true;
 }
 
 bool channel_send(Channel *c, ChannelType type, const struct iovec *parts, unsigned n,
                   GError **errp)
 {
     g_mutex_lock(&c->send_lock);
-    bool ok = send_locked(c, type, parts, n, errp);
+    bool ok = may_send(c, type, errp) && send_locked(c, type, parts, n, errp);
     g_mutex_unlock(&c->send_lock);
     return ok;
 }

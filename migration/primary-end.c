@@ -184,7 +184,7 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
         colo_report("protection ended (%s)%s", why ? why->message : "?",
                     on_request ? "" : "; output is held until x-colo-lost-heartbeat");
         if (on_request && ch) {
-            /* Cancelled, so it cannot block; a ping must not displace it. */
+            /* Cancelled, so it cannot block for long; a ping must not displace it. */
             channel_send_text(ch, CHANNEL_EXIT, "the primary goes on alone, on request",
                               NULL);
         }

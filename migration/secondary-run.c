@@ -14,6 +14,7 @@
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
+#include "util/options.h"
 #include "util/trace.h"
 
 static void on_block_event(bool fatal, const char *message, void *opaque)
@@ -176,7 +177,8 @@ static bool lose_primary(Secondary *s, const GError *why)
     if (s->broken) {
         channel_try_text(s->ch, CHANNEL_FAILED, why->message);
     } else if (on_request && !fenced) {
-        /* The channel is cancelled, so this cannot block; a ping must not displace it. */
+        /* The channel is cancelled, so this cannot block for long; a ping must not
+         * displace it. */
         channel_send_text(s->ch, CHANNEL_EXIT, "the secondary takes over", NULL);
     }
     set_channel(NULL);
@@ -200,6 +202,27 @@ static bool lose_primary(Secondary *s, const GError *why)
     }
     g_mutex_unlock(&colo.lock);
     return go;
+}
+
+/* RULES 8: the SVM may have ended by itself since the last checkpoint. That was a mismatch
+ * then; now it is the guest's end. */
+static void act_on_ended_guest(void)
+{
+    g_autoptr(JsonNode) node = child_qmp_query(
+        colo.qmp, "{\"execute\":\"query-status\",\"id\":\"st\"}\n", "st", NULL);
+    const char *st = node ? options_get_str(json_node_get_object(node), "status", "") : "";
+    bool off = strcmp(st, "shutdown") == 0;
+
+    if (!off && strcmp(st, "guest-panicked") != 0) {
+        return;
+    }
+    g_mutex_lock(&colo.lock);
+    colo.guest_off = true;
+    g_mutex_unlock(&colo.lock);
+    colo_report("the guest had %s", off ? "shut down" : "panicked");
+    if (off && !colo.opts.no_shutdown) {
+        colo.opts.guest_shutdown(0);
+    }
 }
 
 static void take_over(Secondary *s)
@@ -227,6 +250,7 @@ static void take_over(Secondary *s)
     g_mutex_unlock(&colo.lock);
     colo_report("took over: serving unprotected after %" G_GINT64_FORMAT " us",
                 g_get_monotonic_time() - start);
+    act_on_ended_guest();
 }
 
 gpointer secondary_thread(gpointer opaque)
