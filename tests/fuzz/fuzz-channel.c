@@ -136,6 +136,10 @@ bool proxy_restore(GBytes *state, GError **errp)
     return true;
 }
 
+void proxy_rollback_ready(uint64_t epoch)
+{
+}
+
 void proxy_rollback_end(uint64_t epoch)
 {
 }
