@@ -169,8 +169,11 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
     bool was_protected = colo.peer_may_live;
     bool on_request = colo.want_exit && !colo.peer_failure;
     bool quit = colo.want_quit;
+    /* What ended it, not the transfer that was cancelled for it. */
+    g_autofree char *text =
+        g_strdup(colo.peer_failure ? colo.peer_failure : (why ? why->message : "failed"));
     g_free(colo.error);
-    colo.error = g_strdup(why ? why->message : NULL);
+    colo.error = g_strdup(text);
     colo.reason = on_request ? "request" : "error";
     if (was_protected) {
         colo_set_state_locked(COLO_STATE_LOST);
@@ -181,7 +184,7 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
         net_lock();
         proxy_silence();
         net_unlock();
-        colo_report("protection ended (%s)%s", why ? why->message : "?",
+        colo_report("protection ended (%s)%s", text,
                     on_request ? "" : "; output is held until x-colo-lost-heartbeat");
         if (on_request && ch) {
             /* Cancelled, so it cannot block for long; a ping must not displace it. */
@@ -194,7 +197,7 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
             return;
         }
     } else if (!quit) {
-        colo_report("migrate: %s", why ? why->message : "failed");
+        colo_report("migrate: %s", text);
         if (started_rooms) {
             settle_run_state();
         }
