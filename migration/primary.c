@@ -326,7 +326,14 @@ static bool wait_flushed(GError **errp)
             return false;
         }
     }
-    return true;
+    /* A flush that failed is reported as a fatal error of the disk, which stands here. */
+    g_mutex_lock(&colo.lock);
+    bool lost = colo.peer_failure != NULL;
+    if (lost) {
+        colo_error_set(errp, "%s", colo.peer_failure);
+    }
+    g_mutex_unlock(&colo.lock);
+    return !lost;
 }
 
 /* --- One checkpoint --- */
