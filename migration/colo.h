@@ -51,7 +51,7 @@ typedef struct Colo {
 
     GMutex lock; /* guards all below */
     GCond cond;  /* anything below changed */
-    bool cap_colo, cap_events;
+    bool cap_colo;
     uint64_t checkpoint_delay; /* ms */
     ColoMode mode, last_mode;
     bool was_protected; /* the last migration led to protection */
