@@ -134,7 +134,10 @@ static int open_tun(const char *ifname, struct ifreq *ifr, GError **errp)
     int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 
     if (fd < 0) {
-        colo_error_set_errno(errp, errno, "could not open /dev/net/tun");
+        colo_error_set_errno(errp, errno,
+                             "could not open /dev/net/tun for tap device '%s' (run as "
+                             "root, or have it opened for you: helper= or fd=)",
+                             ifname ? ifname : "tap%d");
         return -1;
     }
     memset(ifr, 0, sizeof(*ifr));
