@@ -44,6 +44,12 @@ static inline uint64_t flow_key_hash(const FlowKey *k, uint64_t seed)
     return flow_hash_bytes(k, sizeof(*k), seed);
 }
 
+/** A key on the wire: FLOW_KEY_WIRE bytes, big-endian, members in their order. Both return
+ * the place behind it. */
+#define FLOW_KEY_WIRE 44
+uint8_t *flow_key_put(uint8_t *o, const FlowKey *k);
+const uint8_t *flow_key_get(const uint8_t *i, FlowKey *k);
+
 /** "tcp 10.0.0.2:80 > 10.0.0.9:40000" into @buf (FLOW_NAME_MAX bytes are enough). */
 #define FLOW_NAME_MAX 160
 const char *flow_key_name(const FlowKey *k, char *buf, size_t size);

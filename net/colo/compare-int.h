@@ -193,7 +193,7 @@ void compare_backlog(CompareEngine *e, CompareFlow *fl);
 /** A frame of the primary that came at @stamp found its twin now. */
 void compare_sample_lag(CompareEngine *e, int64_t stamp);
 
-/* compare-tcp.c */
+/* compare-tcp.c: what both sides send; compare-tcp-out.c: what leaves */
 void compare_tcp_learn(CompareEngine *e, CompareFlow *fl, const Frame *f,
                        const Packet *p);
 void compare_tcp_primary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p);
@@ -206,10 +206,17 @@ void compare_tcp_release_known(CompareEngine *e, CompareFlow *fl, Frame *f,
                                const Packet *p);
 /** Release a held item at a commit or flush. */
 void compare_tcp_release_item(CompareEngine *e, Item *it);
-/** Let out what may leave, pay what is owed. */
+/** compare_tcp_drain(), and the flow's wait begins anew. */
 void compare_tcp_settle(CompareEngine *e, CompareFlow *fl);
 bool compare_tcp_owes_ack(const CompareFlow *fl);
 bool compare_tcp_owes_window(const CompareFlow *fl);
+/** Remember the SACK blocks that the SVM sent. */
+void compare_tcp_sack(CompareFlow *fl, const Frame *f, const Packet *p);
+/** Let @f go; @it tells where things are. @whole: all in it is vouched for. */
+void compare_tcp_leave(CompareEngine *e, CompareFlow *fl, const Item *it, Frame *f,
+                       bool whole);
+/** Let out what may leave, and pay what is owed. */
+void compare_tcp_drain(CompareEngine *e, CompareFlow *fl);
 /** Write down what a TCP item needs later. */
 void compare_tcp_fill(const CompareFlow *fl, Item *it, const Packet *p);
 
@@ -251,6 +258,25 @@ static inline uint32_t stream_size(const Item *it)
 static inline uint32_t stream_end(const Item *it)
 {
     return it->seq + it->len + it->fin;
+}
+
+/* --- Numbers of TCP --- */
+
+/* Places in sequence space. */
+static inline uint32_t tcp_packet_len(const Packet *p)
+{
+    return p->body_len + !!(p->flags & TCP_FIN) + !!(p->flags & TCP_SYN);
+}
+
+static inline unsigned tcp_scale_of(const CompareFlow *fl)
+{
+    return fl->wscale == 255 ? 0 : fl->wscale;
+}
+
+/* The right edge of the window that @p opens. */
+static inline uint32_t tcp_edge_of(const CompareFlow *fl, const Packet *p)
+{
+    return p->ack + ((uint32_t)p->win << (p->flags & TCP_SYN ? 0 : tcp_scale_of(fl)));
 }
 
 #endif

@@ -12,40 +12,13 @@
 
 #define TABLE_MAGIC 0x43465431u /* "CFT1" */
 #define TABLE_HEAD 20
-#define TABLE_KEY 44
-#define TABLE_FLOW (TABLE_KEY + 5 * 4 + 4 + 22)
+#define TABLE_FLOW (FLOW_KEY_WIRE + 5 * 4 + 4 + 22)
 #define TABLE_MAX_FLOWS (1u << 20)
 #define TABLE_MAX_VNET 64
 
-static uint8_t *put_key(uint8_t *o, const FlowKey *k)
-{
-    memcpy(o, k->guest, 16);
-    memcpy(o + 16, k->client, 16);
-    put_be16(o + 32, k->guest_port);
-    put_be16(o + 34, k->client_port);
-    put_be32(o + 36, k->vlan);
-    put_be16(o + 40, k->ethertype);
-    o[42] = k->proto;
-    o[43] = k->kind;
-    return o + TABLE_KEY;
-}
-
-static const uint8_t *get_key(const uint8_t *i, FlowKey *k)
-{
-    memcpy(k->guest, i, 16);
-    memcpy(k->client, i + 16, 16);
-    k->guest_port = get_be16(i + 32);
-    k->client_port = get_be16(i + 34);
-    k->vlan = get_be32(i + 36);
-    k->ethertype = get_be16(i + 40);
-    k->proto = i[42];
-    k->kind = i[43];
-    return i + TABLE_KEY;
-}
-
 static void save_flow(GByteArray *out, const CompareFlow *fl)
 {
-    uint8_t b[TABLE_FLOW] = {0}, *o = put_key(b, &fl->key);
+    uint8_t b[TABLE_FLOW] = {0}, *o = flow_key_put(b, &fl->key);
 
     put_be32(o, fl->p_snd_max);
     put_be32(o + 4, fl->p_ack);
@@ -99,7 +72,7 @@ void compare_engine_save(CompareEngine *e, GByteArray *out)
 
 static bool parse_flow(const uint8_t *b, CompareTableFlow *t)
 {
-    const uint8_t *i = get_key(b, &t->key);
+    const uint8_t *i = flow_key_get(b, &t->key);
 
     t->snd_max = get_be32(i);
     t->ack = get_be32(i + 4);

@@ -1,5 +1,5 @@
 /*
- * Flow keys: hashing and names.
+ * Flow keys: hashing, names, their form on the wire.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -39,6 +39,32 @@ uint64_t flow_hash_bytes(const void *data, size_t len, uint64_t seed)
         h = mix(load64(tail) ^ k1, load64(tail + 8) ^ h);
     }
     return mix(h ^ k0, seed ^ k1);
+}
+
+uint8_t *flow_key_put(uint8_t *o, const FlowKey *k)
+{
+    memcpy(o, k->guest, 16);
+    memcpy(o + 16, k->client, 16);
+    put_be16(o + 32, k->guest_port);
+    put_be16(o + 34, k->client_port);
+    put_be32(o + 36, k->vlan);
+    put_be16(o + 40, k->ethertype);
+    o[42] = k->proto;
+    o[43] = k->kind;
+    return o + FLOW_KEY_WIRE;
+}
+
+const uint8_t *flow_key_get(const uint8_t *i, FlowKey *k)
+{
+    memcpy(k->guest, i, 16);
+    memcpy(k->client, i + 16, 16);
+    k->guest_port = get_be16(i + 32);
+    k->client_port = get_be16(i + 34);
+    k->vlan = get_be32(i + 36);
+    k->ethertype = get_be16(i + 40);
+    k->proto = i[42];
+    k->kind = i[43];
+    return i + FLOW_KEY_WIRE;
 }
 
 static const char *proto_name(const FlowKey *k)

@@ -264,14 +264,7 @@ void proxy_compare_isn(ColoCompare *c, const FlowKey *k, uint32_t pvm, uint32_t 
 {
     uint8_t body[ISN_BODY], *p = body;
 
-    memcpy(p, k->guest, 16);
-    memcpy(p + 16, k->client, 16);
-    p = proxy_put_int(p + 32, k->guest_port, 2);
-    p = proxy_put_int(p, k->client_port, 2);
-    p = proxy_put_int(p, k->vlan, 4);
-    p = proxy_put_int(p, k->ethertype, 2);
-    p = proxy_put_int(p, k->proto, 1);
-    p = proxy_put_int(p, k->kind, 1);
+    p = flow_key_put(p, k);
     p = proxy_put_int(p, pvm, 4);
     p = proxy_put_int(p, svm, 4);
     ChardevControl msg = {CHARDEV_CTL_ISN, ISN_BODY, body};

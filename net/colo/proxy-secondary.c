@@ -130,20 +130,12 @@ static void mirror_marker(FilterRedirector *r, const ProxyMarker *m)
 static void mirror_isn(ProxyLink *l, const ChardevControl *msg)
 {
     const uint8_t *p = msg->body;
-    FlowKey k = {0};
+    FlowKey k;
 
     if (msg->len != ISN_BODY || !l->rew || !proxy.epoch || l->nd->discard_output) {
         return;
     }
-    memcpy(k.guest, p, 16);
-    memcpy(k.client, p + 16, 16);
-    p += 32;
-    k.guest_port = proxy_get_int(&p, 2);
-    k.client_port = proxy_get_int(&p, 2);
-    k.vlan = proxy_get_int(&p, 4);
-    k.ethertype = proxy_get_int(&p, 2);
-    k.proto = proxy_get_int(&p, 1);
-    k.kind = proxy_get_int(&p, 1);
+    p = flow_key_get(p, &k);
     uint32_t pvm = proxy_get_int(&p, 4);
     uint32_t svm = proxy_get_int(&p, 4);
     rewriter_engine_isn(l->rew->engine, &k, pvm, svm, g_get_monotonic_time());

@@ -12,7 +12,7 @@
 
 #define SAVE_MAGIC 0x52575431u
 #define SAVE_HEAD 8
-#define SAVE_FLOW (44 + 9)
+#define SAVE_FLOW (FLOW_KEY_WIRE + 9)
 
 #define MINOR_LIFE (120 * G_USEC_PER_SEC)
 #define MAJOR_LIFE ((int64_t)2 * 3600 * G_USEC_PER_SEC)
@@ -141,14 +141,7 @@ void rewriter_engine_save(RewriterEngine *r, GByteArray *out)
             if (!fl->off && !fl->ts_off) {
                 continue;
             }
-            memcpy(b, fl->key.guest, 16);
-            memcpy(b + 16, fl->key.client, 16);
-            put_be16(b + 32, fl->key.guest_port);
-            put_be16(b + 34, fl->key.client_port);
-            put_be32(b + 36, fl->key.vlan);
-            put_be16(b + 40, fl->key.ethertype);
-            b[42] = fl->key.proto;
-            b[43] = fl->key.kind;
+            flow_key_put(b, &fl->key);
             put_be32(b + 44, fl->off);
             put_be32(b + 48, fl->ts_off);
             b[52] = fl->cl_wscale;
@@ -158,18 +151,6 @@ void rewriter_engine_save(RewriterEngine *r, GByteArray *out)
     }
     put_be32(out->data + start, SAVE_MAGIC);
     put_be32(out->data + start + 4, n);
-}
-
-static void parse_saved(const uint8_t *i, FlowKey *k)
-{
-    memcpy(k->guest, i, 16);
-    memcpy(k->client, i + 16, 16);
-    k->guest_port = get_be16(i + 32);
-    k->client_port = get_be16(i + 34);
-    k->vlan = get_be32(i + 36);
-    k->ethertype = get_be16(i + 40);
-    k->proto = i[42];
-    k->kind = i[43];
 }
 
 static bool check_saved(const uint8_t *rw, size_t len, GError **errp)
@@ -264,7 +245,7 @@ bool rewriter_engine_load(RewriterEngine *r, CompareTable *cmp, const uint8_t *r
     for (size_t at = SAVE_HEAD; rw && at < rw_len; at += SAVE_FLOW) {
         FlowKey key;
 
-        parse_saved(rw + at, &key);
+        flow_key_get(rw + at, &key);
         fl = rw_flow_find(r, &key);
         if (!fl) {
             fl = rw_flow_add(r, &key, now);
