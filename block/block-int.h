@@ -112,6 +112,10 @@ void block_complete_later(BlockRequest *req, int ret);
 int block_request_sync(BlockNode *node, BlockOp op, uint64_t offset, uint64_t bytes,
                        void *data, unsigned flags);
 
+/** Flush @node and wait at most @ms: 0, the error, or -ETIMEDOUT (the flush goes on). Not
+ * from the block thread, without its lock. */
+int block_flush_wait(BlockNode *node, unsigned ms);
+
 /* --- ranges.c: one order for overlapping requests --- */
 
 typedef struct BlockRange BlockRange;

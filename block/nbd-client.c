@@ -226,6 +226,23 @@ void nbd_client_free(NbdClient *c)
 
 /* --- Commands --- */
 
+/* What a lost connection looks like differs from call to call; to the disk's user it is one
+ * thing: an I/O error. */
+static int client_errno(int err)
+{
+    switch (err) {
+    case 0:
+    case ENOTCONN:
+    case ECONNRESET:
+    case ECONNABORTED:
+    case EPIPE:
+    case ESHUTDOWN:
+        return EIO;
+    default:
+        return err;
+    }
+}
+
 static int cmd_done(void *opaque, int *error)
 {
     NbdCmd *cmd = opaque;
@@ -238,7 +255,8 @@ static int cmd_done(void *opaque, int *error)
                        cmd->req->offset, cmd->req->bytes, g_strerror(*error));
         }
         g_queue_unlink(&cmd->client->in_flight, &cmd->link);
-        block_complete_later(g_steal_pointer(&cmd->req), -*error);
+        block_complete_later(g_steal_pointer(&cmd->req),
+                             *error ? -client_errno(*error) : 0);
     }
     return 1;
 }
@@ -364,7 +382,7 @@ void nbd_client_submit(NbdClient *c, BlockRequest *req)
         int err = nbd_get_errno();
 
         colo_trace(block_nbd_client_refused, "%s", nbd_get_error());
-        block_complete_later(req, err ? -err : -EIO);
+        block_complete_later(req, nbd_aio_is_dead(c->h) > 0 ? -EIO : -client_errno(err));
     }
     client_update(c);
 }

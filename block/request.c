@@ -84,3 +84,43 @@ int block_request_sync(BlockNode *node, BlockOp op, uint64_t offset, uint64_t by
     block_buf_unref(buf);
     return ret;
 }
+
+/* The waiter may have gone: both hold it. */
+typedef struct FlushWait {
+    gint refs;
+    BlockRequest req;
+    BlockWait wait;
+} FlushWait;
+
+static void flush_wait_unref(FlushWait *f)
+{
+    if (g_atomic_int_dec_and_test(&f->refs)) {
+        g_free(f);
+    }
+}
+
+static void flush_wait_done(BlockRequest *req, int ret)
+{
+    FlushWait *f = req->opaque;
+
+    block_wait_done(&f->wait, ret);
+    flush_wait_unref(f);
+}
+
+int block_flush_wait(BlockNode *node, unsigned ms)
+{
+    FlushWait *f = g_new0(FlushWait, 1);
+
+    f->refs = 2;
+    f->req.op = BLOCK_OP_FLUSH;
+    f->req.done = flush_wait_done;
+    f->req.opaque = f;
+    block_wait_init(&f->wait);
+    block_lock();
+    block_front_submit(node, NULL, &f->req);
+    g_main_context_wakeup(io_thread_context(block_thread()));
+    block_unlock();
+    int ret = block_wait(&f->wait, ms);
+    flush_wait_unref(f);
+    return ret;
+}

@@ -226,6 +226,7 @@ void migration_shutdown(void)
         channel_cancel(colo.channel);
     }
     g_cond_broadcast(&colo.cond);
+    block_secondary_cancel();
     GThread *t = g_steal_pointer(&colo.thread);
     g_mutex_unlock(&colo.lock);
     if (t) {

@@ -157,6 +157,21 @@ static void receive(Secondary *s, GError **errp)
     }
 }
 
+/* Until the arbiter says that this side serves; false: the process ends. */
+static bool await_word(void)
+{
+    g_mutex_lock(&colo.lock);
+    while (!colo.want_exit && !colo.want_quit) {
+        g_cond_wait(&colo.cond, &colo.lock);
+    }
+    bool go = !colo.want_quit;
+    if (go) {
+        colo_set_state_locked(COLO_STATE_TAKEOVER);
+    }
+    g_mutex_unlock(&colo.lock);
+    return go;
+}
+
 /* After the connection ended: drop what is torn, tell the world, wait for the arbiter.
  * Returns whether we go live. A primary that said that it goes on alone has won already:
  * then nobody is asked. */
@@ -188,20 +203,7 @@ static bool lose_primary(Secondary *s, const GError *why)
                 : on_request ? ""
                              : "; x-colo-lost-heartbeat takes over");
     colo_emit_exit(COLO_MODE_SECONDARY, on_request || fenced ? "request" : "error");
-    if (fenced) {
-        return false;
-    }
-
-    g_mutex_lock(&colo.lock);
-    while (!colo.want_exit && !colo.want_quit) {
-        g_cond_wait(&colo.cond, &colo.lock);
-    }
-    bool go = !colo.want_quit;
-    if (go) {
-        colo_set_state_locked(COLO_STATE_TAKEOVER);
-    }
-    g_mutex_unlock(&colo.lock);
-    return go;
+    return !fenced && await_word();
 }
 
 /* RULES 8: the SVM may have ended by itself since the last checkpoint. That was a mismatch
@@ -225,7 +227,25 @@ static void act_on_ended_guest(void)
     }
 }
 
-static void take_over(Secondary *s)
+/* A disk that could not be brought to the checkpoint: nobody may be served from it. Output
+ * stays held, as before the word; the next word tries again. */
+static void takeover_failed(const GError *err)
+{
+    g_mutex_lock(&colo.lock);
+    g_free(colo.error);
+    colo.error = g_strdup(err->message);
+    colo.want_exit = false;
+    if (!colo.want_quit) {
+        colo_set_state_locked(COLO_STATE_LOST);
+    }
+    g_mutex_unlock(&colo.lock);
+    colo_report("the takeover failed: %s; this side does not serve. Mend it and send "
+                "x-colo-lost-heartbeat again",
+                err->message);
+}
+
+/* False: it serves no more than before. */
+static bool take_over(Secondary *s)
 {
     g_autoptr(GError) err = NULL;
     int64_t start = g_get_monotonic_time();
@@ -233,8 +253,8 @@ static void take_over(Secondary *s)
     secondary_reset_staging(s);
     colo_step("takeover");
     if (!block_secondary_takeover(&err)) {
-        /* Serving from a disk that is not durable beats not serving, but say it. */
-        colo_report("takeover: disk: %s", err->message);
+        takeover_failed(err);
+        return false;
     }
     colo_step("takeover-disk");
     net_lock();
@@ -251,6 +271,7 @@ static void take_over(Secondary *s)
     colo_report("took over: serving unprotected after %" G_GINT64_FORMAT " us",
                 g_get_monotonic_time() - start);
     act_on_ended_guest();
+    return true;
 }
 
 gpointer secondary_thread(gpointer opaque)
@@ -282,8 +303,12 @@ gpointer secondary_thread(gpointer opaque)
             set_channel(NULL);
             channel_free(s.ch);
             colo.opts.guest_shutdown(failed ? 1 : 0);
-        } else if (lose_primary(&s, err)) {
-            take_over(&s);
+        } else {
+            bool go = lose_primary(&s, err);
+
+            while (go && !take_over(&s)) {
+                go = await_word();
+            }
         }
     }
     g_byte_array_unref(s.device);

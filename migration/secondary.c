@@ -284,6 +284,24 @@ static void note_loaded(Secondary *s, int64_t lag)
                s->restored, s->wrong);
 }
 
+/* The last look before the commitment: what would make the roll-back fail half way makes the
+ * checkpoint a torn one instead, and the SVM goes on as it was. */
+static bool check_parts(Secondary *s, GError **errp)
+{
+    BlockBarrier barriers[COLO_DISKS_MAX];
+    unsigned n = 0;
+    g_autoptr(GBytes) proxy = g_bytes_new_static(s->proxy->data, s->proxy->len);
+
+    if (!barriers_unpack(s->barriers->data, s->barriers->len, barriers, &n, errp) ||
+        !block_secondary_check(barriers, n, errp)) {
+        return false;
+    }
+    net_lock();
+    bool ok = proxy_check(proxy, errp);
+    net_unlock();
+    return ok;
+}
+
 /* The END has come: make the checkpoint a commitment and load it. */
 static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
 {
@@ -292,6 +310,9 @@ static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
     }
     colo_step("svm-whole");
     if (!wait_barriers(s, errp)) {
+        return false;
+    }
+    if (!check_parts(s, errp)) {
         return false;
     }
     int64_t start = g_get_monotonic_time();

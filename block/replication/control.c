@@ -10,6 +10,10 @@
 #include <inttypes.h>
 #include <unistd.h>
 
+#define WAIT_SLICE_MS 100
+/* How long the end of the program waits for a disk that makes no progress. */
+#define SETTLE_STILL_MS 10000
+
 /* Room singleton, guarded by the block lock. */
 static struct {
     BlockReplicationFunc fn;
@@ -18,6 +22,7 @@ static struct {
     void *arrived_opaque;
     BlockBarrier *barriers;
     unsigned n_barriers;
+    gint cancelled; /* atomic: the program ends, a takeover is not waited for */
 } control;
 
 void secondary_notify(bool fatal, const char *message)
@@ -263,6 +268,15 @@ static bool check_barriers(const BlockBarrier *b, unsigned n, GPtrArray *all,
     return true;
 }
 
+bool block_secondary_check(const BlockBarrier *barriers, unsigned n, GError **errp)
+{
+    block_lock();
+    g_autoptr(GPtrArray) all = secondaries();
+    bool ok = check_barriers(barriers, n, all, errp);
+    block_unlock();
+    return ok;
+}
+
 static void secondary_commit(BlockSecondary *s, uint64_t sequence)
 {
     LogEntry *e;
@@ -299,6 +313,30 @@ bool block_secondary_commit(const BlockBarrier *barriers, unsigned n, GError **e
 
 /* --- Ends --- */
 
+/* Wait for @w, which stands in @list, until it is done or the program ends. */
+static int wait_in_list(BlockWait *w, GPtrArray *list)
+{
+    int r;
+
+    while ((r = block_wait(w, WAIT_SLICE_MS)) == -ETIMEDOUT) {
+        if (!g_atomic_int_get(&control.cancelled)) {
+            continue;
+        }
+        block_lock();
+        bool stood = g_ptr_array_remove(list, w);
+        block_unlock();
+        if (stood) {
+            return -ECANCELED;
+        }
+    }
+    return r;
+}
+
+void block_secondary_cancel(void)
+{
+    g_atomic_int_set(&control.cancelled, 1);
+}
+
 bool block_secondary_takeover(GError **errp)
 {
     bool ok = true;
@@ -311,8 +349,8 @@ bool block_secondary_takeover(GError **errp)
         BlockSecondary *s = all->pdata[i];
 
         block_wait_init(&waits[i]);
-        if (s->state == SECONDARY_LIVE || s->state == SECONDARY_FAILED) {
-            block_wait_done(&waits[i], s->state == SECONDARY_LIVE ? 0 : -EIO);
+        if (s->state == SECONDARY_LIVE) {
+            block_wait_done(&waits[i], 0);
             continue;
         }
         g_ptr_array_add(s->waiters, &waits[i]);
@@ -323,8 +361,8 @@ bool block_secondary_takeover(GError **errp)
     g_main_context_wakeup(io_thread_context(block_thread()));
     block_unlock();
     for (guint i = 0; i < all->len; i++) {
-        int r = block_wait(&waits[i], 0);
         BlockSecondary *s = all->pdata[i];
+        int r = wait_in_list(&waits[i], s->waiters);
         g_autofree char *marker = NULL;
 
         block_lock();
@@ -332,7 +370,9 @@ bool block_secondary_takeover(GError **errp)
             marker = g_steal_pointer(&s->marker);
         } else if (ok) {
             colo_error_set(errp, "disk '%s': takeover failed: %s", s->parent->name,
-                           s->error ? s->error : g_strerror(-r));
+                           r == -ECANCELED ? "the program ends"
+                           : s->error      ? s->error
+                                           : g_strerror(-r));
             ok = false;
         }
         block_unlock();
@@ -341,6 +381,45 @@ bool block_secondary_takeover(GError **errp)
         }
     }
     return ok;
+}
+
+/* What @s has yet to write. A wait is given up when this stands still. */
+static uint64_t settle_left(BlockSecondary *s)
+{
+    block_lock();
+    uint64_t left = s->to_apply.length + s->applying + s->through;
+    block_unlock();
+    return left;
+}
+
+static int settle_one(BlockSecondary *s)
+{
+    BlockWait wait;
+    uint64_t before = settle_left(s);
+    unsigned still = 0;
+    int r;
+
+    block_wait_init(&wait);
+    block_lock();
+    g_ptr_array_add(s->settlers, &wait);
+    secondary_check_settled(s);
+    block_unlock();
+    while ((r = block_wait(&wait, WAIT_SLICE_MS)) == -ETIMEDOUT) {
+        uint64_t left = settle_left(s);
+
+        still = left == before ? still + WAIT_SLICE_MS : 0;
+        before = left;
+        if (still < SETTLE_STILL_MS) {
+            continue;
+        }
+        block_lock();
+        bool stood = g_ptr_array_remove(s->settlers, &wait);
+        block_unlock();
+        if (stood) {
+            return -ETIMEDOUT;
+        }
+    }
+    return r < 0 ? r : block_flush_wait(s->parent, SETTLE_STILL_MS);
 }
 
 bool block_secondary_settle(GError **errp)
@@ -352,17 +431,8 @@ bool block_secondary_settle(GError **errp)
     block_unlock();
     for (guint i = 0; i < all->len; i++) {
         BlockSecondary *s = all->pdata[i];
-        BlockWait wait;
+        int r = settle_one(s);
 
-        block_wait_init(&wait);
-        block_lock();
-        g_ptr_array_add(s->settlers, &wait);
-        secondary_check_settled(s);
-        block_unlock();
-        int r = block_wait(&wait, 0);
-        if (r == 0) {
-            r = block_request_sync(s->parent, BLOCK_OP_FLUSH, 0, 0, NULL, 0);
-        }
         if (r < 0 && ok) {
             colo_error_set_errno(errp, -r, "disk '%s' does not settle", s->parent->name);
             ok = false;
@@ -375,6 +445,8 @@ bool block_secondary_settle(GError **errp)
  */
 void block_secondary_end(void)
 {
+    g_autoptr(GError) err = NULL;
+
     block_lock();
     g_autoptr(GPtrArray) all = secondaries();
     control.fn = NULL;
@@ -386,10 +458,11 @@ void block_secondary_end(void)
         logging |= s->state == SECONDARY_LOGGING;
     }
     block_unlock();
-    if (!logging || !block_secondary_settle(NULL)) {
-        return;
+    if (logging && !block_secondary_settle(&err)) {
+        colo_report("%s; its image stays marked as inconsistent", err->message);
+        logging = false;
     }
-    for (guint i = 0; i < all->len; i++) {
+    for (guint i = 0; logging && i < all->len; i++) {
         BlockSecondary *s = all->pdata[i];
 
         if (s->marker && !s->error) {
@@ -397,4 +470,5 @@ void block_secondary_end(void)
             g_clear_pointer(&s->marker, g_free);
         }
     }
+    g_atomic_int_set(&control.cancelled, 0);
 }

@@ -53,8 +53,8 @@ typedef enum SecondaryState {
 struct BlockSecondary {
     BlockNode *node;
     BlockNode *active; /* storage of the overlay */
+    BlockNode *hidden;
     BlockNode *parent; /* the image */
-    char *hidden;
     char *top_id;
     char *export_name;
     char *marker; /* path, while it exists */

@@ -9,12 +9,10 @@
  */
 #include "secondary-int.h"
 
-#include <unistd.h>
-
 const char *secondary_state_name(SecondaryState state)
 {
-    static const char *const names[] = {"idle", "replicating", "taking over", "live",
-                                        "failed"};
+    static const char *const names[] = {"none", "running", "failover", "done",
+                                        "failover-failed"};
 
     return names[state];
 }
@@ -35,8 +33,8 @@ static void secondary_close(BlockNode *node)
     g_ptr_array_unref(s->waiters);
     g_ptr_array_unref(s->settlers);
     block_node_unuse(s->active);
+    block_node_unuse(s->hidden);
     block_node_unuse(s->parent);
-    g_free(s->hidden);
     g_free(s->top_id);
     g_free(s->export_name);
     g_free(s->marker);
@@ -96,55 +94,75 @@ void block_secondary_exported(BlockNode *parent, const char *export_name)
     }
 }
 
-/* file=active, file.backing=hidden, file.backing.backing=the image's name. */
-static bool secondary_split(JsonObject *opts, const char *what, JsonObject **active,
-                            char **hidden, char **parent, GError **errp)
+/* file=active, file.backing=hidden, file.backing.backing=the image's name. Gives
+ * {"active", "hidden", "image"} as block_node_open_child() takes them. */
+static JsonObject *secondary_split(JsonObject *opts, const char *what, GError **errp)
 {
-    g_autoptr(JsonObject) file = options_get_obj(opts, "file")
-                                     ? options_copy(options_get_obj(opts, "file"))
-                                     : NULL;
-    JsonObject *backing = options_get_obj(file, "backing");
-    JsonObject *hidden_file = options_get_obj(backing, "file");
-    const char *base = options_get_str(backing, "backing", NULL);
-    const char *path = options_get_str(hidden_file ? hidden_file : backing, "filename",
-                                       options_get_str(backing, "file", NULL));
+    g_autoptr(JsonObject) active = options_get_obj(opts, "file")
+                                       ? options_copy(options_get_obj(opts, "file"))
+                                       : NULL;
+    g_autoptr(JsonObject) hidden = options_get_obj(active, "backing")
+                                       ? options_copy(options_get_obj(active, "backing"))
+                                       : NULL;
+    const char *image = options_get_str(hidden, "backing", NULL);
 
-    if (!file || !backing || !base || !path) {
+    if (!hidden || !image) {
         colo_error_set(errp,
                        "%s: expected file (the active disk), file.backing (the hidden "
                        "disk) and file.backing.backing (the name of the image's node)",
                        what);
-        return false;
+        return NULL;
     }
-    if (access(path, R_OK | W_OK) != 0) {
-        colo_error_set_errno(errp, errno, "%s: cannot open the hidden disk '%s'", what,
-                             path);
-        return false;
+    JsonObject *all = json_object_new();
+    json_object_set_string_member(all, "image", image);
+    json_object_remove_member(active, "backing");
+    json_object_remove_member(hidden, "backing");
+    json_object_set_object_member(all, "active", g_steal_pointer(&active));
+    json_object_set_object_member(all, "hidden", g_steal_pointer(&hidden));
+    return all;
+}
+
+/* The three disks of @parts, each with one more user; none if one of them fails. */
+static bool secondary_open_disks(JsonObject *parts, const char *what, BlockNode *disk[3],
+                                 GError **errp)
+{
+    static const char *const keys[] = {"image", "active", "hidden"};
+    static const char *const options[] = {"file.backing.backing", "file (the active disk)",
+                                          "file.backing (the hidden disk)"};
+
+    for (int i = 0; i < 3; i++) {
+        disk[i] = block_node_open_child(parts, keys[i], errp);
+        if (!disk[i]) {
+            g_prefix_error(errp, "%s: %s: ", what, options[i]);
+            block_lock();
+            while (i-- > 0) {
+                block_node_unuse(disk[i]);
+            }
+            block_unlock();
+            return false;
+        }
     }
-    *hidden = g_strdup(path);
-    *parent = g_strdup(base);
-    json_object_remove_member(file, "backing");
-    *active = json_object_new();
-    json_object_set_object_member(*active, "file", g_steal_pointer(&file));
     return true;
 }
 
-static bool secondary_fits(BlockNode *active, BlockNode *parent, const char *what,
-                           GError **errp)
+static bool secondary_fits(BlockNode *parent, BlockNode *active, BlockNode *hidden,
+                           const char *what, GError **errp)
 {
-    if (active->size != parent->size) {
+    if (active->size != parent->size || hidden->size != parent->size) {
         colo_error_set(errp,
-                       "%s: the active disk has %" G_GUINT64_FORMAT " bytes and '%s' "
-                       "%" G_GUINT64_FORMAT "; they must have one size",
-                       what, active->size, parent->name, parent->size);
-    } else if (active->read_only || parent->read_only) {
-        colo_error_set(errp, "%s: active disk and '%s' must be writable", what,
+                       "%s: the active disk has %" G_GUINT64_FORMAT
+                       " bytes, the hidden disk %" G_GUINT64_FORMAT
+                       " and the image '%s' %" G_GUINT64_FORMAT
+                       "; they must have one size",
+                       what, active->size, hidden->size, parent->name, parent->size);
+    } else if (active->read_only || hidden->read_only || parent->read_only) {
+        colo_error_set(errp, "%s: active disk, hidden disk and '%s' must be writable", what,
                        parent->name);
     } else if (parent->secondary) {
         colo_error_set(errp, "%s: '%s' already has a replication node", what,
                        parent->name);
-    } else if (active == parent) {
-        colo_error_set(errp, "%s: active disk and image are one", what);
+    } else if (active == parent || hidden == parent || active == hidden) {
+        colo_error_set(errp, "%s: active disk, hidden disk and image must be three", what);
     } else if (!active->can_zero || !parent->can_zero) {
         colo_error_set(errp, "%s: active disk and '%s' must be able to write zeroes",
                        what, parent->name);
@@ -160,8 +178,7 @@ BlockNode *block_secondary_open(const char *name, JsonObject *opts, GError **err
                                         "node-name", "read-only", "discard", "cache",
                                         "aio",       NULL};
     g_autofree char *what = g_strdup_printf("replication '%s'", name ? name : "(inline)");
-    g_autoptr(JsonObject) active_opts = NULL;
-    g_autofree char *hidden = NULL, *parent_name = NULL;
+    BlockNode *disk[3];
 
     if (!options_check_known(opts, what, known, errp)) {
         return NULL;
@@ -170,43 +187,34 @@ BlockNode *block_secondary_open(const char *name, JsonObject *opts, GError **err
         colo_error_set(errp, "%s: Parameter 'top-id' is missing", what);
         return NULL;
     }
-    if (!secondary_split(opts, what, &active_opts, &hidden, &parent_name, errp)) {
+    g_autoptr(JsonObject) parts = secondary_split(opts, what, errp);
+    if (!parts || !secondary_open_disks(parts, what, disk, errp)) {
         return NULL;
     }
-    JsonObject *parent_ref = json_object_new();
-    json_object_set_string_member(parent_ref, "backing", parent_name);
-    BlockNode *parent = block_node_open_child(parent_ref, "backing", errp);
-    json_object_unref(parent_ref);
-    if (!parent) {
-        g_prefix_error(errp, "%s: file.backing.backing: ", what);
-        return NULL;
-    }
-    BlockNode *active = block_node_open_child(active_opts, "file", errp);
     block_lock();
-    if (!active || !secondary_fits(active, parent, what, errp)) {
-        if (active) {
-            block_node_unuse(active);
+    if (!secondary_fits(disk[0], disk[1], disk[2], what, errp)) {
+        for (int i = 0; i < 3; i++) {
+            block_node_unuse(disk[i]);
         }
-        block_node_unuse(parent);
         block_unlock();
         return NULL;
     }
     BlockSecondary *s = g_new0(BlockSecondary, 1);
-    s->active = active;
-    s->parent = parent;
-    s->hidden = g_steal_pointer(&hidden);
+    s->parent = disk[0];
+    s->active = disk[1];
+    s->hidden = disk[2];
     s->top_id = g_strdup(options_get_str(opts, "top-id", ""));
     s->conns = g_hash_table_new_full(NULL, NULL, NULL, g_free);
     s->pending_map = log_map_new();
     s->committed_map = log_map_new();
-    s->overlay = overlay_new(parent->size);
+    s->overlay = overlay_new(s->parent->size);
     s->waiters = g_ptr_array_new();
     s->settlers = g_ptr_array_new();
     s->node = block_node_new(&secondary_driver, name, s);
-    s->node->size = parent->size;
+    s->node->size = s->parent->size;
     s->node->can_zero = true;
-    s->node->discard = parent->discard;
-    parent->secondary = s;
+    s->node->discard = s->parent->discard;
+    s->parent->secondary = s;
     block_unlock();
     return s->node;
 }

@@ -175,6 +175,21 @@ void secondary_takeover_step(BlockSecondary *s)
     block_front_submit(s->parent, NULL, req);
 }
 
+/* An entry whose write failed has left the queue but not the map. */
+static void requeue_committed(BlockSecondary *s)
+{
+    LogEntry *e;
+    LogExtent *x;
+
+    while ((e = g_queue_pop_head(&s->to_apply))) {
+        log_entry_unref(e);
+    }
+    for (uint64_t pos = 0; (x = log_map_next(s->committed_map, pos)); pos = x->end) {
+        /* An entry in several pieces is queued for each: the first does them all. */
+        g_queue_push_tail(&s->to_apply, log_entry_ref(x->entry));
+    }
+}
+
 void secondary_takeover_begin(BlockSecondary *s)
 {
     LogEntry *e;
@@ -188,6 +203,13 @@ void secondary_takeover_begin(BlockSecondary *s)
         overlay_clear_all(s->overlay);
         s->generation++;
     }
+    if (s->error) {
+        /* A second try: what was not written is still in the map. */
+        g_clear_pointer(&s->error, g_free);
+        requeue_committed(s);
+    }
+    s->merge_scan_done = false;
+    s->merge_pos = 0;
     s->state = SECONDARY_TAKEOVER;
     while ((e = g_queue_pop_head(&s->pending))) {
         log_map_remove(s->pending_map, e->start, e->end, NULL);

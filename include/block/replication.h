@@ -74,6 +74,11 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
 bool block_secondary_arrived(const BlockBarrier *barriers, unsigned n, GSourceFunc done,
                              void *opaque);
 
+/** Whether a commit of @barriers would be taken: every replicated disk has one, they lie
+ * between the last ones and what has arrived, no disk has failed. For the moment before
+ * the checkpoint becomes a commitment. */
+bool block_secondary_check(const BlockBarrier *barriers, unsigned n, GError **errp);
+
 /** The SVM is stopped: drop its overlay, make the log up to @barriers part of the image
  * (applied in the background; reads see it at once). */
 bool block_secondary_commit(const BlockBarrier *barriers, unsigned n, GError **errp);
@@ -81,11 +86,17 @@ bool block_secondary_commit(const BlockBarrier *barriers, unsigned n, GError **e
 /**
  * Takeover: forget the uncommitted log, apply the committed, merge the overlay into the
  * image, fdatasync: all durable when it returns true. The SVM may run meanwhile; its I/O
- * is served. Blocks the caller (not the block thread).
+ * is served. Blocks the caller (not the block thread). After a failure a second call tries
+ * again what failed.
  */
 bool block_secondary_takeover(GError **errp);
 
-/** Wait for outstanding log application; for tests and a clean end. */
+/** The program ends: a block_secondary_takeover() that waits returns with an error. Any
+ * thread. */
+void block_secondary_cancel(void);
+
+/** Wait for outstanding log application; for tests and a clean end. Gives up on a disk
+ * that makes no progress for 10 s. */
 bool block_secondary_settle(GError **errp);
 
 /** Figures for query-colo-status: log and overlay bytes, queue, state a disk. */

@@ -95,6 +95,8 @@ void proxy_rollback_begin(uint64_t epoch);
 void proxy_rollback_stopped(void);
 
 bool proxy_restore(GBytes *state, GError **errp);
+/** Whether proxy_restore() would take @state; changes nothing. */
+bool proxy_check(GBytes *state, GError **errp);
 
 /** Just before cont: the marker goes out on the comparison stream, the SVM's output counts
  * from here on. May be left out: proxy_rollback_end() does it, too. */

@@ -239,7 +239,9 @@ static ProxyLink *find_link(const uint8_t *id, uint32_t len)
     return NULL;
 }
 
-static bool restore_link(const uint8_t **p, const uint8_t *end, GError **errp)
+/* With @only_check nothing changes: the rewriter's part is loaded into a spare engine. */
+static bool restore_link(const uint8_t **p, const uint8_t *end, bool only_check,
+                         GError **errp)
 {
     const uint8_t *id, *cmp, *rew;
     uint32_t id_len, cmp_len, rew_len;
@@ -261,9 +263,14 @@ static bool restore_link(const uint8_t **p, const uint8_t *end, GError **errp)
     }
     bool ok = true;
     if (l->rew) {
-        ok = rewriter_engine_load(l->rew->engine, t, rew_len ? rew : NULL, rew_len,
-                                  g_get_monotonic_time(), errp);
-    } else if (t) {
+        RewriterEngine *spare = only_check ? rewriter_engine_new(0) : NULL;
+
+        ok = rewriter_engine_load(spare ? spare : l->rew->engine, t, rew_len ? rew : NULL,
+                                  rew_len, g_get_monotonic_time(), errp);
+        if (spare) {
+            rewriter_engine_free(spare);
+        }
+    } else if (t && !only_check) {
         frame_queue_clear(&l->owed);
         frame_queue_concat(&l->owed, &t->held);
     }
@@ -273,7 +280,7 @@ static bool restore_link(const uint8_t **p, const uint8_t *end, GError **errp)
     return ok;
 }
 
-bool proxy_restore(GBytes *state, GError **errp)
+static bool read_state(GBytes *state, bool only_check, GError **errp)
 {
     gsize len;
     const uint8_t *p = g_bytes_get_data(state, &len), *end = p + len;
@@ -289,7 +296,7 @@ bool proxy_restore(GBytes *state, GError **errp)
         return false;
     }
     for (uint32_t i = 0; i < n; i++) {
-        if (!restore_link(&p, end, errp)) {
+        if (!restore_link(&p, end, only_check, errp)) {
             return false;
         }
     }
@@ -298,6 +305,16 @@ bool proxy_restore(GBytes *state, GError **errp)
         return false;
     }
     return true;
+}
+
+bool proxy_check(GBytes *state, GError **errp)
+{
+    return read_state(state, true, errp);
+}
+
+bool proxy_restore(GBytes *state, GError **errp)
+{
+    return read_state(state, false, errp);
 }
 
 /* From here what the SVM sends is of @epoch. */

@@ -109,6 +109,11 @@ bool block_secondary_arrived(const BlockBarrier *barriers, unsigned n, GSourceFu
     return true;
 }
 
+bool block_secondary_check(const BlockBarrier *barriers, unsigned n, GError **errp)
+{
+    return true;
+}
+
 bool block_secondary_commit(const BlockBarrier *barriers, unsigned n, GError **errp)
 {
     commits++;
@@ -129,6 +134,11 @@ void proxy_rollback_begin(uint64_t epoch)
 
 void proxy_rollback_stopped(void)
 {
+}
+
+bool proxy_check(GBytes *state, GError **errp)
+{
+    return true;
 }
 
 bool proxy_restore(GBytes *state, GError **errp)

@@ -154,7 +154,7 @@ static void test_daemon_dies(void)
     g_assert_cmpint(test_io("d0", BLOCK_OP_WRITE, 0, 512, buf), ==, 0);
     g_autofree char *pids = test_run("pgrep -P %d -f qemu-storage-daemon", (int)getpid());
     kill(atoi(pids), SIGKILL);
-    g_assert_cmpint(test_io("d0", BLOCK_OP_WRITE, 0, 512, buf), <, 0);
+    g_assert_cmpint(test_io("d0", BLOCK_OP_WRITE, 0, 512, buf), ==, -EIO);
     g_assert_cmpint(test_io("d0", BLOCK_OP_FLUSH, 0, 0, NULL), ==, -EIO);
     g_assert_true(block_node_del("d0", NULL));
     test_add("id=d0,file.filename=%s,driver=qcow2", path);

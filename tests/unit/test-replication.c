@@ -52,10 +52,20 @@ static void wait_arrived(BlockBarrier *b)
  * being done when the next thing happens. --- */
 
 static uint8_t *slow_data;
+static gint slow_error;  /* writes fail with it */
+static gint slow_silent; /* writes are never answered while it is set */
 
 static gboolean slow_finish(gpointer opaque)
 {
     BlockRequest *req = opaque;
+
+    if (req->op != BLOCK_OP_READ && g_atomic_int_get(&slow_silent)) {
+        return G_SOURCE_CONTINUE;
+    }
+    if (req->op != BLOCK_OP_READ && g_atomic_int_get(&slow_error)) {
+        req->done(req, -g_atomic_int_get(&slow_error));
+        return G_SOURCE_REMOVE;
+    }
 
     switch (req->op) {
     case BLOCK_OP_READ:
@@ -507,6 +517,88 @@ static void test_secondary_lost(void)
     pair_free(p);
 }
 
+/* The image cannot be written: the takeover says so and nothing is served from the disk.
+ * When it can be written again, a second takeover ends well, and nothing was lost. */
+static void test_takeover_fails_then_succeeds(void)
+{
+    g_autoptr(GError) err = NULL;
+    Pair *p = pair_new(seed(), "slow");
+
+    start(p);
+    batch_wait(batch_start(p, "colo-disk1", p->svm));
+    for (int i = 0; i < 10; i++) {
+        batch_wait(batch_start(p, "colo-disk0", p->pvm));
+    }
+    take_barrier(p);
+    g_atomic_int_set(&slow_error, EIO);
+    commit(p);
+    g_assert_false(block_secondary_takeover(&err));
+    g_assert_nonnull(strstr(err->message, "parent0"));
+    g_clear_error(&err);
+    g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_READ, 0, 512, p->buf), ==, -EIO);
+    g_assert_false(block_secondary_takeover(&err));
+    g_clear_error(&err);
+    g_atomic_int_set(&slow_error, 0);
+    g_assert_true(block_secondary_takeover(&err));
+    g_assert_no_error(err);
+    g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_READ, 0, SIZE, p->buf), ==, 0);
+    g_assert_cmpmem(p->buf, SIZE, p->svm, SIZE);
+    g_assert_cmpmem(slow_data, SIZE, p->svm, SIZE);
+    pair_free(p);
+}
+
+static gpointer cancel_thread(gpointer opaque)
+{
+    g_usleep(200000);
+    block_secondary_cancel();
+    return NULL;
+}
+
+/* A disk that hangs keeps the takeover from ending, not the program. */
+static void test_takeover_cancelled(void)
+{
+    g_autoptr(GError) err = NULL;
+    Pair *p = pair_new(seed(), "slow");
+
+    start(p);
+    g_atomic_int_set(&slow_silent, 1);
+    batch_wait(batch_start(p, "colo-disk0", p->pvm));
+    take_barrier(p);
+    commit(p);
+    GThread *t = g_thread_new("cancel", cancel_thread, NULL);
+    g_assert_false(block_secondary_takeover(&err));
+    g_assert_nonnull(strstr(err->message, "ends"));
+    g_thread_join(t);
+    g_atomic_int_set(&slow_silent, 0);
+    pair_free(p);
+}
+
+/* Three sizes that do not agree are told, all three. */
+static void test_sizes(void)
+{
+    for (int odd = 0; odd < 3; odd++) {
+        block_test_begin();
+        g_autofree char *image = test_image("image", odd == 0 ? SIZE * 2 : SIZE);
+        g_autofree char *active = test_image("active", odd == 1 ? SIZE * 2 : SIZE);
+        g_autofree char *hidden = test_image("hidden", odd == 2 ? SIZE * 2 : SIZE);
+        g_autofree char *words = g_strdup_printf(
+            "the active disk has %u bytes, the hidden disk %u and the image 'parent0' %u",
+            odd == 1 ? SIZE * 2 : SIZE, odd == 2 ? SIZE * 2 : SIZE,
+            odd == 0 ? SIZE * 2 : SIZE);
+
+        test_add("if=none,id=parent0,file.filename=%s,driver=raw", image);
+        test_add_fails(words,
+                       "if=none,id=childs0,driver=replication,mode=secondary,"
+                       "file.driver=raw,top-id=x,file.file.filename=%s,"
+                       "file.backing.driver=raw,file.backing.file.filename=%s,"
+                       "file.backing.backing=parent0",
+                       active, hidden);
+        /* Nothing is left in use. */
+        g_assert_true(block_node_del("parent0", NULL));
+        block_test_end();
+    }
+}
+
 static void test_checks(void)
 {
     g_autoptr(GError) err = NULL;
@@ -518,6 +610,8 @@ static void test_checks(void)
     take_barrier(p);
     b = p->barrier;
     b.sequence += 5;
+    g_assert_false(block_secondary_check(&b, 1, &err));
+    g_clear_error(&err);
     g_assert_false(block_secondary_commit(&b, 1, &err));
     g_clear_error(&err);
     strcpy(b.disk, "nothing");
@@ -560,5 +654,9 @@ int main(int argc, char **argv)
     g_test_add_func("/block/replication/model-qcow2", test_model_qcow2);
     g_test_add_func("/block/replication/takeover-busy", test_takeover_busy);
     g_test_add_func("/block/replication/secondary-lost", test_secondary_lost);
+    g_test_add_func("/block/replication/takeover-fails-then-succeeds",
+                    test_takeover_fails_then_succeeds);
+    g_test_add_func("/block/replication/takeover-cancelled", test_takeover_cancelled);
+    g_test_add_func("/block/replication/sizes", test_sizes);
     return g_test_run();
 }
