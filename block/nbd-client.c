@@ -9,6 +9,7 @@
  * every command in flight and stays dead: reconnecting is a decision for others.
  */
 #include "block-int.h"
+#include "util/tls.h"
 
 #include <gio/gio.h>
 #include <gio/gunixsocketaddress.h>
@@ -39,6 +40,7 @@ struct NbdClient {
     BlockWait *connecting;
     NbdClientClosedFunc closed_fn;
     void *closed_opaque;
+    TlsCreds *tls; /* or NULL; held so that they are seen to be in use */
 };
 
 static void client_fail(NbdClient *c, const char *why)
@@ -128,28 +130,40 @@ static void client_event(void *opaque, GIOCondition cond)
     client_update(c);
 }
 
-NbdClient *nbd_client_new(int fd, const char *export_name, unsigned ms, GError **errp)
+static NbdClient *client_alloc(struct nbd_handle *h, const char *export_name)
 {
     NbdClient *c = g_new0(NbdClient, 1);
+
+    c->h = h;
+    c->export_name = g_strdup(export_name);
+    g_queue_init(&c->in_flight);
+    return c;
+}
+
+/* A handle that asks for what we need, or NULL. */
+static struct nbd_handle *client_handle(const char *export_name, GError **errp)
+{
+    struct nbd_handle *h = nbd_create();
+
+    if (h && nbd_set_export_name(h, export_name) == 0 &&
+        nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
+        nbd_set_pread_initialize(h, false) == 0) {
+        return h;
+    }
+    colo_error_set(errp, "NBD export '%s': %s", export_name, nbd_get_error());
+    nbd_close(h);
+    return NULL;
+}
+
+/* Its connection is being made or ready; the block thread has it from now on. */
+static NbdClient *client_adopt(NbdClient *c, unsigned ms, GError **errp)
+{
     BlockWait wait;
 
     block_wait_init(&wait);
-    c->export_name = g_strdup(export_name);
-    g_queue_init(&c->in_flight);
-    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     block_lock();
-    c->h = nbd_create();
-    if (!c->h || nbd_set_export_name(c->h, export_name) < 0 ||
-        nbd_add_meta_context(c->h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
-        nbd_set_pread_initialize(c->h, false) < 0 ||
-        nbd_aio_connect_socket(c->h, fd) < 0) {
-        colo_error_set(errp, "NBD export '%s': %s", export_name, nbd_get_error());
-        block_unlock();
-        nbd_client_free(c);
-        return NULL;
-    }
     c->connecting = &wait;
-    c->watch = block_fd_new(fd, G_IO_ERR, client_event, c);
+    c->watch = block_fd_new(nbd_aio_get_fd(c->h), G_IO_ERR, client_event, c);
     client_update(c);
     block_unlock();
 
@@ -157,13 +171,103 @@ NbdClient *nbd_client_new(int fd, const char *export_name, unsigned ms, GError *
     block_lock();
     c->connecting = NULL;
     if (r < 0 || c->error) {
-        colo_error_set(errp, "NBD export '%s': %s", export_name,
+        colo_error_set(errp, "NBD export '%s': %s", c->export_name,
                        c->error ? c->error : "the server does not answer");
         nbd_client_free(c);
         c = NULL;
     }
     block_unlock();
     return c;
+}
+
+NbdClient *nbd_client_new(int fd, const char *export_name, unsigned ms, GError **errp)
+{
+    struct nbd_handle *h = client_handle(export_name, errp);
+
+    if (!h) {
+        close(fd);
+        return NULL;
+    }
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    if (nbd_aio_connect_socket(h, fd) < 0) {
+        colo_error_set(errp, "NBD export '%s': %s", export_name, nbd_get_error());
+        nbd_close(h);
+        return NULL;
+    }
+    return client_adopt(client_alloc(h, export_name), ms, errp);
+}
+
+/* --- TLS --- */
+
+static bool handle_set_tls(struct nbd_handle *h, TlsCreds *tls, GError **errp)
+{
+    int r = nbd_set_tls(h, LIBNBD_TLS_REQUIRE);
+
+    if (r == 0 && tls_creds_is_psk(tls)) {
+        r = nbd_set_tls_psk_file(h, tls_creds_psk_file(tls)) |
+            nbd_set_tls_username(h, tls_creds_psk_user(tls));
+    } else if (r == 0) {
+        r = nbd_set_tls_certificates(h, tls_creds_dir(tls)) |
+            nbd_set_tls_verify_peer(h, tls_creds_verify_peer(tls));
+    }
+    if (r < 0) {
+        colo_error_set(errp, "tls-creds '%s': %s", tls_creds_id(tls), nbd_get_error());
+    }
+    return r == 0;
+}
+
+/*
+ * libnbd checks a certificate against the host name that it connected to itself, and not at
+ * all over a socket that it was given. So it connects, in the caller's thread, and the block
+ * thread gets the finished connection.
+ */
+static NbdClient *nbd_client_new_tls(const char *path, const char *host, const char *port,
+                                     const char *export_name, TlsCreds *tls, unsigned ms,
+                                     GError **errp)
+{
+    gint64 end = g_get_monotonic_time() + (gint64)ms * 1000;
+    const char *own = tls_creds_own_only(tls);
+    struct nbd_handle *h;
+
+    if (own) {
+        colo_error_set(errp, "tls-creds '%s': %s is not supported for NBD clients",
+                       tls_creds_id(tls), own);
+        return NULL;
+    }
+    if (path && !tls_creds_is_psk(tls) && tls_creds_verify_peer(tls)) {
+        colo_error_set(errp, "tls-creds '%s': over a unix socket there is no host name to "
+                             "check the server's certificate against; use tls-creds-psk, or "
+                             "verify-peer=off", tls_creds_id(tls));
+        return NULL;
+    }
+    h = client_handle(export_name, errp);
+    if (!h || !handle_set_tls(h, tls, errp)) {
+        nbd_close(h);
+        return NULL;
+    }
+    int r = path ? nbd_aio_connect_unix(h, path) : nbd_aio_connect_tcp(h, host, port);
+    while (r >= 0 && nbd_aio_is_connecting(h) > 0) {
+        gint64 left = (end - g_get_monotonic_time()) / 1000;
+
+        if (left <= 0) {
+            colo_error_set(errp, "NBD export '%s': %s does not answer", export_name,
+                           path ? path : host);
+            nbd_close(h);
+            return NULL;
+        }
+        r = nbd_poll(h, left);
+    }
+    if (r < 0 || nbd_aio_is_ready(h) <= 0) {
+        const char *why = nbd_get_error();
+
+        colo_error_set(errp, "NBD export '%s' with tls-creds '%s': %s", export_name,
+                       tls_creds_id(tls), why ? why : "the connection is lost");
+        nbd_close(h);
+        return NULL;
+    }
+    NbdClient *c = client_alloc(h, export_name);
+    c->tls = tls_creds_ref(tls);
+    return client_adopt(c, ms, errp);
 }
 
 void nbd_client_set_closed(NbdClient *c, NbdClientClosedFunc fn, void *opaque)
@@ -219,6 +323,7 @@ void nbd_client_free(NbdClient *c)
     if (c->h) {
         nbd_close(c->h);
     }
+    tls_creds_unref(c->tls);
     g_free(c->export_name);
     g_free(c->error);
     g_free(c);
@@ -407,6 +512,9 @@ static void nbd_node_query(BlockNode *node, JsonObject *out)
     if (c->error) {
         json_object_set_string_member(out, "error", c->error);
     }
+    if (c->tls) {
+        json_object_set_string_member(out, "tls-creds", tls_creds_id(c->tls));
+    }
 }
 
 static const BlockDriver nbd_node_driver = {
@@ -421,8 +529,9 @@ NbdClient *block_nbd_client(BlockNode *node)
     return node->drv == &nbd_node_driver ? node->opaque : NULL;
 }
 
-/* A connected socket to the server that @opts name. */
-static int nbd_connect(JsonObject *opts, GError **errp)
+/* A client of the server that @opts name. */
+static NbdClient *nbd_connect(JsonObject *opts, const char *export_name, TlsCreds *tls,
+                              GError **errp)
 {
     JsonObject *server = options_get_obj(opts, "server");
     JsonObject *addr = server ? server : opts;
@@ -434,7 +543,10 @@ static int nbd_connect(JsonObject *opts, GError **errp)
     if (type ? !strcmp(type, "unix") : path != NULL) {
         if (!path) {
             colo_error_set(errp, "Parameter 'server.path' is missing");
-            return -1;
+            return NULL;
+        }
+        if (tls) {
+            return nbd_client_new_tls(path, NULL, NULL, export_name, tls, NBD_CONNECT_MS, errp);
         }
         target = G_SOCKET_CONNECTABLE(g_unix_socket_address_new(path));
     } else if (!type || !strcmp(type, "inet")) {
@@ -442,16 +554,22 @@ static int nbd_connect(JsonObject *opts, GError **errp)
 
         if (!host) {
             colo_error_set(errp, "Parameter 'server.host' is missing");
-            return -1;
+            return NULL;
         }
         if (!options_get_uint(addr, "port", &port, 1, 65535, errp)) {
-            return -1;
+            return NULL;
+        }
+        if (tls) {
+            g_autofree char *number = g_strdup_printf("%" PRIu64, port);
+
+            return nbd_client_new_tls(NULL, host, number, export_name, tls, NBD_CONNECT_MS,
+                                      errp);
         }
         target = g_network_address_new(host, port);
     } else {
         colo_error_set(errp, "Parameter 'server.type' expects 'inet' or 'unix', not '%s'",
                        type);
-        return -1;
+        return NULL;
     }
 
     g_autoptr(GSocketClient) sc = g_socket_client_new();
@@ -464,17 +582,19 @@ static int nbd_connect(JsonObject *opts, GError **errp)
 
         colo_error_set(errp, "cannot connect to the NBD server at %s: %s", where,
                        err->message);
-        return -1;
+        return NULL;
     }
+    /* The duplicate keeps the connection open. */
     int fd =
         fcntl(g_socket_get_fd(g_socket_connection_get_socket(sock)), F_DUPFD_CLOEXEC, 3);
     int one = 1;
-    if (fd >= 0) {
-        /* Fails on a unix socket, which needs it not. */
-        (void)!setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    if (fd < 0) {
+        colo_error_set_errno(errp, errno, "NBD export '%s'", export_name);
+        return NULL;
     }
-    /* The duplicate keeps the connection open. */
-    return fd;
+    /* Fails on a unix socket, which needs it not. */
+    (void)!setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    return nbd_client_new(fd, export_name, NBD_CONNECT_MS, errp);
 }
 
 /* nbd://host[:port]/export, nbd+unix:///export?socket=path, nbd:host:port:exportname=x */
@@ -523,7 +643,7 @@ BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
 {
     static const char *const known[] = {
         "driver", "node-name", "server",  "host",  "port", "path", "export",
-        "uri",    "read-only", "discard", "cache", "aio",  NULL};
+        "uri",    "read-only", "discard", "cache", "aio",  "tls-creds", "tls-hostname", NULL};
     const char *uri = options_get_str(opts, "uri", NULL);
     g_autoptr(JsonObject) parsed = NULL;
     bool read_only = false;
@@ -539,12 +659,17 @@ BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
         }
     }
     JsonObject *where = parsed ? parsed : opts;
-    int fd = nbd_connect(where, errp);
-    if (fd < 0) {
+    const char *tls_id = options_get_str(opts, "tls-creds", NULL);
+    g_autoptr(TlsCreds) tls = NULL;
+    if (options_get_str(opts, "tls-hostname", NULL)) {
+        colo_error_set(errp, "driver nbd: tls-hostname is not supported: give the name that is "
+                             "in the server's certificate as server.host");
         return NULL;
     }
-    NbdClient *c =
-        nbd_client_new(fd, options_get_str(where, "export", ""), NBD_CONNECT_MS, errp);
+    if (tls_id && !(tls = tls_creds_get(tls_id, false, errp))) {
+        return NULL;
+    }
+    NbdClient *c = nbd_connect(where, options_get_str(where, "export", ""), tls, errp);
     if (!c) {
         return NULL;
     }

@@ -38,6 +38,7 @@ typedef struct NbdServed {
 } NbdServed;
 
 static void conn_update(NbdConn *c);
+static bool conn_write(NbdConn *c);
 
 static void conn_unref(NbdConn *c)
 {
@@ -78,6 +79,7 @@ void nbd_conn_close(NbdConn *c)
     block_fd_free(c->watch);
     c->watch = NULL;
     io_source_destroy(&c->patience);
+    g_clear_pointer(&c->tls, tls_session_free);
     close(c->fd);
     while ((o = g_queue_pop_head(&c->out))) {
         out_free(o);
@@ -135,13 +137,62 @@ static int out_gather(NbdConn *c, struct iovec *iov)
     return n;
 }
 
+bool nbd_conn_start_tls(NbdConn *c)
+{
+    g_autoptr(GError) err = NULL;
+
+    /* A client that has more to say has said it unencrypted. */
+    if (c->stage_start != c->stage_end || !conn_write(c) || !g_queue_is_empty(&c->out)) {
+        return false;
+    }
+    c->tls = tls_session_new(nbd_listener_tls(c->listener), c->fd, NULL, &err);
+    if (!c->tls) {
+        colo_report("NBD server: %s", err->message);
+        return false;
+    }
+    c->phase = NBD_PHASE_TLS;
+    return true;
+}
+
+/* False: the connection must end. */
+static bool conn_tls_handshake(NbdConn *c)
+{
+    g_autoptr(GError) err = NULL;
+    int r = tls_session_handshake(c->tls, &err);
+
+    if (r < 0) {
+        colo_report("NBD server: a client is refused: %s", err->message);
+        return false;
+    }
+    if (r > 0) {
+        g_autofree char *what = tls_session_describe(c->tls);
+
+        colo_trace(block_nbd_tls, "%s", what);
+        c->phase = NBD_PHASE_OPTION;
+    }
+    return true;
+}
+
+static ssize_t conn_sendv(NbdConn *c, struct iovec *iov, int n)
+{
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
+
+    return c->tls ? tls_session_sendv(c->tls, iov, n)
+                  : sendmsg(c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static ssize_t conn_recv(NbdConn *c, void *buf, size_t len)
+{
+    return c->tls ? tls_session_recv(c->tls, buf, len)
+                  : recv(c->fd, buf, len, MSG_DONTWAIT);
+}
+
 /* Send what goes without blocking. False: the connection is broken. */
 static bool conn_write(NbdConn *c)
 {
     while (!g_queue_is_empty(&c->out)) {
         struct iovec iov[OUT_IOVECS];
-        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = out_gather(c, iov)};
-        ssize_t n = sendmsg(c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n = conn_sendv(c, iov, out_gather(c, iov));
 
         if (n < 0) {
             return errno == EAGAIN || errno == EINTR;
@@ -301,6 +352,10 @@ static void conn_update(NbdConn *c)
     GIOCondition cond = G_IO_HUP | G_IO_ERR;
 
     if (c->closed) {
+        return;
+    }
+    if (c->phase == NBD_PHASE_TLS) {
+        block_fd_set(c->watch, cond | tls_session_wants(c->tls));
         return;
     }
     if (!c->disconnecting && (c->payload || !conn_full(c))) {
@@ -482,6 +537,8 @@ static bool conn_parse(NbdConn *c)
                 return false;
             }
             continue;
+        case NBD_PHASE_TLS:
+            return true;
         case NBD_PHASE_REQUEST:
             if (have < 28 || conn_full(c)) {
                 return true;
@@ -513,8 +570,8 @@ static ssize_t conn_receive(NbdConn *c)
     if (c->stage_start == c->stage_end) {
         c->stage_start = c->stage_end = 0;
         if (c->payload) {
-            ssize_t n = recv(c->fd, c->payload->req.data + c->payload_got,
-                             c->payload->req.bytes - c->payload_got, MSG_DONTWAIT);
+            ssize_t n = conn_recv(c, c->payload->req.data + c->payload_got,
+                                  c->payload->req.bytes - c->payload_got);
 
             if (n > 0) {
                 c->payload_got += n;
@@ -529,12 +586,29 @@ static ssize_t conn_receive(NbdConn *c)
         c->stage_end -= c->stage_start;
         c->stage_start = 0;
     }
-    ssize_t n =
-        recv(c->fd, c->stage + c->stage_end, NBD_STAGE - c->stage_end, MSG_DONTWAIT);
+    ssize_t n = conn_recv(c, c->stage + c->stage_end, NBD_STAGE - c->stage_end);
     if (n > 0) {
         c->stage_end += n;
     }
     return n;
+}
+
+/* Receive and look at it. False: the connection must end. What GnuTLS has decrypted
+ * already makes no socket readable, so all of it is taken. */
+static bool conn_read(NbdConn *c)
+{
+    do {
+        ssize_t n = conn_receive(c);
+
+        if (n <= 0) {
+            return n < 0 && (errno == EAGAIN || errno == EINTR);
+        }
+        if (!conn_parse(c)) {
+            return false;
+        }
+    } while (c->tls && !c->closed && !c->disconnecting && (c->payload || !conn_full(c)) &&
+             tls_session_pending(c->tls) > 0);
+    return true;
 }
 
 static void conn_event(void *opaque, GIOCondition cond)
@@ -543,20 +617,25 @@ static void conn_event(void *opaque, GIOCondition cond)
     bool ok = true;
 
     c->refs++;
-    if (cond & G_IO_OUT) {
-        ok = conn_write(c);
-    }
-    if (ok && (cond & (G_IO_IN | G_IO_HUP | G_IO_ERR)) && !c->disconnecting) {
-        /* A full connection is not read from, but its end is noticed. */
-        if (!c->payload && conn_full(c)) {
-            ok = !(cond & (G_IO_HUP | G_IO_ERR));
-        } else {
-            ssize_t n = conn_receive(c);
-
-            ok = n > 0 ? conn_parse(c) : n < 0 && (errno == EAGAIN || errno == EINTR);
+    if (c->phase == NBD_PHASE_TLS) {
+        ok = conn_tls_handshake(c);
+        if (ok && c->phase != NBD_PHASE_TLS) {
+            ok = conn_read(c);
         }
-    } else if (cond & (G_IO_HUP | G_IO_ERR)) {
-        ok = false;
+    } else {
+        if (cond & G_IO_OUT) {
+            ok = conn_write(c);
+        }
+        if (ok && (cond & (G_IO_IN | G_IO_HUP | G_IO_ERR)) && !c->disconnecting) {
+            /* A full connection is not read from, but its end is noticed. */
+            if (!c->payload && conn_full(c)) {
+                ok = !(cond & (G_IO_HUP | G_IO_ERR));
+            } else {
+                ok = conn_read(c);
+            }
+        } else if (cond & (G_IO_HUP | G_IO_ERR)) {
+            ok = false;
+        }
     }
     if (!c->closed) {
         if (!ok || !conn_write(c)) {
@@ -570,11 +649,16 @@ static void conn_event(void *opaque, GIOCondition cond)
 
 void nbd_conn_resume(NbdConn *c)
 {
-    if (c->closed) {
+    if (c->closed || c->phase == NBD_PHASE_TLS) {
         return;
     }
     c->refs++;
-    if (!conn_parse(c) || (!c->closed && !conn_write(c))) {
+    bool ok = conn_parse(c);
+    if (ok && c->tls && !c->closed && !c->disconnecting && (c->payload || !conn_full(c)) &&
+        tls_session_pending(c->tls) > 0) {
+        ok = conn_read(c);
+    }
+    if (!c->closed && (!ok || !conn_write(c))) {
         nbd_conn_close(c);
     }
     conn_update(c);

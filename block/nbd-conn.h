@@ -9,6 +9,7 @@
 
 #include "block-int.h"
 #include "nbd-proto.h"
+#include "util/tls.h"
 
 /* What one client may have in flight before it is no longer read from. */
 #define NBD_CONN_REQUESTS 128
@@ -32,6 +33,7 @@ typedef enum NbdPhase {
     NBD_PHASE_FLAGS,  /* the client's 4 bytes */
     NBD_PHASE_OPTION, /* option header */
     NBD_PHASE_OPTION_DATA,
+    NBD_PHASE_TLS, /* GnuTLS has the socket */
     NBD_PHASE_REQUEST,
     NBD_PHASE_PAYLOAD,
 } NbdPhase;
@@ -43,6 +45,7 @@ typedef struct NbdConn {
     int fd;
     BlockFd *watch;
     GSource *patience; /* for the negotiation */
+    TlsSession *tls;   /* from STARTTLS on */
     bool closed;
     bool no_zeroes;
     bool structured;
@@ -70,6 +73,8 @@ void nbd_conn_resume(NbdConn *c);
 void nbd_conn_send(NbdConn *c, const void *head, size_t len, BlockBuf *buf,
                    const uint8_t *data, size_t data_len);
 void nbd_conn_flush(NbdConn *c);
+/** The answer to STARTTLS is queued: from here on everything is encrypted. */
+bool nbd_conn_start_tls(NbdConn *c);
 
 /* nbd-handshake.c: each returns false if the connection must end. */
 void nbd_handshake_greet(NbdConn *c);
@@ -82,6 +87,8 @@ NbdExport *nbd_listener_find(NbdListener *l, const char *name);
 NbdExport *nbd_listener_export(NbdListener *l, unsigned i);
 void nbd_listener_forget(NbdListener *l, NbdConn *c);
 uint16_t nbd_export_flags(NbdExport *e);
+/** What clients must have proved before they see an export, or NULL. */
+TlsCreds *nbd_listener_tls(NbdListener *l);
 
 static inline void put16(uint8_t *p, uint16_t v)
 {

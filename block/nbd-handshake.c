@@ -182,9 +182,37 @@ static void opt_meta_context(NbdConn *c, const uint8_t *data)
     send_reply(c, NBD_REP_ACK, NULL, 0);
 }
 
+static bool opt_starttls(NbdConn *c)
+{
+    if (c->opt_len) {
+        send_error(c, NBD_REP_ERR_INVALID, "this option has no data");
+        return true;
+    }
+    if (c->tls) {
+        send_error(c, NBD_REP_ERR_INVALID, "TLS has been started");
+        return true;
+    }
+    if (!nbd_listener_tls(c->listener)) {
+        send_error(c, NBD_REP_ERR_POLICY, "this server has no TLS credentials");
+        return true;
+    }
+    /* What was said before may have been said by somebody else. */
+    c->structured = c->meta_context = false;
+    send_reply(c, NBD_REP_ACK, NULL, 0);
+    return nbd_conn_start_tls(c);
+}
+
 bool nbd_handshake_option(NbdConn *c, const uint8_t *data)
 {
     c->phase = NBD_PHASE_OPTION;
+    if (nbd_listener_tls(c->listener) && !c->tls && c->opt != NBD_OPT_STARTTLS &&
+        c->opt != NBD_OPT_ABORT) {
+        if (c->opt == NBD_OPT_EXPORT_NAME) {
+            return false;
+        }
+        send_error(c, NBD_REP_ERR_TLS_REQD, "this server wants TLS: STARTTLS comes first");
+        return true;
+    }
     switch (c->opt) {
     case NBD_OPT_EXPORT_NAME:
         return opt_export_name(c, data);
@@ -195,6 +223,8 @@ bool nbd_handshake_option(NbdConn *c, const uint8_t *data)
     case NBD_OPT_LIST:
         opt_list(c);
         break;
+    case NBD_OPT_STARTTLS:
+        return opt_starttls(c);
     case NBD_OPT_INFO:
     case NBD_OPT_GO:
         opt_go(c, data);

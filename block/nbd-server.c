@@ -25,6 +25,7 @@ struct NbdListener {
     GPtrArray *exports; /* NbdExport */
     GPtrArray *conns;   /* NbdConn */
     uint64_t max_conn;  /* 0: any number */
+    TlsCreds *tls;      /* or NULL */
     bool guest;
 };
 
@@ -50,6 +51,11 @@ NbdExport *nbd_listener_find(NbdListener *l, const char *name)
         }
     }
     return NULL;
+}
+
+TlsCreds *nbd_listener_tls(NbdListener *l)
+{
+    return l->tls;
 }
 
 void nbd_listener_forget(NbdListener *l, NbdConn *c)
@@ -122,6 +128,7 @@ static void listener_free(NbdListener *l)
     if (l->path) {
         unlink(l->path);
     }
+    tls_creds_unref(l->tls);
     g_free(l->path);
     g_free(l);
 }
@@ -261,8 +268,8 @@ static GSocketAddress *server_address(JsonObject *addr, GError **errp)
 bool block_nbd_server_start(JsonObject *addr, const char *tls_creds, uint64_t max_conn,
                             GError **errp)
 {
-    if (tls_creds) {
-        colo_error_set(errp, "nbd-server-start: tls-creds is not supported");
+    g_autoptr(TlsCreds) tls = NULL;
+    if (tls_creds && !(tls = tls_creds_get(tls_creds, true, errp))) {
         return false;
     }
     g_autoptr(GSocketAddress) sa = server_address(addr, errp);
@@ -277,6 +284,7 @@ bool block_nbd_server_start(JsonObject *addr, const char *tls_creds, uint64_t ma
         servers.user = listener_new(sa, errp);
         if (servers.user) {
             servers.user->max_conn = max_conn;
+            servers.user->tls = g_steal_pointer(&tls);
             ok = true;
         }
     }

@@ -34,8 +34,13 @@ static QmpResult result(bool ok)
 QmpResult qmp_nbd_server_start(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                GError **errp)
 {
-    uint64_t max = json_object_get_int_member_with_default(args, "max-connections", 0);
+    uint64_t max = json_object_get_int_member_with_default(args, "max-connections", 100);
 
+    if (json_object_has_member(args, "tls-authz")) {
+        colo_error_set(errp, "nbd-server-start: tls-authz is not supported; with "
+                             "verify-peer=on only clients with a certificate of the CA get in");
+        return QMP_FAILED;
+    }
     return result(block_nbd_server_start(json_object_get_object_member(args, "addr"),
                                          get_str(args, "tls-creds"), max, errp));
 }

@@ -4,13 +4,15 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * An iothread exists on both sides: colo-compare names one, and so may a device. The
- * emulator goes first, since it has more reasons to say no.
+ * An iothread exists on both sides: colo-compare names one, and so may a device. So do TLS
+ * credentials and secrets. The emulator goes first, since it has more reasons to say no.
  */
 #include <string.h>
 
 #include "net/net.h"
 #include "qapi-commands.h"
+#include "util/options.h"
+#include "util/tls.h"
 
 /* A request that waits for the emulator, with what we do after it. */
 typedef struct Pending {
@@ -81,10 +83,33 @@ static void iothread_added(JsonNode *ret, const GError *err, void *opaque)
     pending_finish(p, ours);
 }
 
+static void tls_object_added(JsonNode *ret, const GError *err, void *opaque)
+{
+    Pending *p = opaque;
+    GError *ours = err ? g_error_copy(err) : NULL;
+
+    if (!err && !tls_object_add(p->args, &ours)) {
+        g_autoptr(JsonObject) del = json_object_new();
+        json_object_set_string_member(del, "id", options_get_str(p->args, "id", ""));
+        monitor_child_execute("object-del", del, NULL, NULL);
+    }
+    pending_finish(p, ours);
+}
+
+/* Gone here; the emulator's may be missing or in use, which is nothing to us. */
+static void tls_object_deleted(JsonNode *ret, const GError *err, void *opaque)
+{
+    pending_finish(opaque, NULL);
+}
+
 QmpResult qmp_object_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
 {
     const char *type = json_object_get_string_member(args, "qom-type");
 
+    if (tls_object_wants(type)) {
+        monitor_child_execute("object-add", args, tls_object_added, pending_new(req, args));
+        return QMP_PENDING;
+    }
     net_lock();
     bool wanted = net_object_wants(type);
     net_unlock();
@@ -124,6 +149,13 @@ QmpResult qmp_object_del(QmpRequest *req, JsonObject *args, JsonNode **ret, GErr
 {
     const char *id = json_object_get_string_member(args, "id");
 
+    if (tls_object_exists(id)) {
+        if (!tls_object_del(id, errp)) {
+            return QMP_FAILED;
+        }
+        monitor_child_execute("object-del", args, tls_object_deleted, pending_new(req, args));
+        return QMP_PENDING;
+    }
     if (!exists(id)) {
         return QMP_PASS;
     }

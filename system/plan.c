@@ -18,6 +18,7 @@
 #include "net/net.h"
 #include "util/error.h"
 #include "util/options.h"
+#include "util/tls.h"
 #include "util/trace.h"
 
 #define DEFAULT_RAM (128ull << 20)
@@ -150,6 +151,9 @@ static bool take_object(Plan *plan, const char *text, GError **errp)
         plan_arg(plan, "-object");
         plan_arg(plan, "%s", text);
     }
+    if (tls_object_wants(type)) {
+        return true; /* take_tls_objects() */
+    }
     if (!net_object_wants(type)) {
         return true;
     }
@@ -160,6 +164,27 @@ static bool take_object(Plan *plan, const char *text, GError **errp)
         g_prefix_error(errp, "-object %s,id=%s: ", type, options_get_str(obj, "id", "?"));
     }
     return ok;
+}
+
+/* Credentials and secrets are of use on both sides too, and chardevs name them. */
+static bool take_tls_objects(Plan *plan, const CmdLine *cl, GError **errp)
+{
+    for (int pass = 0; pass < 2; pass++) {
+        for (guint i = 0; i < cl->options->len; i++) {
+            const CmdOption *o = &g_array_index(cl->options, CmdOption, i);
+            g_autoptr(JsonObject) obj =
+                !strcmp(o->name, "object") && o->arg
+                    ? options_parse(o->arg, "qom-type", NULL) : NULL;
+            const char *type = obj ? options_get_str(obj, "qom-type", "") : "";
+
+            if (tls_object_wants(type) && !strcmp(type, "secret") == (pass == 0) &&
+                !tls_object_add(obj, errp)) {
+                g_prefix_error(errp, "-object %s: ", type);
+                return false;
+            }
+        }
+    }
+    return true;
 }
 
 /* RULES 5 and 7: devices whose state the device save would hide. */
@@ -489,6 +514,9 @@ bool plan_make(Plan *plan, const CmdLine *cl, const char *argv0, GError **errp)
         if (!take_mon(plan, cl, arg, monitors, errp)) {
             return false;
         }
+    }
+    if (!take_tls_objects(plan, cl, errp)) {
+        return false;
     }
     for (guint i = 0; each(cl, "chardev", &i, &arg);) {
         bool taken;
