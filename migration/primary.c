@@ -84,7 +84,9 @@ static void on_proxy_trigger(ProxyTrigger t, const char *detail, void *opaque)
         [PROXY_TRIGGER_BACKLOG] = COLO_TRIGGER_BACKLOG,
         [PROXY_TRIGGER_STREAM] = COLO_TRIGGER_STREAM,
     };
-    colo_request_checkpoint(map[t], detail);
+    if (!colo.opts.ignore_wishes) {
+        colo_request_checkpoint(map[t], detail);
+    }
 }
 
 static void on_block_event(bool fatal, const char *message, void *opaque)

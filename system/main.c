@@ -121,6 +121,7 @@ static bool read_options(MigrationOptions *o, GError **errp)
     JsonObject *c = self.plan.colo;
 
     if (!options_get_bool(c, "verify-ram", &o->verify_ram, errp) ||
+        !options_get_bool(c, "ignore-wishes", &o->ignore_wishes, errp) ||
         !options_get_bool(c, "checkpoint-events", &events, errp) ||
         !options_get_uint(c, "peer-timeout", &timeout, 100, 3600000, errp)) {
         g_prefix_error(errp, "-colo: ");

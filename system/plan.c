@@ -442,7 +442,8 @@ static bool each(const CmdLine *cl, const char *name, guint *i, const char **arg
 static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
 {
     static const char *const known[] = {"emulator", "verify-ram", "die-at", "peer-timeout",
-                                        "checkpoint-events", "nic-buffer", NULL};
+                                        "checkpoint-events", "nic-buffer", "ignore-wishes",
+                                        NULL};
     const char *arg;
     uint64_t buffer = 0;
 

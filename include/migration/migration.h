@@ -32,6 +32,7 @@ typedef struct MigrationOptions {
     bool verify_ram;       /* test option: compare all of RAM at each checkpoint */
     char *die_at;          /* test option: "step" or "step:N": SIGKILL oneself at the
                             * N-th passing of that step after migration_arm_death() */
+    bool ignore_wishes;    /* test option: what the proxy asks for is counted, not done */
     unsigned peer_timeout; /* ms without a byte from the peer until it counts as lost */
     bool no_shutdown;      /* -no-shutdown was given: a guest's end is not the program's */
     bool hide_events;      /* no STOP and RESUME events for checkpoints */

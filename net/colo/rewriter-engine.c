@@ -8,13 +8,15 @@
  * the PVM's alone. Outside of this engine is the client's sequence space, always; inside
  * the guest's. A flow has one number, off = inside - outside: added to ACK and SACK
  * blocks towards the guest, taken from SEQ away from it. Timestamps are shifted in the
- * same way once a takeover needs it (RULES 23).
+ * same way, from the handshake on; a takeover adds what it needs (RULES 23).
  *
  * States of a flow. Embryonic: SYN or the guest's SYN|ACK seen; off unknown, frames pass
  * as they are. Known: off comes from the primary's comparison (rewriter_engine_isn), or
- * from the client's first ACK if that message is missing, or from the checkpoint. Over:
- * both FINs acknowledged, or RST; kept for TIME_WAIT. Embryonic flows and those that are
- * over make room first.
+ * from the client's first ACK if that message is missing, or from the checkpoint. That
+ * ACK echoes the PVM's clock, so it tells the offset of timestamps as well: a guest drops
+ * segments that echo what it never sent, and measures round trips by it. Over: both FINs
+ * acknowledged, or RST; kept for TIME_WAIT. Embryonic flows and those that are over make
+ * room first.
  *
  * Roll-back. The restored SVM has the PVM's own numbers, so offsets become those that the
  * primary had (0, unless the primary is the survivor of an earlier takeover).
@@ -123,6 +125,26 @@ static void learn_client(RewriterEngine *r, RwFlow *fl, const Packet *p)
     rw_kept_acked(r, fl);
 }
 
+/* The client's first ACK names both: the number that it got, and the clock's. */
+static void learn_offsets(RewriterEngine *r, RwFlow *fl, const Packet *p)
+{
+    if (!fl->syn_seen || !(p->flags & TCP_ACK) || (p->flags & (TCP_SYN | TCP_RST))) {
+        return;
+    }
+    if (!fl->off_known) {
+        fl->off = fl->svm_isn + 1 - p->ack;
+        fl->off_known = true;
+        fl->snd_known = true;
+        fl->snd_max = p->ack;
+        r->stats.learnt_ack++;
+    }
+    if (!fl->ts_known && fl->has_ts && p->has_ts) {
+        fl->ts_off = p->tsecr - fl->tsval_last;
+        fl->ts_floor = p->tsecr;
+        fl->ts_known = true;
+    }
+}
+
 static Frame *translate_in(RwFlow *fl, Frame *f, const Packet *p, bool *changed)
 {
     if (fl->off && (p->flags & TCP_ACK)) {
@@ -171,14 +193,7 @@ Frame *rewriter_engine_to_guest(RewriterEngine *r, Frame *f, int64_t now)
         }
         fl = rw_flow_add(r, &p.key, now);
     }
-    if (!fl->off_known && fl->syn_seen && (p.flags & TCP_ACK) &&
-        !(p.flags & (TCP_SYN | TCP_RST))) {
-        fl->off = fl->svm_isn + 1 - p.ack;
-        fl->off_known = true;
-        fl->snd_known = true;
-        fl->snd_max = p.ack;
-        r->stats.learnt_ack++;
-    }
+    learn_offsets(r, fl, &p);
     if ((p.flags & TCP_SYN) && fl->closed && !(p.flags & TCP_ACK)) {
         fl->cl_known = fl->cl_fin = false;
     }
@@ -212,7 +227,7 @@ static void guest_synack(RewriterEngine *r, RwFlow *fl, const Packet *p)
     fl->off_known = fl->snd_known = fl->ack_known = false;
     fl->cl_known = fl->cl_fin = fl->g_fin = fl->closed = false;
     fl->off = fl->ts_off = 0;
-    fl->has_ts = false;
+    fl->has_ts = fl->ts_known = false;
 }
 
 static void learn_guest(RwFlow *fl, const Frame *f, const Packet *p, uint32_t seq)
@@ -245,7 +260,7 @@ static void learn_guest(RwFlow *fl, const Frame *f, const Packet *p, uint32_t se
     if (p->has_ts) {
         if (!fl->has_ts) {
             fl->has_ts = true;
-            fl->ts_floor = p->tsval;
+            fl->ts_floor = p->tsval + fl->ts_off;
         } else if (seq_lt(p->tsval, fl->tsval_last)) {
             return;
         }

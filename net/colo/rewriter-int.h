@@ -48,7 +48,7 @@ struct RwFlow {
     uint32_t cl_ack, cl_edge;
     uint32_t cl_fin_end, g_fin_end;
 
-    bool has_ts;
+    bool has_ts, ts_known;
     uint32_t ts_off;     /* TSval outside = inside + ts_off */
     uint32_t tsval_last; /* inside: the last that the guest sent */
     uint32_t ts_floor;   /* highest that the client may have seen */

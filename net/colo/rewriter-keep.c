@@ -256,7 +256,8 @@ void rewriter_engine_takeover(RewriterEngine *r, int64_t now, RewriterEmitFunc f
             next = fl->next;
             emit_kept(r, fl, fn, opaque);
             emit_ack(r, fl, fn, opaque);
-            if (!fl->off && !fl->ts_off) {
+            /* Where the handshake is under way the client's next ACK tells. */
+            if (!fl->off && !fl->ts_off && fl->off_known) {
                 rw_flow_remove(r, fl);
             }
         }

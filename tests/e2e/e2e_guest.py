@@ -45,6 +45,7 @@ class Config:
     compare: str = ""           # more options of colo-compare, e.g. "compare_timeout=500"
     reconnect: str = "reconnect-ms=1000"  # before QEMU 9.2: reconnect=1
     usb: bool = False           # the documented usb-tablet
+    boots: bool = True          # else there is a machine, but no guest and no NIC
     net: object = Network       # netdev and addresses of the hosts
 
 
@@ -80,15 +81,16 @@ def smp(cfg):
 
 
 def common(cfg, name, rundir):
-    kernel, initrd = build_guest()
     line = [cfg.emulator, "-accel", "tcg", "-machine", cfg.machine, "-cpu", cfg.cpu,
             "-m", str(cfg.mem), "-smp", smp(cfg), "-name", name, "-nodefaults",
             "-vga", "none", "-display", "none",
             "-serial", "file:%s/serial.log" % rundir,
             "-qmp", "unix:%s/qmp,server=on,wait=off" % rundir,
-            "-kernel", kernel, "-initrd", initrd, "-append", kernel_command_line(cfg),
-            "-netdev", cfg.net.netdev,
-            "-device", "%s,id=e0,netdev=hn0,mac=%s,romfile=" % (cfg.nic, cfg.mac)]
+            "-netdev", cfg.net.netdev]
+    if cfg.boots:
+        kernel, initrd = build_guest()
+        line += ["-kernel", kernel, "-initrd", initrd, "-append", kernel_command_line(cfg),
+                 "-device", "%s,id=e0,netdev=hn0,mac=%s,romfile=" % (cfg.nic, cfg.mac)]
     if cfg.usb:
         line += ["-device", "piix3-usb-uhci", "-device", "usb-tablet"]
     return line

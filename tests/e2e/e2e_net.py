@@ -37,6 +37,7 @@ class Network:
     """Namespaces with names of their own, removed whatever happens to the test."""
 
     serial = 0
+    names = "abc"
     # What the command lines and clients need to know; e2e_switch.py has the same names.
     netdev = "tap,id=hn0,vhost=off,ifname=tap0,script=no,downscript=no"
     link = LINK_IP
@@ -50,7 +51,7 @@ class Network:
         prefix = os.environ.get("COLO_E2E_PREFIX", "colo")
         self._sweep(prefix)
         stem = "%s-%d-%d" % (prefix, os.getpid(), Network.serial)
-        self.ns = {who: "%s-%s" % (stem, who) for who in "abc"}
+        self.ns = {who: "%s-%s" % (stem, who) for who in self.names}
         self.made = []
         atexit.register(self.close)
         try:
@@ -87,7 +88,7 @@ class Network:
     def _sweep(prefix):
         """Remove what a run that was killed with SIGKILL has left."""
         for line in _ip("netns", "list").splitlines():
-            found = re.match(re.escape(prefix) + r"-(\d+)-\d+-[abc]\b", line)
+            found = re.match(re.escape(prefix) + r"-(\d+)-\d+-[a-z]\b", line)
             if found and not os.path.exists("/proc/" + found.group(1)):
                 _ip("netns", "del", found.group(0), check=False)
 

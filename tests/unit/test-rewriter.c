@@ -488,6 +488,59 @@ static void test_timestamps(void)
     world_free(w);
 }
 
+/* Two machines' clocks have nothing to do with each other. */
+static void test_clocks_of_two_machines(void)
+{
+    static const uint32_t clock[][2] = {
+        {5000, 900000}, {900000, 5000}, {0xfffffff0u, 7}, {3, 0x90000000u}};
+
+    for (unsigned i = 0; i < 2 * G_N_ELEMENTS(clock); i++) {
+        World *w = world_new(0);
+        FlowKey k = key_of(false);
+        uint32_t pvm = clock[i / 2][0], svm = clock[i / 2][1];
+        Packet p;
+
+        IN(.seq = CL - 1, .flags = TCP_SYN, .wscale = 3, .ts = true, .tsval = 70);
+        OUT(.seq = SVM_ISN, .ack = CL, .flags = TCP_SYN | TCP_ACK, .wscale = 7, .ts = true,
+            .tsval = svm, .tsecr = 70);
+        if (i & 1) {
+            rewriter_engine_isn(w->r, &k, PVM_ISN, SVM_ISN, w->now);
+        }
+        p = IN(.seq = CL, .ack = PVM_ISN + 1, .ts = true, .tsval = 71, .tsecr = pvm);
+        g_assert_cmpuint(p.tsecr, ==, svm); /* else the guest does not believe it */
+        p = OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "abc", .len = 3, .ts = true,
+                .tsval = svm + 20, .tsecr = 71);
+        g_assert_cmpuint(p.tsval, ==, pvm + 20);
+        p = IN(.seq = CL, .ack = PVM_ISN + 4, .ts = true, .tsval = 72, .tsecr = pvm + 20);
+        g_assert_cmpuint(p.tsecr, ==, svm + 20);
+        rewriter_engine_takeover(w->r, w->now, on_emit, w);
+        p = OUT(.seq = SVM_ISN + 4, .ack = CL, .data = "d", .len = 1, .ts = true,
+                .tsval = svm + 30, .tsecr = 72);
+        g_assert_cmpint((int32_t)(p.tsval - (pvm + 30)), >=, 0);
+        g_assert_cmpint((int32_t)(p.tsval - (pvm + 30)), <, 1000);
+        p = IN(.seq = CL, .ack = PVM_ISN + 5, .ts = true, .tsval = 73, .tsecr = p.tsval);
+        g_assert_cmpuint(p.tsecr, ==, svm + 30);
+        world_free(w);
+    }
+}
+
+/* The primary's SYN|ACK is out, the client's answer comes only after the takeover, and the
+ * primary's message is lost with it. */
+static void test_takeover_in_handshake(void)
+{
+    World *w = world_new(0);
+    Packet p;
+
+    IN(.seq = CL - 1, .flags = TCP_SYN, .wscale = 3);
+    OUT(.seq = SVM_ISN, .ack = CL, .flags = TCP_SYN | TCP_ACK, .wscale = 7);
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    p = IN(.seq = CL, .ack = PVM_ISN + 1);
+    g_assert_cmpuint(p.ack, ==, SVM_ISN + 1);
+    p = OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "abc", .len = 3);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN + 1);
+    world_free(w);
+}
+
 static void test_fuzz(void)
 {
     for (int round = 0; round < 20; round++) {
@@ -552,6 +605,8 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 #define T(name, fn) g_test_add_func("/rewriter/" name, fn)
+    T("clocks-of-two-machines", test_clocks_of_two_machines);
+    T("takeover-in-handshake", test_takeover_in_handshake);
     T("offsets", test_offsets);
     T("rst-of-closed-port", test_rst_of_closed_port);
     T("shared-frame", test_shared_frame_is_not_changed);
