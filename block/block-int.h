@@ -221,6 +221,18 @@ bool block_probe_matches(const uint8_t *data, size_t len);
 
 /** Take QEMU's image locks on @fd; refused if another program writes it. */
 bool block_file_lock(int fd, bool read_only, const char *filename, GError **errp);
+/** Only consistent read, and all may write: the image is another host's. */
+bool block_file_lock_borrow(int fd, const char *filename, GError **errp);
+/** A borrower becomes the writer; fails, and stays one, if there is another. */
+bool block_file_lock_own(int fd, const char *filename, GError **errp);
+void block_file_lock_disown(int fd);
+
+/** Whether @node is a raw image with direct I/O; one opened with shared-disk=on. */
+bool block_file_is_direct(BlockNode *node);
+bool block_file_is_shared(BlockNode *node);
+/** Take the writer's locks of raw image @node (fails if somebody has them), or give them
+ * up: from then on it cannot be written. Requests in flight must have ended. */
+bool block_file_own(BlockNode *node, bool own, GError **errp);
 
 /* --- nbd-client.c, for those that sit on it --- */
 

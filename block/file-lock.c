@@ -8,6 +8,12 @@
  * image holds a shared OFD lock on byte 100 + bit for each permission that it uses and on
  * byte 200 + bit for each that it does not let others use; then it looks whether someone
  * holds the counterpart of what it needs.
+ *
+ * A disk that two hosts share has one owner, which holds the locks of a writer. The other
+ * side is a borrower: it holds consistent read alone and denies nothing, until a takeover
+ * makes it the owner. An OFD lock goes with the last reference to the open file, and I/O
+ * in flight is one: so where locks reach the other host, a lock that has gone proves that
+ * its owner's direct I/O has ended.
  */
 #include "block-int.h"
 
@@ -41,16 +47,56 @@ static bool lock_is_free(int fd, off_t byte)
     return fcntl(fd, F_OFD_GETLK, &fl) != 0 || fl.l_type == F_UNLCK;
 }
 
-bool block_file_lock(int fd, bool read_only, const char *filename, GError **errp)
+static void unlock_byte(int fd, off_t byte)
 {
-    static const int all[] = {0, 1, 3};
-    static const int writing[] = {1, 3};
+    struct flock fl = {
+        .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+
+    fcntl(fd, F_OFD_SETLK, &fl);
+}
+
+static bool locks_work(int fd, const char *filename)
+{
     struct flock probe = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
 
     if (fcntl(fd, F_OFD_GETLK, &probe) != 0 && (errno == EINVAL || errno == ENOLCK)) {
         colo_report("image '%s': its file system has no locks; other programs are not "
                     "kept from it",
                     filename);
+        return false;
+    }
+    return true;
+}
+
+static const int all[] = {0, 1, 3};
+static const int writing[] = {1, 3};
+
+void block_file_lock_disown(int fd)
+{
+    for (size_t i = 0; i < G_N_ELEMENTS(writing); i++) {
+        unlock_byte(fd, LOCK_USED + writing[i]);
+        unlock_byte(fd, LOCK_DENIED + writing[i]);
+    }
+}
+
+bool block_file_lock_own(int fd, const char *filename, GError **errp)
+{
+    bool ok = block_file_lock(fd, false, filename, errp);
+
+    if (!ok) {
+        block_file_lock_disown(fd);
+    }
+    return ok;
+}
+
+bool block_file_lock_borrow(int fd, const char *filename, GError **errp)
+{
+    return !locks_work(fd, filename) || lock_byte(fd, LOCK_USED, filename, errp);
+}
+
+bool block_file_lock(int fd, bool read_only, const char *filename, GError **errp)
+{
+    if (!locks_work(fd, filename)) {
         return true;
     }
     for (size_t i = 0; i < (read_only ? 1 : G_N_ELEMENTS(all)); i++) {

@@ -306,6 +306,19 @@ static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
     if (raw && local && block_file_suits(opts)) {
         return block_file_open(name, opts, driver, probed, errp);
     }
+    bool shared = false;
+    if (!options_get_bool(opts, "shared-disk", &shared, errp)) {
+        return NULL;
+    }
+    if (shared) {
+        colo_error_set(errp,
+                       "%s: shared-disk=on needs driver=raw on a local file or block device, "
+                       "without other options: what a format keeps in memory the other host "
+                       "cannot see",
+                       what);
+        return NULL;
+    }
+    json_object_remove_member(opts, "shared-disk");
     return block_daemon_open(name, opts, driver, filename, errp);
 }
 

@@ -44,14 +44,14 @@ static void check_io(const char *node, uint64_t size)
                     -EINVAL);
 }
 
-static void test_raw(void)
+static void check_raw(const char *more)
 {
     block_test_begin();
     g_autofree char *path = test_image("a.raw", 4 * MIB);
     g_autofree uint8_t *file = g_malloc(4 * MIB), *disk = g_malloc(4 * MIB);
 
-    test_add("id=d0,if=ide,index=0,media=disk,driver=raw,file.filename=%s,aio=io_uring",
-             path);
+    test_add("id=d0,if=ide,index=0,media=disk,driver=raw,file.filename=%s,aio=io_uring%s",
+             path, more);
     g_assert_cmpint(block_node_size("d0", NULL), ==, 4 * MIB);
     check_io("d0", 4 * MIB);
     test_file_read(path, file, 4 * MIB);
@@ -60,19 +60,108 @@ static void test_raw(void)
     block_test_end();
 }
 
+static void test_raw(void)
+{
+    check_raw("");
+}
+
+static void test_raw_direct(void)
+{
+    check_raw(",cache.direct=on,discard=unmap");
+}
+
 static void test_raw_odd_size(void)
 {
-    block_test_begin();
-    g_autofree char *path = test_image("odd.raw", 1000);
-    uint8_t buf[1024];
+    for (int direct = 0; direct < 2; direct++) {
+        block_test_begin();
+        g_autofree char *path = test_image("odd.raw", 1000);
+        uint8_t buf[1024];
 
-    test_add("id=d0,file=%s,format=raw", path);
-    g_assert_cmpint(block_node_size("d0", NULL), ==, 1024);
-    memset(buf, 1, sizeof(buf));
-    g_assert_cmpint(test_io("d0", BLOCK_OP_READ, 0, 1024, buf), ==, 0);
-    for (int i = 0; i < 1024; i++) {
-        g_assert_cmpint(buf[i], ==, 0);
+        test_add("id=d0,file=%s,format=raw,cache.direct=%s", path, direct ? "on" : "off");
+        g_assert_cmpint(block_node_size("d0", NULL), ==, 1024);
+        memset(buf, 1, sizeof(buf));
+        g_assert_cmpint(test_io("d0", BLOCK_OP_READ, 0, 1024, buf), ==, 0);
+        for (int i = 0; i < 1024; i++) {
+            g_assert_cmpint(buf[i], ==, 0);
+        }
+        block_test_end();
     }
+}
+
+/* Direct I/O with memory and offsets that the disk would refuse. */
+static void test_direct_unaligned(void)
+{
+    block_test_begin();
+    g_autofree char *path = test_image("d.raw", MIB);
+    g_autofree uint8_t *model = g_malloc(MIB), *raw = g_malloc(MIB + 64);
+    BlockNode *node;
+
+    test_add("id=d0,driver=raw,file.filename=%s,cache.direct=on", path);
+    node = test_node("d0");
+    g_assert_true(block_file_is_direct(node));
+    for (int i = 0; i < MIB; i++) {
+        model[i] = i * 7 + i / 512;
+    }
+    g_assert_cmpint(test_io("d0", BLOCK_OP_WRITE, 0, MIB, model), ==, 0);
+    for (int off = 0; off < 3; off++) {
+        g_assert_cmpint(test_io("d0", BLOCK_OP_READ, 511 * off, 70000 + off, raw + 1 + off),
+                        ==, 0);
+        g_assert_cmpmem(raw + 1 + off, 70000 + off, model + 511 * off, 70000 + off);
+    }
+    /* A part of a sector would be a read and a write, and is refused. */
+    g_assert_cmpint(test_io("d0", BLOCK_OP_WRITE, 100, 512, model), ==, -EINVAL);
+    block_test_end();
+}
+
+/* An image of two hosts: read by both, written by its owner, stock tools kept out. */
+static void test_shared(void)
+{
+    block_test_begin();
+    g_autofree char *path = test_image("s.raw", MIB);
+    g_autofree char *cmd = g_strdup_printf("qemu-io -f raw -c 'write 0 512' %s", path);
+    g_autoptr(GError) err = NULL;
+    uint8_t buf[512], mine[512];
+    int status;
+
+    memset(mine, 0x33, sizeof(mine));
+    test_add("id=owner,driver=raw,file.filename=%s,cache.direct=on", path);
+    test_add("id=other,driver=raw,file.filename=%s,shared-disk=on", path);
+    BlockNode *owner = test_node("owner"), *other = test_node("other");
+    g_assert_true(block_file_is_direct(other) && block_file_is_shared(other));
+    g_assert_false(block_file_is_shared(owner));
+    g_assert_cmpint(test_io("other", BLOCK_OP_WRITE, 0, 512, mine), ==, -EPERM);
+    g_assert_cmpint(test_io("other", BLOCK_OP_ZEROES, 0, 512, NULL), ==, -EPERM);
+    g_assert_cmpint(test_io("owner", BLOCK_OP_WRITE, 0, 512, mine), ==, 0);
+    g_assert_cmpint(test_io("other", BLOCK_OP_READ, 0, 512, buf), ==, 0);
+    g_assert_cmpmem(buf, 512, mine, 512);
+
+    g_assert_false(block_file_own(other, true, &err));
+    g_assert_nonnull(strstr(err->message, "in use by another program"));
+    g_clear_error(&err);
+    g_spawn_command_line_sync(cmd, NULL, NULL, &status, NULL);
+    g_assert_cmpint(status, !=, 0);
+    /* The owner opens while there is a borrower, too. */
+    g_assert_true(block_node_del("owner", NULL));
+    test_add("id=owner,driver=raw,file.filename=%s,cache.direct=on", path);
+    g_assert_false(block_file_own(other, true, NULL));
+    owner = test_node("owner");
+    g_assert_true(block_file_own(owner, false, NULL));
+    g_assert_cmpint(test_io("owner", BLOCK_OP_WRITE, 0, 512, mine), ==, -EPERM);
+    block_file_own(other, true, &err);
+    g_assert_no_error(err);
+    g_assert_cmpint(test_io("other", BLOCK_OP_WRITE, 512, 512, mine), ==, 0);
+    g_assert_false(block_file_own(owner, true, NULL));
+    g_spawn_command_line_sync(cmd, NULL, NULL, &status, NULL);
+    g_assert_cmpint(status, !=, 0);
+    g_assert_true(block_node_del("owner", NULL));
+    g_assert_true(block_node_del("other", NULL));
+    g_free(test_run("%s", cmd));
+
+    test_add_fails("read-only", "id=d1,driver=raw,file.filename=%s,shared-disk=on,read-only=on",
+                   path);
+    g_autofree char *q = test_path("s.qcow2");
+    g_free(test_run("qemu-img create -f qcow2 %s 1M", q));
+    test_add_fails("driver=raw", "id=d1,driver=qcow2,file.filename=%s,shared-disk=on", q);
     block_test_end();
 }
 
@@ -189,7 +278,10 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/block/file/raw", test_raw);
+    g_test_add_func("/block/file/raw-direct", test_raw_direct);
     g_test_add_func("/block/file/odd-size", test_raw_odd_size);
+    g_test_add_func("/block/file/direct-unaligned", test_direct_unaligned);
+    g_test_add_func("/block/file/shared", test_shared);
     g_test_add_func("/block/file/locks", test_locks);
     g_test_add_func("/block/file/probe", test_probe);
     g_test_add_func("/block/file/qcow2", test_qcow2);
