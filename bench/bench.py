@@ -24,6 +24,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)),
                                 "..", "tests", "e2e"))
 
+import bench_proxy  # noqa: E402
 import colo_e2e  # noqa: E402
 from bench_svg import pauses_svg  # noqa: E402
 from e2e_net import GUEST_IP, TWIN_IP, NetError  # noqa: E402
@@ -243,6 +244,12 @@ def bench_failover(b):
             "exit_ms": spread([k["exit_ms"] for k in kills])}
 
 
+# The comparison alone
+
+def bench_compare(b):
+    return bench_proxy.measure(b, b.options.build)
+
+
 # Output
 
 def machine_facts():
@@ -320,7 +327,7 @@ def show_failover(r):
 
 BENCHES = {"alone": bench_alone, "front": bench_front, "twin": bench_twin,
            "front-twin": bench_front_twin, "protected": bench_protected,
-           "pause": bench_pause, "failover": bench_failover}
+           "pause": bench_pause, "failover": bench_failover, "proxy": bench_compare}
 
 
 def on_signal(sig, frame):
@@ -373,6 +380,10 @@ def main():
             f.write(pauses_svg(b.results["pause"]))
     if "failover" in b.results:
         show_failover(b.results["failover"])
+    if "proxy" in b.results:
+        bench_proxy.show_proxy(show, b.results["proxy"])
+        with open(folder + "/proxy.svg", "w") as f:
+            f.write(bench_proxy.proxy_svg(b.results["proxy"]))
     whole = {"machine": facts, "failures": b.failures, **b.results}
     for path in (options.json, folder + "/bench.json"):
         if path:
@@ -381,7 +392,7 @@ def main():
     for failure in b.failures:
         print("FAILED: " + failure)
     print("written: %s/*.json%s; %.0f s" % (
-        folder, ", pause.svg" if "pause" in b.results else "",
+        folder, "".join(", %s.svg" % n for n in ("pause", "proxy") if n in b.results),
         time.monotonic() - options.begin))
     return 1 if b.failures else 0
 

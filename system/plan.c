@@ -443,9 +443,10 @@ static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
 {
     static const char *const known[] = {"emulator", "verify-ram", "die-at", "peer-timeout",
                                         "checkpoint-events", "nic-buffer", "ignore-wishes",
-                                        NULL};
+                                        "compare-always", NULL};
     const char *arg;
     uint64_t buffer = 0;
+    bool always = false;
 
     plan->colo = json_object_new();
     for (guint i = 0; each(cl, "colo", &i, &arg);) {
@@ -455,7 +456,8 @@ static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
             return false;
         }
     }
-    if (!options_get_size(plan->colo, "nic-buffer", 1, &buffer, errp)) {
+    if (!options_get_size(plan->colo, "nic-buffer", 1, &buffer, errp) ||
+        !options_get_bool(plan->colo, "compare-always", &always, errp)) {
         g_prefix_error(errp, "-colo: ");
         return false;
     }
@@ -463,6 +465,7 @@ static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
     if (buffer) {
         net_set_guest_buffer(buffer);
     }
+    net_set_compare_always(always);
     return true;
 }
 

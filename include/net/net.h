@@ -76,6 +76,10 @@ char *netdev_child_option(NetDev *nd);
 /** Test option: SO_SNDBUF of the guest's end of NetDevs made from now on. */
 void net_set_guest_buffer(unsigned bytes);
 
+/** Whether a colo-compare compares from the start, without a pair (as stock's does):
+ * for benchmarks and for tests against stock. Before the objects are made. */
+void net_set_compare_always(bool always);
+
 /** @fn (net thread, under its lock; must only post) is asked to make the child look at
  * its NIC on @netdev again: frames lie unread although it should take them. */
 void net_set_nudge(void (*fn)(const char *netdev));

@@ -183,6 +183,14 @@ static const ChardevHandlers compare_out_handlers = {.frame = compare_out_frame}
 
 /* --- Object --- */
 
+/* Room singleton, set before any object is made. */
+static bool compare_always;
+
+void net_set_compare_always(bool always)
+{
+    compare_always = always;
+}
+
 static const char *const compare_options[] = {
     "qom-type", "id", "primary_in", "secondary_in", "outdev", "iothread", "compare_timeout",
     "expired_scan_cycle", "max_queue_size", "vnet_hdr_support", NULL};
@@ -252,6 +260,9 @@ ColoCompare *colo_compare_new(JsonObject *opts, GError **errp)
     }
     CompareConfig cfg = compare_config(c);
     c->engine = compare_engine_new(&cfg, &compare_ops, c);
+    if (compare_always) {
+        compare_engine_set_mode(c->engine, COMPARE_MODE_COMPARE, g_get_monotonic_time());
+    }
     if (!(c->out = colo_claim_chardev(opts, "outdev", what, &compare_out_handlers, c,
                                       c->vnet_hdr, errp)) ||
         !(c->primary_in = colo_claim_chardev(opts, "primary_in", what,
