@@ -28,6 +28,7 @@
 /* The longest read or write that is accepted or sent, as QEMU's NBD has it. */
 #define BLOCK_MAX_TRANSFER (32u * 1024 * 1024)
 #define BLOCK_SECTOR 512
+#define ROUND_UP(n, to) (((n) + (to) - 1) / (to) * (to))
 
 /* --- thread.c: the thread, its lock, deferred completions, waiting --- */
 
@@ -63,6 +64,7 @@ typedef enum BlockOp {
 
 #define BLOCK_REQ_FUA 1u       /* on the disk when done */
 #define BLOCK_REQ_MAY_UNMAP 2u /* zeroes may punch a hole */
+#define BLOCK_REQ_BACKGROUND 4u /* nobody waits: leave the block thread free */
 
 typedef struct BlockBuf {
     gint refs;
@@ -318,6 +320,10 @@ void block_uring_read(int fd, void *buf, size_t len, uint64_t offset, BlockUring
                       void *opaque);
 void block_uring_write(int fd, const void *buf, size_t len, uint64_t offset, bool dsync,
                        BlockUringFunc fn, void *opaque);
+/** As block_uring_write(), by a thread of the kernel: a large buffered write is a copy, which
+ * else the block thread would make within the submission. */
+void block_uring_write_background(int fd, const void *buf, size_t len, uint64_t offset,
+                                  BlockUringFunc fn, void *opaque);
 void block_uring_fdatasync(int fd, BlockUringFunc fn, void *opaque);
 void block_uring_fallocate(int fd, int mode, uint64_t offset, uint64_t len,
                            BlockUringFunc fn, void *opaque);

@@ -112,6 +112,10 @@ static void file_op_step(FileOp *op)
     if (req->op == BLOCK_OP_READ) {
         block_uring_read(op->f->fd, req->data + op->pos, left, req->offset + op->pos,
                          file_moved, op);
+    } else if (req->op == BLOCK_OP_WRITE && (req->flags & BLOCK_REQ_BACKGROUND) &&
+               !(req->flags & BLOCK_REQ_FUA)) {
+        block_uring_write_background(op->f->fd, req->data + op->pos, left,
+                                     req->offset + op->pos, file_moved, op);
     } else if (req->op == BLOCK_OP_WRITE) {
         block_uring_write(op->f->fd, req->data + op->pos, left, req->offset + op->pos,
                           req->flags & BLOCK_REQ_FUA, file_moved, op);

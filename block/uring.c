@@ -30,6 +30,7 @@ typedef struct UringOp {
     size_t len;
     uint64_t offset;
     uint64_t range;
+    bool background;
     BlockUringFunc fn;
     void *opaque;
 } UringOp;
@@ -67,6 +68,9 @@ static bool uring_prepare(UringOp *op)
     case URING_FALLOCATE:
         io_uring_prep_fallocate(sqe, op->fd, op->mode, op->offset, op->range);
         break;
+    }
+    if (op->background) {
+        sqe->flags |= IOSQE_ASYNC;
     }
     io_uring_sqe_set_data(sqe, op);
     uring.in_flight++;
@@ -183,6 +187,19 @@ void block_uring_write(int fd, const void *buf, size_t len, uint64_t offset, boo
                           .len = len,
                           .offset = offset,
                           .mode = dsync ? RWF_DSYNC : 0,
+                          .fn = fn,
+                          .opaque = opaque});
+}
+
+void block_uring_write_background(int fd, const void *buf, size_t len, uint64_t offset,
+                                  BlockUringFunc fn, void *opaque)
+{
+    uring_queue((UringOp){.kind = URING_WRITE,
+                          .fd = fd,
+                          .buf = (void *)buf,
+                          .len = len,
+                          .offset = offset,
+                          .background = true,
                           .fn = fn,
                           .opaque = opaque});
 }

@@ -179,6 +179,9 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
     colo.run_state_requests = g_ptr_array_new();
     colo.user_paused = child->start_paused;
     colo.state = child->incoming ? COLO_STATE_WAITING : COLO_STATE_ALONE;
+    if (opts->die_at) {
+        block_replication_set_step(colo_step);
+    }
     colo.qmp = child_qmp_new(child->qmp_fd, errp);
     if (!colo.qmp || !check_blockers(errp) || !learn_identity(errp)) {
         return false;

@@ -22,8 +22,21 @@ static struct {
     void *arrived_opaque;
     BlockBarrier *barriers;
     unsigned n_barriers;
+    void (*step)(const char *step);
     gint cancelled; /* atomic: the program ends, a takeover is not waited for */
 } control;
+
+void block_replication_set_step(void (*fn)(const char *step))
+{
+    control.step = fn;
+}
+
+void secondary_step(const char *step)
+{
+    if (control.step) {
+        control.step(step);
+    }
+}
 
 void secondary_notify(bool fatal, const char *message)
 {
@@ -191,8 +204,11 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
     return true;
 }
 
+/* Moves the line, too: some entries a call. */
 static bool barriers_arrived(const BlockBarrier *b, unsigned n)
 {
+    bool there = true;
+
     for (unsigned i = 0; i < n; i++) {
         BlockSecondary *s = secondary_of_disk(b[i].disk);
 
@@ -200,16 +216,25 @@ static bool barriers_arrived(const BlockBarrier *b, unsigned n)
         if (!s || s->through > 0 || secondary_arrivals(s) < b[i].sequence) {
             return false;
         }
+        if (s->state == SECONDARY_LOGGING &&
+            !secondary_stage(s, b[i].sequence, STAGE_STEP)) {
+            secondary_stage_later(s);
+            there = false;
+        }
+        there &= s->layers->len < LAYERS_MAX;
     }
-    return true;
+    return there;
 }
 
 void secondary_check_arrived(void)
 {
-    if (control.arrived_fn && barriers_arrived(control.barriers, control.n_barriers)) {
+    if (control.n_barriers && barriers_arrived(control.barriers, control.n_barriers)) {
         GSourceFunc fn = g_steal_pointer(&control.arrived_fn);
 
-        fn(control.arrived_opaque);
+        control.n_barriers = 0;
+        if (fn) {
+            fn(control.arrived_opaque);
+        }
     }
 }
 
@@ -221,8 +246,8 @@ bool block_secondary_arrived(const BlockBarrier *barriers, unsigned n, GSourceFu
     control.arrived_fn = there ? NULL : done;
     control.arrived_opaque = opaque;
     g_free(control.barriers);
-    control.barriers = g_memdup2(barriers, n * sizeof(*barriers));
-    control.n_barriers = n;
+    control.barriers = there ? NULL : g_memdup2(barriers, n * sizeof(*barriers));
+    control.n_barriers = there ? 0 : n;
     block_unlock();
     return there;
 }
@@ -246,11 +271,13 @@ static bool check_barriers(const BlockBarrier *b, unsigned n, GPtrArray *all,
                            s->error ? s->error : "");
             return false;
         }
-        if (b[i].sequence < s->committed || b[i].sequence > secondary_arrivals(s)) {
+        uint64_t line = MAX(s->committed, s->staged_line);
+
+        if (b[i].sequence < line || b[i].sequence > secondary_arrivals(s)) {
             colo_error_set(errp,
                            "disk '%s': barrier %" PRIu64 " is not between the last one "
                            "%" PRIu64 " and the %" PRIu64 " requests that arrived",
-                           b[i].disk, b[i].sequence, s->committed, secondary_arrivals(s));
+                           b[i].disk, b[i].sequence, line, secondary_arrivals(s));
             return false;
         }
         for (unsigned k = 0; k < i; k++) {
@@ -279,18 +306,17 @@ bool block_secondary_check(const BlockBarrier *barriers, unsigned n, GError **er
 
 static void secondary_commit(BlockSecondary *s, uint64_t sequence)
 {
-    LogEntry *e;
-
-    while ((e = g_queue_peek_head(&s->pending)) && e->seq <= sequence) {
-        g_queue_pop_head(&s->pending);
-        log_map_remove(s->pending_map, e->start, e->end, e);
-        log_map_insert(s->committed_map, e);
-        g_queue_push_tail(&s->to_apply, e);
+    /* Usually done when it arrived. */
+    secondary_stage(s, sequence, UINT_MAX);
+    if (!g_queue_is_empty(&s->staged->queue)) {
+        g_ptr_array_add(s->layers, s->staged);
+        s->staged = log_layer_new();
     }
     s->committed = sequence;
     overlay_clear_all(s->overlay);
     s->generation++;
     s->asked = false;
+    secondary_step("commit");
     secondary_apply(s);
     g_main_context_wakeup(io_thread_context(block_thread()));
 }
@@ -387,7 +413,7 @@ bool block_secondary_takeover(GError **errp)
 static uint64_t settle_left(BlockSecondary *s)
 {
     block_lock();
-    uint64_t left = s->to_apply.length + s->applying + s->through;
+    uint64_t left = s->log.memory + s->log.spilled + s->applying + s->through;
     block_unlock();
     return left;
 }

@@ -13,12 +13,12 @@ struct LogMap {
     GTree *tree; /* &extent->start -> extent */
 };
 
-static uint64_t entry_cost(const LogEntry *e)
+static uint64_t entry_memory(const LogEntry *e)
 {
     return LOG_ENTRY_OVERHEAD + (e->buf ? e->buf->size : 0);
 }
 
-LogEntry *log_entry_new(const BlockRequest *req, uint64_t seq, uint64_t *account)
+LogEntry *log_entry_new(const BlockRequest *req, uint64_t seq, LogAccount *account)
 {
     LogEntry *e = g_new0(LogEntry, 1);
 
@@ -31,7 +31,7 @@ LogEntry *log_entry_new(const BlockRequest *req, uint64_t seq, uint64_t *account
         e->data = req->data;
     }
     e->account = account;
-    *account += entry_cost(e);
+    account->memory += entry_memory(e);
     return e;
 }
 
@@ -43,11 +43,29 @@ LogEntry *log_entry_ref(LogEntry *e)
 
 void log_entry_unref(LogEntry *e)
 {
-    if (--e->refs == 0) {
-        *e->account -= entry_cost(e);
-        block_buf_unref(e->buf);
-        g_free(e);
+    if (--e->refs > 0) {
+        return;
     }
+    e->account->memory -= entry_memory(e);
+    if (e->spilled) {
+        uint64_t len = e->end - e->start;
+
+        e->account->spilled -= len;
+        overlay_clear(e->account->space, e->spill_offset,
+                      e->spill_offset + ROUND_UP(len, BLOCK_SECTOR));
+    }
+    block_buf_unref(e->buf);
+    g_free(e);
+}
+
+void log_entry_set_spilled(LogEntry *e, uint64_t offset)
+{
+    e->account->memory -= e->buf->size;
+    e->account->spilled += e->end - e->start;
+    g_clear_pointer(&e->buf, block_buf_unref);
+    e->data = NULL;
+    e->spilled = true;
+    e->spill_offset = offset;
 }
 
 static int compare_start(gconstpointer a, gconstpointer b, gpointer opaque)

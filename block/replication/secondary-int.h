@@ -8,24 +8,27 @@
  * checkpoint; the SVM sees that checkpoint plus its own writes; what the primary wrote
  * since waits in the log, seen by nobody but the export itself.
  *
- *   export reads:  pending log  >  committed log  >  image
- *   SVM reads:     overlay      >  committed log  >  image
+ *   export reads:  pending log  >  staged log  >  committed layers  >  image
+ *   SVM reads:     overlay                     >  committed layers  >  image
  *
  * States: IDLE (writes of the export go through to the image, counted), LOGGING (they go
  * to the log), TAKEOVER (log closed; committed log and overlay flow into the image while
  * the SVM runs), LIVE (the node is the image), FAILED (an image error; never live).
  *
  * Invariants. The pending queue is in arrival order and every entry's seq is the count of
- * modifying requests on the connection. A commit is only a move of the line in that
- * queue: entries below become part of the committed map at once and are written to the
- * image later, in order; the map hides the image's old content until then. The image is
- * written only through its front, which keeps overlapping writes in order of submission;
- * whoever writes newer data than the committed map first removes the map's range.
+ * modifying requests on the connection. When a barrier is known, entries below it are moved to
+ * the staged layer, some at a time; when all are there the barrier has "arrived". A commit
+ * then is one pointer: the staged layer becomes the newest committed one and is written to
+ * the image later, in order (apply.c); its map hides the image's old content until then. The
+ * image is written only through its front, which keeps overlapping writes in order of
+ * submission; whoever writes newer data than the layers have first takes its range out of
+ * their maps.
  *
- * Limits: the log is in memory: over LOG_SOFT or OVERLAY_SOFT a checkpoint is asked for,
- * over LOG_HARD the connection is no longer read. While replication runs a marker file
- * beside the image tells that it may be between two checkpoints; it goes with a clean
- * end. Spilling the log to the hidden disk is not done: that disk is only checked for.
+ * Limits: over LOG_SOFT or OVERLAY_SOFT a checkpoint is asked for; over log-memory new entries
+ * are spilled to the hidden disk (spill.c), and while that does not keep up the connection
+ * is not read. With LAYERS_MAX layers a barrier does not arrive until one is written. While
+ * replication runs a marker file beside the image tells that it may be between two
+ * checkpoints; it goes with a clean end.
  */
 #ifndef COLO_BLOCK_SECONDARY_INT_H
 #define COLO_BLOCK_SECONDARY_INT_H
@@ -36,9 +39,14 @@
 #include "overlay.h"
 
 #define LOG_SOFT (64ull * 1024 * 1024)
-#define LOG_HARD (512ull * 1024 * 1024)
+#define LOG_MEMORY (128ull * 1024 * 1024) /* default of log-memory */
+#define SPILL_SLACK (32ull * 1024 * 1024) /* being written to the hidden disk */
 #define OVERLAY_SOFT (32ull * 1024 * 1024)
-#define APPLY_DEPTH 16
+#define LAYERS_MAX 8
+#define STAGE_STEP 256 /* entries that are moved at once */
+#define APPLY_DEPTH 32
+#define APPLY_CHUNK (256u * 1024)
+#define APPLY_BYTES (2ull * 1024 * 1024)
 #define MERGE_DEPTH 8
 #define MERGE_CHUNK (1024 * 1024)
 
@@ -49,6 +57,14 @@ typedef enum SecondaryState {
     SECONDARY_LIVE,
     SECONDARY_FAILED,
 } SecondaryState;
+
+/* A checkpoint's entries. */
+typedef struct LogLayer {
+    LogMap *map;
+    GQueue queue;      /* LogEntry, not yet written to the image */
+    uint64_t pos;      /* up to where the first of them is */
+    unsigned applying; /* pieces in flight */
+} LogLayer;
 
 struct BlockSecondary {
     BlockNode *node;
@@ -66,14 +82,26 @@ struct BlockSecondary {
     bool conn_lost;
     uint64_t lost_count; /* of the bound connection, after it has gone */
     uint64_t committed;  /* seq of the last barrier */
+    uint64_t staged_line; /* up to here entries were moved to @staged */
     unsigned through;    /* write-through requests in flight, from before the start */
 
-    GQueue pending; /* LogEntry */
-    LogMap *pending_map, *committed_map;
-    uint64_t log_bytes;
+    LogAccount log;
+    uint64_t log_memory; /* option: beyond it entries are spilled */
+    GQueue pending;      /* LogEntry */
+    LogMap *pending_map;
+    uint64_t pending_bytes;
+    LogLayer *staged;
+    GPtrArray *layers; /* LogLayer, committed, the oldest first */
     bool asked;        /* for a checkpoint, since the last one */
-    GQueue to_apply;   /* LogEntry, committed */
-    unsigned applying; /* requests in flight */
+    unsigned applying; /* pieces in flight, of all layers */
+    uint64_t apply_bytes;
+    GSource *apply_idle, *stage_idle, *garbage_idle;
+    GPtrArray *garbage; /* LogLayer, to be freed bit by bit */
+
+    uint64_t spill_next; /* where the next free place on the hidden disk is looked for */
+    unsigned spilling;
+    uint64_t spilling_bytes;
+    int spill_error;
 
     Overlay *overlay;
     unsigned generation; /* of the overlay: a commit starts a new one */
@@ -92,6 +120,9 @@ struct BlockSecondary {
 /* secondary.c */
 GPtrArray *secondaries(void);
 const char *secondary_state_name(SecondaryState state);
+/** A source that calls @fn in the block thread as soon as other work allows; the caller owns
+ * it and destroys it within @fn. */
+GSource *secondary_idle(GSourceFunc fn, void *opaque);
 
 /* secondary-io.c */
 void secondary_submit(BlockNode *node, BlockRequest *req);
@@ -100,12 +131,30 @@ void secondary_read(BlockSecondary *s, BlockRequest *req, bool with_pending,
                     BlockRangeLock *lock);
 
 /* secondary-log.c */
-void secondary_apply(BlockSecondary *s);
+/** Move the line to @sequence, at most @max entries; whether it is there. */
+bool secondary_stage(BlockSecondary *s, uint64_t sequence, unsigned max);
+/** Go on with that in the background. */
+void secondary_stage_later(BlockSecondary *s);
+/** Forget what was not committed. */
+void secondary_drop_pending(BlockSecondary *s);
 void secondary_fail(BlockSecondary *s, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
 /** Ask for a checkpoint, once. */
 void secondary_ask(BlockSecondary *s, const char *why);
 uint64_t secondary_arrivals(BlockSecondary *s);
+
+/* apply.c */
+LogLayer *log_layer_new(void);
+void log_layer_free(LogLayer *l);
+void secondary_apply(BlockSecondary *s);
+/** After an error: queue again what is still in the layers' maps. */
+void secondary_apply_again(BlockSecondary *s);
+/** Newer data for [start, end) is about to be written to the image. */
+void secondary_layers_remove(BlockSecondary *s, uint64_t start, uint64_t end);
 void secondary_check_settled(BlockSecondary *s);
+
+/* spill.c */
+/** Send @e's data to the hidden disk if memory is over its bound. */
+void secondary_spill(BlockSecondary *s, LogEntry *e);
 
 /* takeover.c */
 void secondary_takeover_begin(BlockSecondary *s);
@@ -114,5 +163,7 @@ void secondary_takeover_step(BlockSecondary *s);
 /* control.c: the controller's callback and waits */
 void secondary_notify(bool fatal, const char *message);
 void secondary_check_arrived(void);
+/** Where the test option die-at may strike. */
+void secondary_step(const char *step);
 
 #endif

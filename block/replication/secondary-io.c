@@ -21,6 +21,7 @@ typedef struct ComposedRead {
 typedef struct ReadPart {
     BlockRequest req;
     ComposedRead *cr;
+    LogEntry *entry; /* spilled: its place must not be given away meanwhile */
 } ReadPart;
 
 static void composed_put(ComposedRead *cr, int ret)
@@ -45,17 +46,23 @@ static void part_done(BlockRequest *req, int ret)
     ReadPart *part = req->opaque;
     ComposedRead *cr = part->cr;
 
+    if (part->entry) {
+        log_entry_unref(part->entry);
+    }
     g_free(part);
     composed_put(cr, ret);
 }
 
-static void read_from(ComposedRead *cr, BlockNode *node, uint64_t start, uint64_t end)
+/* [start, end) of the guest's disk from @offset of @node. */
+static void read_from(ComposedRead *cr, BlockNode *node, uint64_t offset, LogEntry *e,
+                      uint64_t start, uint64_t end)
 {
     ReadPart *part = g_new0(ReadPart, 1);
 
     part->cr = cr;
+    part->entry = e ? log_entry_ref(e) : NULL;
     part->req.op = BLOCK_OP_READ;
-    part->req.offset = start;
+    part->req.offset = offset;
     part->req.bytes = end - start;
     part->req.data = cr->orig->data + (start - cr->orig->offset);
     part->req.done = part_done;
@@ -64,37 +71,39 @@ static void read_from(ComposedRead *cr, BlockNode *node, uint64_t start, uint64_
     block_submit(node, &part->req);
 }
 
-static void copy_from(ComposedRead *cr, const LogEntry *e, uint64_t start, uint64_t end)
+static void read_entry(ComposedRead *cr, LogEntry *e, uint64_t start, uint64_t end)
 {
     uint8_t *to = cr->orig->data + (start - cr->orig->offset);
 
-    if (e->buf) {
+    if (e->spilled) {
+        read_from(cr, cr->s->hidden, e->spill_offset + (start - e->start), e, start, end);
+    } else if (e->buf) {
         memcpy(to, e->data + (start - e->start), end - start);
     } else {
         memset(to, 0, end - start);
     }
 }
 
-/* [start, end) of @map, what it does not cover of the next layer. */
-static void read_map(ComposedRead *cr, LogMap *map, LogMap *below, uint64_t start,
-                     uint64_t end)
+/* [start, end) of the first of @n maps, what it does not cover of the next. */
+static void read_maps(ComposedRead *cr, LogMap **maps, unsigned n, uint64_t start,
+                      uint64_t end)
 {
+    if (n == 0) {
+        read_from(cr, cr->s->parent, start, NULL, start, end);
+        return;
+    }
     while (start < end) {
-        LogExtent *x = log_map_next(map, start);
+        LogExtent *x = log_map_next(maps[0], start);
         uint64_t hole = x ? MIN(MAX(x->start, start), end) : end;
 
         if (hole > start) {
-            if (below) {
-                read_map(cr, below, NULL, start, hole);
-            } else {
-                read_from(cr, cr->s->parent, start, hole);
-            }
+            read_maps(cr, maps + 1, n - 1, start, hole);
             start = hole;
         }
         if (start < end) {
             uint64_t stop = MIN(x->end, end);
 
-            copy_from(cr, x->entry, start, stop);
+            read_entry(cr, x->entry, start, stop);
             start = stop;
         }
     }
@@ -105,21 +114,27 @@ static void composed_start(ComposedRead *cr)
     BlockSecondary *s = cr->s;
     uint64_t pos = cr->orig->offset, end = pos + cr->orig->bytes;
 
-    cr->left = 1;
-    if (cr->with_pending) {
-        read_map(cr, s->pending_map, s->committed_map, pos, end);
-    } else {
-        while (pos < end) {
-            bool set;
-            uint64_t stop = overlay_run(s->overlay, pos, end, &set);
+    LogMap **maps = g_newa(LogMap *, s->layers->len + 2);
+    unsigned n = 0;
 
-            if (set) {
-                read_from(cr, s->active, pos, stop);
-            } else {
-                read_map(cr, s->committed_map, NULL, pos, stop);
-            }
-            pos = stop;
+    if (cr->with_pending) {
+        maps[n++] = s->pending_map;
+        maps[n++] = s->staged->map;
+    }
+    for (guint i = s->layers->len; i > 0; i--) {
+        maps[n++] = ((LogLayer *)s->layers->pdata[i - 1])->map;
+    }
+    cr->left = 1;
+    while (pos < end) {
+        bool set = false;
+        uint64_t stop = cr->with_pending ? end : overlay_run(s->overlay, pos, end, &set);
+
+        if (set) {
+            read_from(cr, s->active, pos, NULL, pos, stop);
+        } else {
+            read_maps(cr, maps, n, pos, stop);
         }
+        pos = stop;
     }
     if (cr->left > 1) {
         composed_put(cr, 0);
@@ -210,7 +225,7 @@ static void svm_write_start(SvmWrite *w)
         return;
     }
     /* Newer than anything that is still to be merged there. */
-    log_map_remove(s->committed_map, start, end, NULL);
+    secondary_layers_remove(s, start, end);
     overlay_clear(s->overlay, start, end);
     block_front_submit(s->parent, NULL, &w->sub);
 }

@@ -116,11 +116,13 @@ static void log_arrival(BlockSecondary *s, void *conn, BlockRequest *req)
         block_complete_later(req, -EPERM);
         return;
     }
-    LogEntry *e = log_entry_new(req, count_arrival(s, conn), &s->log_bytes);
+    LogEntry *e = log_entry_new(req, count_arrival(s, conn), &s->log);
 
     g_queue_push_tail(&s->pending, e);
     log_map_insert(s->pending_map, e);
-    if (s->log_bytes > LOG_SOFT) {
+    s->pending_bytes += e->end - e->start;
+    secondary_spill(s, e);
+    if (s->pending_bytes > LOG_SOFT) {
         secondary_ask(s, "the primary's guest has written much");
     }
     block_complete_later(req, 0);
@@ -175,95 +177,88 @@ void block_secondary_conn_closed(BlockSecondary *s, void *conn)
     g_hash_table_remove(s->conns, conn);
 }
 
-bool block_secondary_full(BlockSecondary *s)
-{
-    return s->state == SECONDARY_LOGGING && s->log_bytes > LOG_HARD;
-}
-
 bool block_secondary_multi_conn(BlockSecondary *s)
 {
     return s->state == SECONDARY_LIVE;
 }
 
-/* --- Application to the image --- */
+/* --- The line --- */
 
-typedef struct ApplyOp {
-    BlockSecondary *s;
-    LogEntry *entry;
-    BlockRequest req;
-} ApplyOp;
-
-static void apply_done(BlockRequest *req, int ret)
+bool secondary_stage(BlockSecondary *s, uint64_t sequence, unsigned max)
 {
-    ApplyOp *op = req->opaque;
-    BlockSecondary *s = op->s;
+    LogEntry *e;
 
-    s->applying--;
-    if (ret < 0) {
-        secondary_fail(s, "a checkpoint cannot be written to the image: %s",
-                       g_strerror(-ret));
-    } else {
-        log_map_remove(s->committed_map, req->offset, req->offset + req->bytes,
-                       op->entry);
-    }
-    log_entry_unref(op->entry);
-    block_buf_unref(req->buf);
-    g_free(op);
-    secondary_apply(s);
-    nbd_server_kick();
-    secondary_check_settled(s);
-    if (s->state == SECONDARY_TAKEOVER) {
-        secondary_takeover_step(s);
-    }
-}
-
-static void apply_extent(BlockSecondary *s, LogEntry *e, uint64_t start, uint64_t end)
-{
-    ApplyOp *op = g_new0(ApplyOp, 1);
-
-    op->s = s;
-    op->entry = log_entry_ref(e);
-    op->req.op = e->buf ? BLOCK_OP_WRITE : BLOCK_OP_ZEROES;
-    op->req.flags = e->buf ? 0 : BLOCK_REQ_MAY_UNMAP;
-    op->req.offset = start;
-    op->req.bytes = end - start;
-    if (e->buf) {
-        op->req.buf = block_buf_ref(e->buf);
-        op->req.data = (uint8_t *)e->data + (start - e->start);
-    }
-    op->req.done = apply_done;
-    op->req.opaque = op;
-    s->applying++;
-    block_front_submit(s->parent, NULL, &op->req);
-}
-
-void secondary_apply(BlockSecondary *s)
-{
-    while (s->applying < APPLY_DEPTH && !s->error && !g_queue_is_empty(&s->to_apply)) {
-        LogEntry *e = g_queue_pop_head(&s->to_apply);
-        uint64_t pos = e->start;
-        LogExtent *x;
-
-        /* Only what no later entry, and no guest write of a takeover, has covered. */
-        while (pos < e->end && (x = log_map_next(s->committed_map, pos)) &&
-               x->start < e->end) {
-            pos = x->end;
-            if (x->entry == e) {
-                apply_extent(s, e, x->start, x->end);
-            }
+    while ((e = g_queue_peek_head(&s->pending)) && e->seq <= sequence) {
+        if (max-- == 0) {
+            return false;
         }
-        log_entry_unref(e);
+        g_queue_pop_head(&s->pending);
+        s->staged_line = e->seq;
+        s->pending_bytes -= MIN(s->pending_bytes, e->end - e->start);
+        log_map_remove(s->pending_map, e->start, e->end, e);
+        log_map_insert(s->staged->map, e);
+        g_queue_push_tail(&s->staged->queue, e);
+    }
+    return true;
+}
+
+static gboolean stage_on(gpointer opaque)
+{
+    BlockSecondary *s = opaque;
+
+    io_source_destroy(&s->stage_idle);
+    secondary_check_arrived();
+    return G_SOURCE_REMOVE;
+}
+
+void secondary_stage_later(BlockSecondary *s)
+{
+    if (!s->stage_idle) {
+        s->stage_idle = secondary_idle(stage_on, s);
     }
 }
 
-void secondary_check_settled(BlockSecondary *s)
-{
-    bool busy = s->applying || s->through || !g_queue_is_empty(&s->to_apply);
+/* --- What is forgotten at a takeover: much, so it is freed bit by bit --- */
 
-    if (s->settlers->len && (!busy || s->error)) {
-        for (guint i = 0; i < s->settlers->len; i++) {
-            block_wait_done(s->settlers->pdata[i], s->error ? -EIO : 0);
+static gboolean garbage_on(gpointer opaque)
+{
+    BlockSecondary *s = opaque;
+    unsigned n = STAGE_STEP;
+
+    while (s->garbage->len > 0 && n > 0) {
+        LogLayer *l = s->garbage->pdata[0];
+        LogEntry *e = g_queue_pop_head(&l->queue);
+
+        if (e) {
+            log_map_remove(l->map, e->start, e->end, NULL);
+            log_entry_unref(e);
+            n--;
+        } else {
+            g_ptr_array_remove_index_fast(s->garbage, 0);
+            log_layer_free(l);
         }
-        g_ptr_array_set_size(s->settlers, 0);
+    }
+    if (s->garbage->len == 0) {
+        io_source_destroy(&s->garbage_idle);
+        return G_SOURCE_REMOVE;
+    }
+    return G_SOURCE_CONTINUE;
+}
+
+void secondary_drop_pending(BlockSecondary *s)
+{
+    LogLayer *l = log_layer_new();
+
+    log_map_free(l->map);
+    l->map = s->pending_map;
+    l->queue = s->pending;
+    s->pending_map = log_map_new();
+    g_queue_init(&s->pending);
+    s->pending_bytes = 0;
+    g_ptr_array_add(s->garbage, l);
+    g_ptr_array_add(s->garbage, s->staged);
+    s->staged = log_layer_new();
+    if (!s->garbage_idle) {
+        s->garbage_idle = secondary_idle(garbage_on, s);
     }
 }

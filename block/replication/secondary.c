@@ -17,17 +17,32 @@ const char *secondary_state_name(SecondaryState state)
     return names[state];
 }
 
+GSource *secondary_idle(GSourceFunc fn, void *opaque)
+{
+    GSource *src = g_idle_source_new();
+
+    g_source_set_priority(src, G_PRIORITY_DEFAULT);
+    g_source_set_callback(src, fn, opaque, NULL);
+    g_source_attach(src, io_thread_context(block_thread()));
+    return src;
+}
+
 static void secondary_close(BlockNode *node)
 {
     BlockSecondary *s = node->opaque;
-    LogEntry *e;
 
     s->parent->secondary = NULL;
-    while ((e = g_queue_pop_head(&s->pending)) || (e = g_queue_pop_head(&s->to_apply))) {
-        log_entry_unref(e);
-    }
+    io_source_destroy(&s->apply_idle);
+    io_source_destroy(&s->stage_idle);
+    secondary_drop_pending(s);
+    io_source_destroy(&s->garbage_idle);
+    log_layer_free(s->staged);
     log_map_free(s->pending_map);
-    log_map_free(s->committed_map);
+    g_ptr_array_set_free_func(s->layers, (GDestroyNotify)log_layer_free);
+    g_ptr_array_set_free_func(s->garbage, (GDestroyNotify)log_layer_free);
+    g_ptr_array_unref(s->layers);
+    g_ptr_array_unref(s->garbage);
+    overlay_free(s->log.space);
     overlay_free(s->overlay);
     g_hash_table_unref(s->conns);
     g_ptr_array_unref(s->waiters);
@@ -50,7 +65,11 @@ static void secondary_query(BlockNode *node, JsonObject *o)
     json_object_set_string_member(o, "state", secondary_state_name(s->state));
     json_object_set_string_member(o, "disk",
                                   s->export_name ? s->export_name : s->parent->name);
-    json_object_set_int_member(o, "log-bytes", s->log_bytes);
+    json_object_set_int_member(o, "log-bytes", s->log.memory + s->log.spilled);
+    json_object_set_int_member(o, "log-memory", s->log.memory);
+    json_object_set_int_member(o, "log-memory-limit", s->log_memory);
+    json_object_set_int_member(o, "log-spilled", s->log.spilled);
+    json_object_set_int_member(o, "log-layers", s->layers->len);
     json_object_set_int_member(o, "overlay-bytes", overlay_bytes(s->overlay));
     json_object_set_int_member(o, "arrived", secondary_arrivals(s));
     json_object_set_int_member(o, "committed", s->committed);
@@ -176,8 +195,9 @@ BlockNode *block_secondary_open(const char *name, JsonObject *opts, GError **err
 {
     static const char *const known[] = {"driver",    "mode",      "file",    "top-id",
                                         "node-name", "read-only", "discard", "cache",
-                                        "aio",       NULL};
+                                        "aio",       "log-memory", NULL};
     g_autofree char *what = g_strdup_printf("replication '%s'", name ? name : "(inline)");
+    uint64_t log_memory = LOG_MEMORY;
     BlockNode *disk[3];
 
     if (!options_check_known(opts, what, known, errp)) {
@@ -185,6 +205,9 @@ BlockNode *block_secondary_open(const char *name, JsonObject *opts, GError **err
     }
     if (!json_object_has_member(opts, "top-id")) {
         colo_error_set(errp, "%s: Parameter 'top-id' is missing", what);
+        return NULL;
+    }
+    if (!options_get_size(opts, "log-memory", 1, &log_memory, errp)) {
         return NULL;
     }
     g_autoptr(JsonObject) parts = secondary_split(opts, what, errp);
@@ -205,8 +228,12 @@ BlockNode *block_secondary_open(const char *name, JsonObject *opts, GError **err
     s->hidden = disk[2];
     s->top_id = g_strdup(options_get_str(opts, "top-id", ""));
     s->conns = g_hash_table_new_full(NULL, NULL, NULL, g_free);
+    s->log_memory = log_memory;
+    s->log.space = overlay_new(s->hidden->size);
     s->pending_map = log_map_new();
-    s->committed_map = log_map_new();
+    s->staged = log_layer_new();
+    s->layers = g_ptr_array_new();
+    s->garbage = g_ptr_array_new();
     s->overlay = overlay_new(s->parent->size);
     s->waiters = g_ptr_array_new();
     s->settlers = g_ptr_array_new();

@@ -29,6 +29,7 @@ static void merge_end(MergeOp *op, int ret)
     } else {
         overlay_clear(s->overlay, op->req.offset, op->req.offset + op->req.bytes);
     }
+    secondary_step("takeover-merged");
     s->merging--;
     block_range_release(&s->ranges, &op->range);
     block_buf_unref(op->req.buf);
@@ -51,7 +52,7 @@ static void merge_read(BlockRequest *req, int ret)
         return;
     }
     /* The overlay is newer than the committed log. */
-    log_map_remove(s->committed_map, req->offset, req->offset + req->bytes, NULL);
+    secondary_layers_remove(s, req->offset, req->offset + req->bytes);
     req->op = BLOCK_OP_WRITE;
     req->done = merge_written;
     block_front_submit(s->parent, NULL, req);
@@ -161,9 +162,9 @@ void secondary_takeover_step(BlockSecondary *s)
         secondary_takeover_step(s);
         return;
     }
-    if (!g_queue_is_empty(&s->to_apply)) {
+    if (s->layers->len > 0) {
         secondary_apply(s);
-        if (s->applying) {
+        if (s->layers->len > 0) {
             return;
         }
     }
@@ -175,28 +176,12 @@ void secondary_takeover_step(BlockSecondary *s)
     block_front_submit(s->parent, NULL, req);
 }
 
-/* An entry whose write failed has left the queue but not the map. */
-static void requeue_committed(BlockSecondary *s)
-{
-    LogEntry *e;
-    LogExtent *x;
-
-    while ((e = g_queue_pop_head(&s->to_apply))) {
-        log_entry_unref(e);
-    }
-    for (uint64_t pos = 0; (x = log_map_next(s->committed_map, pos)); pos = x->end) {
-        /* An entry in several pieces is queued for each: the first does them all. */
-        g_queue_push_tail(&s->to_apply, log_entry_ref(x->entry));
-    }
-}
-
 void secondary_takeover_begin(BlockSecondary *s)
 {
-    LogEntry *e;
-
     colo_trace(block_takeover_begin,
                "%s: log %" G_GUINT64_FORMAT ", overlay %" G_GUINT64_FORMAT,
-               s->parent->name, s->log_bytes, overlay_bytes(s->overlay));
+               s->parent->name, s->log.memory, overlay_bytes(s->overlay));
+    secondary_step("takeover-begin");
     if (s->state == SECONDARY_IDLE) {
         /* No checkpoint ever came: the overlay of a machine that never ran means nothing.
          */
@@ -206,15 +191,12 @@ void secondary_takeover_begin(BlockSecondary *s)
     if (s->error) {
         /* A second try: what was not written is still in the map. */
         g_clear_pointer(&s->error, g_free);
-        requeue_committed(s);
+        secondary_apply_again(s);
     }
     s->merge_scan_done = false;
     s->merge_pos = 0;
     s->state = SECONDARY_TAKEOVER;
-    while ((e = g_queue_pop_head(&s->pending))) {
-        log_map_remove(s->pending_map, e->start, e->end, NULL);
-        log_entry_unref(e);
-    }
+    secondary_drop_pending(s);
     nbd_server_drop_writers(s->parent);
     secondary_apply(s);
     secondary_takeover_step(s);

@@ -69,8 +69,9 @@ JsonArray *block_primary_disks(void);
  */
 bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp);
 
-/** Whether all writes up to @barriers have arrived; if not, @done is called once they
- * have (block thread), and false returned. */
+/** Whether all writes up to @barriers have arrived and are sorted; if not, @done (or NULL) is
+ * called once they have (block thread), and false returned. From then on only these barriers
+ * or later ones can be committed. */
 bool block_secondary_arrived(const BlockBarrier *barriers, unsigned n, GSourceFunc done,
                              void *opaque);
 
@@ -98,6 +99,9 @@ void block_secondary_cancel(void);
 /** Wait for outstanding log application; for tests and a clean end. Gives up on a disk
  * that makes no progress for 10 s. */
 bool block_secondary_settle(GError **errp);
+
+/** Test option die-at: @fn is told of each step of a commit and a takeover; any thread. */
+void block_replication_set_step(void (*fn)(const char *step));
 
 /** Figures for query-colo-status: log and overlay bytes, queue, state a disk. */
 JsonNode *block_replication_query(void);

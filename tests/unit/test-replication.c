@@ -2,319 +2,12 @@
  * Replication of disks against a model: random writes, commits, torn epochs, takeover.
  * Both sides live in this process and talk over the NBD server.
  * Sources: this file. Dependencies: util, block, libnbd, liburing, gio_unix.
- * COLO_SEED=n repeats a run, COLO_STEPS=n changes its length.
+ * COLO_SEED=n repeats a run, COLO_STEPS=n changes its length; -m perf commits 256 MiB.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
-#include "block-test.h"
-
-#define SIZE (4u * 1024 * 1024)
-
-typedef struct Pair {
-    GRand *rand;
-    uint8_t *pvm;       /* what the primary's disk holds */
-    uint8_t *svm;       /* what the SVM must read */
-    uint8_t *committed; /* last checkpoint */
-    uint8_t *snapshot;  /* at a barrier not yet committed */
-    uint8_t *buf;
-    char *image, *primary, *sock;
-    BlockBarrier barrier;
-    bool have_barrier;
-    gint fatal, asked;
-} Pair;
-
-static void note(bool fatal, const char *message, void *opaque)
-{
-    Pair *p = opaque;
-
-    g_atomic_int_inc(fatal ? &p->fatal : &p->asked);
-    g_test_message("%s: %s", fatal ? "fatal" : "asked", message);
-}
-
-static gboolean wake(gpointer opaque)
-{
-    block_wait_done(opaque, 0);
-    return G_SOURCE_REMOVE;
-}
-
-static void wait_arrived(BlockBarrier *b)
-{
-    BlockWait w;
-
-    block_wait_init(&w);
-    if (!block_secondary_arrived(b, 1, wake, &w)) {
-        g_assert_cmpint(block_wait(&w, 10000), ==, 0);
-    }
-}
-
-/* --- An image that takes its time, in no order: what a commit leaves to do is still
- * being done when the next thing happens. --- */
-
-static uint8_t *slow_data;
-static gint slow_error;  /* writes fail with it */
-static gint slow_silent; /* writes are never answered while it is set */
-
-static gboolean slow_finish(gpointer opaque)
-{
-    BlockRequest *req = opaque;
-
-    if (req->op != BLOCK_OP_READ && g_atomic_int_get(&slow_silent)) {
-        return G_SOURCE_CONTINUE;
-    }
-    if (req->op != BLOCK_OP_READ && g_atomic_int_get(&slow_error)) {
-        req->done(req, -g_atomic_int_get(&slow_error));
-        return G_SOURCE_REMOVE;
-    }
-
-    switch (req->op) {
-    case BLOCK_OP_READ:
-        memcpy(req->data, slow_data + req->offset, req->bytes);
-        break;
-    case BLOCK_OP_WRITE:
-        memcpy(slow_data + req->offset, req->data, req->bytes);
-        break;
-    case BLOCK_OP_ZEROES:
-        memset(slow_data + req->offset, 0, req->bytes);
-        break;
-    default:
-        break;
-    }
-    req->done(req, 0);
-    return G_SOURCE_REMOVE;
-}
-
-static void slow_submit(BlockNode *node, BlockRequest *req)
-{
-    GSource *s =
-        g_timeout_source_new(req->op == BLOCK_OP_READ ? 0 : g_random_int_range(0, 8));
-
-    g_source_set_callback(s, slow_finish, req, NULL);
-    g_source_attach(s, io_thread_context(block_thread()));
-    g_source_unref(s);
-}
-
-static void slow_close(BlockNode *node)
-{
-}
-
-static const BlockDriver slow_driver = {
-    .name = "slow", .submit = slow_submit, .close = slow_close};
-
-static void slow_add(const char *name)
-{
-    g_free(slow_data);
-    slow_data = g_malloc0(SIZE);
-    block_lock();
-    BlockNode *node = block_node_new(&slow_driver, name, NULL);
-    node->size = SIZE;
-    node->can_zero = true;
-    block_unlock();
-}
-
-static Pair *pair_new(uint32_t seed, const char *format)
-{
-    Pair *p = g_new0(Pair, 1);
-    g_autoptr(GError) err = NULL;
-    bool slow = !strcmp(format, "slow");
-
-    format = slow ? "raw" : format;
-
-    block_test_begin();
-    p->rand = g_rand_new_with_seed(seed);
-    p->pvm = g_malloc0(SIZE);
-    p->svm = g_malloc0(SIZE);
-    p->committed = g_malloc0(SIZE);
-    p->snapshot = g_malloc0(SIZE);
-    p->buf = g_malloc0(SIZE);
-    p->sock = test_path("nbd.sock");
-    p->image = test_path("secondary.img");
-    p->primary = test_path("primary.img");
-    g_autofree char *active = test_path("active.img"), *hidden = test_path("hidden.img");
-    const char *const all[] = {p->image, p->primary, active, hidden};
-    for (int i = 0; i < 4; i++) {
-        g_free(test_run("qemu-img create -f %s %s %u", format, all[i], SIZE));
-    }
-    /* As the documented command lines have it. */
-    test_add("if=ide,id=colo-disk0,driver=quorum,read-pattern=fifo,vote-threshold=1,"
-             "children.0.file.filename=%s,children.0.driver=%s",
-             p->primary, format);
-    if (slow) {
-        slow_add("parent0");
-    } else {
-        test_add("if=none,id=parent0,file.filename=%s,driver=%s", p->image, format);
-    }
-    test_add("if=none,id=childs0,driver=replication,mode=secondary,file.driver=%s,"
-             "top-id=colo-disk1,file.file.filename=%s,file.backing.driver=%s,"
-             "file.backing.file.filename=%s,file.backing.backing=parent0",
-             format, active, format, hidden);
-    test_add("if=ide,id=colo-disk1,driver=quorum,read-pattern=fifo,vote-threshold=1,"
-             "children.0=childs0");
-    g_assert_nonnull(block_serve_child("colo-disk0", &err));
-    g_autoptr(JsonObject) addr = test_opts("type=unix,data.path=%s", p->sock);
-    block_nbd_server_start(addr, NULL, 0, &err);
-    g_assert_no_error(err);
-    block_nbd_server_add("parent0", NULL, true, &err);
-    g_assert_no_error(err);
-    test_add("driver=replication,mode=primary,file.driver=nbd,file.server.type=unix,"
-             "file.server.path=%s,file.export=parent0,node-name=replication0",
-             p->sock);
-    block_change("colo-disk0", NULL, "replication0", &err);
-    g_assert_no_error(err);
-    return p;
-}
-
-static void pair_free(Pair *p)
-{
-    block_test_end();
-    g_rand_free(p->rand);
-    g_free(p->pvm);
-    g_free(p->svm);
-    g_free(p->committed);
-    g_free(p->snapshot);
-    g_free(p->buf);
-    g_free(p->image);
-    g_free(p->primary);
-    g_free(p->sock);
-    g_free(p);
-}
-
-typedef struct Batch {
-    gint left;
-    int err;
-    BlockWait wait;
-} Batch;
-
-static void batch_done(BlockRequest *req, int ret)
-{
-    Batch *b = req->opaque;
-
-    if (ret < 0) {
-        b->err = ret;
-    }
-    block_buf_unref(req->buf);
-    g_free(req);
-    if (g_atomic_int_dec_and_test(&b->left)) {
-        block_wait_done(&b->wait, b->err);
-    }
-}
-
-/* Up to 8 requests in flight at once, which may overlap; the model takes them in order.
- */
-static Batch *batch_start(Pair *p, const char *disk, uint8_t *model)
-{
-    Batch *b = g_new0(Batch, 1);
-    int n = g_rand_int_range(p->rand, 1, 9);
-    BlockNode *node = test_node(disk);
-
-    block_wait_init(&b->wait);
-    b->left = n;
-    block_lock();
-    for (int i = 0; i < n; i++) {
-        BlockRequest *req = g_new0(BlockRequest, 1);
-        uint64_t sector = g_rand_int_range(p->rand, 0, SIZE / 512);
-
-        if (g_rand_boolean(p->rand)) {
-            sector %= 64; /* a hot place */
-        }
-        req->offset = sector * 512;
-        unsigned sectors = g_rand_int_range(p->rand, 1, 40);
-        req->bytes = MIN(sectors * 512, SIZE - req->offset);
-        req->done = batch_done;
-        req->opaque = b;
-        if (g_rand_int_range(p->rand, 0, 5) == 0) {
-            req->op = BLOCK_OP_ZEROES;
-            memset(model + req->offset, 0, req->bytes);
-        } else {
-            req->op = BLOCK_OP_WRITE;
-            req->buf = block_buf_new(req->bytes);
-            req->data = req->buf->data;
-            test_fill(p->rand, req->data, req->bytes);
-            memcpy(model + req->offset, req->data, req->bytes);
-        }
-        block_front_submit(node, NULL, req);
-    }
-    g_main_context_wakeup(io_thread_context(block_thread()));
-    block_unlock();
-    return b;
-}
-
-static void batch_wait(Batch *b)
-{
-    g_assert_cmpint(block_wait(&b->wait, 20000), ==, 0);
-    g_free(b);
-}
-
-static void check_disk(Pair *p, const char *disk, const uint8_t *model)
-{
-    uint64_t off = g_rand_int_range(p->rand, 0, SIZE / 512) * 512, len = SIZE - off;
-
-    if (g_rand_boolean(p->rand)) {
-        len = MIN(len, 64 * 512);
-    }
-    g_assert_cmpint(test_io(disk, BLOCK_OP_READ, off, len, p->buf), ==, 0);
-    g_assert_cmpmem(p->buf, len, model + off, len);
-}
-
-static void check_export(Pair *p)
-{
-    BlockBarrier now;
-
-    g_assert_cmpuint(block_primary_barriers(&now, 1), ==, 1);
-    wait_arrived(&now);
-    struct nbd_handle *h = test_client(p->sock, "parent0");
-    g_assert_cmpint(nbd_pread(h, p->buf, SIZE, 0, 0), ==, 0);
-    g_assert_cmpmem(p->buf, SIZE, p->pvm, SIZE);
-    nbd_close(h);
-}
-
-static void start(Pair *p)
-{
-    g_autoptr(GError) err = NULL;
-    BlockBarrier b;
-
-    /* Writes before the start go through. */
-    batch_wait(batch_start(p, "colo-disk0", p->pvm));
-    g_assert_cmpuint(block_primary_barriers(&b, 1), ==, 1);
-    g_assert_cmpstr(b.disk, ==, "parent0");
-    block_primary_start(note, p, &err);
-    g_assert_no_error(err);
-    block_secondary_start(note, p, &err);
-    g_assert_no_error(err);
-    wait_arrived(&b);
-    memcpy(p->committed, p->pvm, SIZE);
-    memcpy(p->svm, p->pvm, SIZE);
-    check_disk(p, "colo-disk1", p->svm);
-}
-
-static void take_barrier(Pair *p)
-{
-    g_assert_cmpuint(block_primary_barriers(&p->barrier, 1), ==, 1);
-    memcpy(p->snapshot, p->pvm, SIZE);
-    p->have_barrier = true;
-}
-
-static void commit(Pair *p)
-{
-    g_autoptr(GError) err = NULL;
-
-    wait_arrived(&p->barrier);
-    block_secondary_commit(&p->barrier, 1, &err);
-    g_assert_no_error(err);
-    memcpy(p->committed, p->snapshot, SIZE);
-    memcpy(p->svm, p->snapshot, SIZE);
-    p->have_barrier = false;
-}
-
-static void check_image(Pair *p, const char *path, const char *format,
-                        const uint8_t *model)
-{
-    g_autofree char *out = test_path("out.raw");
-
-    g_free(test_run("qemu-img convert -U -f %s -O raw %s %s", format, path, out));
-    test_file_read(out, p->buf, SIZE);
-    g_assert_cmpmem(p->buf, SIZE, model, SIZE);
-}
+#include "replication-pair.h"
 
 static void run_model(const char *format, uint32_t seed, int steps)
 {
@@ -376,6 +69,7 @@ static void run_model(const char *format, uint32_t seed, int steps)
         commit(p);
         batch_wait(batch_start(p, "colo-disk1", p->svm));
     }
+    p->no_trim = true;
     Batch *during[4] = {0};
     for (int i = 0; i < 2; i++) {
         during[i] = batch_start(p, "colo-disk1", p->svm);
@@ -412,13 +106,6 @@ static void run_model(const char *format, uint32_t seed, int steps)
     pair_free(p);
 }
 
-static uint32_t seed(void)
-{
-    const char *s = g_getenv("COLO_SEED");
-
-    return s ? strtoul(s, NULL, 10) : g_random_int();
-}
-
 static int steps(int dflt)
 {
     const char *s = g_getenv("COLO_STEPS");
@@ -429,20 +116,20 @@ static int steps(int dflt)
 static void test_model_raw(void)
 {
     for (int i = 0; i < 5; i++) {
-        run_model("raw", seed() + i, steps(600));
+        run_model("raw", test_seed() + i, steps(600));
     }
 }
 
 static void test_model_slow(void)
 {
     for (int i = 0; i < 10; i++) {
-        run_model("slow", seed() + i, steps(200));
+        run_model("slow", test_seed() + i, steps(200));
     }
 }
 
 static void test_model_qcow2(void)
 {
-    run_model("qcow2", seed(), steps(400));
+    run_model("qcow2", test_seed(), steps(400));
 }
 
 static gpointer takeover_thread(gpointer err)
@@ -455,7 +142,7 @@ static void test_takeover_busy(void)
 {
     for (int round = 0; round < 4; round++) {
         g_autoptr(GError) err = NULL;
-        Pair *p = pair_new(seed() + round, "raw");
+        Pair *p = pair_new(test_seed() + round, "raw");
 
         start(p);
         for (int i = 0; i < 40; i++) {
@@ -469,6 +156,7 @@ static void test_takeover_busy(void)
         for (int i = 0; i < 3; i++) {
             batch_wait(batch_start(p, "colo-disk0", p->pvm));
         }
+        p->no_trim = true;
         GThread *t = g_thread_new("takeover", takeover_thread, &err);
         for (int i = 0; i < 60; i++) {
             batch_wait(batch_start(p, "colo-disk1", p->svm));
@@ -522,7 +210,7 @@ static void test_secondary_lost(void)
 static void test_takeover_fails_then_succeeds(void)
 {
     g_autoptr(GError) err = NULL;
-    Pair *p = pair_new(seed(), "slow");
+    Pair *p = pair_new(test_seed(), "slow");
 
     start(p);
     batch_wait(batch_start(p, "colo-disk1", p->svm));
@@ -558,7 +246,7 @@ static gpointer cancel_thread(gpointer opaque)
 static void test_takeover_cancelled(void)
 {
     g_autoptr(GError) err = NULL;
-    Pair *p = pair_new(seed(), "slow");
+    Pair *p = pair_new(test_seed(), "slow");
 
     start(p);
     g_atomic_int_set(&slow_silent, 1);
@@ -571,6 +259,243 @@ static void test_takeover_cancelled(void)
     g_thread_join(t);
     g_atomic_int_set(&slow_silent, 0);
     pair_free(p);
+}
+
+/* --- Crashes --- */
+
+static const char *crash_step;
+static gint crash_left;
+
+static void crash_at(const char *step)
+{
+    if (!strcmp(step, crash_step) && g_atomic_int_dec_and_test(&crash_left)) {
+        kill(getpid(), SIGKILL);
+    }
+}
+
+/* In a process of its own: replicate until the step comes. */
+static void crash_child(void)
+{
+    uint32_t s = strtoul(g_getenv("COLO_CRASH_SEED"), NULL, 10);
+    Pair *p = pair_new(s, g_getenv("COLO_CRASH_FORMAT"));
+
+    g_file_set_contents(g_getenv("COLO_CRASH_FILE"), test_dir, -1, NULL);
+    crash_step = g_getenv("COLO_CRASH_STEP");
+    crash_left = g_rand_int_range(p->rand, 1, 6);
+    start(p);
+    block_replication_set_step(crash_at);
+    for (int i = 0; i < 50; i++) {
+        for (int k = 0; k < 4; k++) {
+            batch_wait(batch_start(p, "colo-disk0", p->pvm));
+        }
+        batch_wait(batch_start(p, "colo-disk1", p->svm));
+        take_barrier(p);
+        commit(p);
+    }
+    if (!strncmp(crash_step, "takeover", 8)) {
+        for (int k = 0; k < 4; k++) {
+            batch_wait(batch_start(p, "colo-disk1", p->svm));
+        }
+        crash_left = 1;
+        block_secondary_takeover(NULL);
+    }
+    pair_free(p);
+}
+
+static void crash_once(const char *format, const char *step)
+{
+    g_autofree char *name = NULL, *dir = NULL, *image = NULL, *marker = NULL;
+    g_autofree char *seed_text = g_strdup_printf("%u", test_seed());
+    int fd = g_file_open_tmp("colo-crash-XXXXXX", &name, NULL);
+
+    close(fd);
+    g_test_message("%s, %s, seed %s", format, step, seed_text);
+    g_setenv("COLO_CRASH_FILE", name, TRUE);
+    g_setenv("COLO_CRASH_FORMAT", format, TRUE);
+    g_setenv("COLO_CRASH_STEP", step, TRUE);
+    g_setenv("COLO_CRASH_SEED", seed_text, TRUE);
+    g_test_trap_subprocess("/block/replication/crash/subprocess", 0, 0);
+    g_assert_false(g_test_trap_has_passed());
+    g_assert_true(g_file_get_contents(name, &dir, NULL, NULL));
+    g_unlink(name);
+    image = g_build_filename(dir, "secondary.img", NULL);
+    marker = g_strconcat(image, ".colo", NULL);
+    g_usleep(!strcmp(format, "raw") ? 0 : 200000); /* its storage daemons end, too */
+
+    /* Known to be inconsistent: neither a disk nor a base of a secondary. */
+    g_assert_cmpint(g_access(marker, F_OK), ==, 0);
+    block_test_begin();
+    test_add_fails("not that of one moment", "id=d0,driver=%s,file.filename=%s", format,
+                   image);
+    test_add_fails("not that of one moment", "if=none,id=parent0,file.filename=%s", image);
+    /* Copied again, as the words ask for. */
+    g_free(test_run("qemu-img create -q -f %s %s %u", format, image, SIZE));
+    g_unlink(marker);
+    test_add("id=d0,driver=%s,file.filename=%s", format, image);
+    block_test_end();
+    test_remove(dir);
+}
+
+/* Killed at each step of a commit, the secondary leaves an image that is known to be
+ * between two checkpoints. */
+static void test_crash(void)
+{
+    static const char *const steps[] = {"commit", "apply-written", "layer-applied",
+                                        "takeover-begin", "takeover-merged"};
+
+    for (size_t i = 0; i < G_N_ELEMENTS(steps); i++) {
+        crash_once("raw", steps[i]);
+    }
+    crash_once("qcow2", "apply-written");
+}
+
+/* The image's storage daemon is killed: the primary's side is told, nothing is served from
+ * the image, and it stays marked. */
+static void test_daemon_killed(void)
+{
+    g_autoptr(GError) err = NULL;
+    Pair *p = pair_new(test_seed(), "qcow2");
+
+    start(p);
+    batch_wait(batch_start(p, "colo-disk0", p->pvm));
+    take_barrier(p);
+    commit(p);
+    g_assert_true(block_secondary_settle(&err));
+    g_autofree char *pid =
+        test_run("pgrep -P %d -f 'qemu-storage-daemon.*%s'", (int)getpid(), p->image);
+    kill(atoi(pid), SIGKILL);
+    batch_wait(batch_start(p, "colo-disk0", p->pvm));
+    batch_wait(batch_start(p, "colo-disk0", p->pvm));
+    take_barrier(p);
+    wait_arrived(&p->barrier);
+    block_secondary_commit(&p->barrier, 1, NULL);
+    for (int i = 0; i < 500 && !g_atomic_int_get(&p->fatal); i++) {
+        g_usleep(10000);
+    }
+    g_assert_cmpint(g_atomic_int_get(&p->fatal), >=, 1);
+    g_assert_false(block_secondary_takeover(NULL));
+    g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_READ, 0, 512, p->buf), ==, -EIO);
+    check_disk(p, "colo-disk0", p->pvm);
+    g_autofree char *marker = g_strconcat(p->image, ".colo", NULL);
+    g_autofree char *image = g_strdup(p->image);
+    block_shutdown();
+    g_assert_cmpint(g_access(marker, F_OK), ==, 0);
+    block_init(test_dir, &err);
+    g_assert_no_error(err);
+    test_add_fails("not that of one moment", "id=d0,driver=qcow2,file.filename=%s", image);
+    pair_free(p);
+}
+
+/* --- A large commit --- */
+
+typedef struct Prober {
+    gint stop;
+    double worst_ms, sum_ms;
+    unsigned n;
+} Prober;
+
+/* A guest's reads and writes, one after the other, timed. */
+static gpointer probe_thread(gpointer opaque)
+{
+    Prober *pr = opaque;
+    g_autofree uint8_t *buf = g_malloc0(4096);
+
+    for (unsigned i = 0; !g_atomic_int_get(&pr->stop); i++) {
+        int64_t t = g_get_monotonic_time();
+
+        g_assert_cmpint(test_io("colo-disk1", i % 2 ? BLOCK_OP_READ : BLOCK_OP_WRITE,
+                                i % 512 * 4096, 4096, buf), ==, 0);
+        double ms = (g_get_monotonic_time() - t) / 1e3;
+        pr->worst_ms = MAX(pr->worst_ms, ms);
+        pr->sum_ms += ms;
+        pr->n++;
+        g_usleep(200);
+    }
+    return NULL;
+}
+
+static void large_commit(unsigned mib, const char *memory)
+{
+    uint64_t size = (uint64_t)mib << 20;
+    g_autoptr(GError) err = NULL;
+    Pair p = {0};
+    Prober pr = {0};
+
+    block_test_begin();
+    g_autofree char *image = test_image("image", size), *active = test_image("active", size);
+    g_autofree char *hidden = test_image("hidden", size), *sock = test_path("nbd.sock");
+    test_add("if=none,id=parent0,file.filename=%s,driver=raw", image);
+    test_add("if=none,id=childs0,driver=replication,mode=secondary,file.driver=raw,"
+             "top-id=colo-disk1,file.file.filename=%s,file.backing.driver=raw,"
+             "file.backing.file.filename=%s,file.backing.backing=parent0,log-memory=%s",
+             active, hidden, memory);
+    test_add("if=ide,id=colo-disk1,driver=quorum,read-pattern=fifo,vote-threshold=1,"
+             "children.0=childs0");
+    g_autoptr(JsonObject) addr = test_opts("type=unix,data.path=%s", sock);
+    block_nbd_server_start(addr, NULL, 0, &err);
+    g_assert_no_error(err);
+    block_nbd_server_add("parent0", NULL, true, &err);
+    g_assert_no_error(err);
+    block_secondary_start(note, &p, &err);
+    g_assert_no_error(err);
+    struct nbd_handle *h = test_client(sock, "parent0");
+    g_autofree uint8_t *data = g_malloc(1 << 20);
+    /* Half of it in small requests: an entry each. */
+    unsigned n = 0;
+    for (uint64_t off = 0; off < size; n++) {
+        unsigned len = off < size / 2 ? 4096 : 1 << 20;
+
+        memset(data, 1 + off / len % 250, len);
+        g_assert_cmpint(nbd_pwrite(h, data, len, off, 0), ==, 0);
+        off += len;
+    }
+    int64_t spilled = figure("log-spilled"), most = figure("log-memory");
+    BlockBarrier b = {.disk = "parent0", .sequence = n};
+    GThread *t = g_thread_new("guest", probe_thread, &pr);
+    g_usleep(300000);
+    double before = pr.worst_ms;
+    pr.worst_ms = 0;
+    int64_t begin = g_get_monotonic_time();
+    wait_arrived(&b);
+    int64_t arrived = g_get_monotonic_time();
+    block_secondary_commit(&b, 1, &err);
+    g_assert_no_error(err);
+    int64_t committed = g_get_monotonic_time();
+    g_assert_true(block_secondary_settle(&err));
+    int64_t settled = g_get_monotonic_time();
+    g_atomic_int_set(&pr.stop, 1);
+    g_thread_join(t);
+    g_test_message("%u MiB, %u requests, log-memory=%s (spilled %" G_GINT64_FORMAT
+                   " MiB, in memory %" G_GINT64_FORMAT " MiB): sorted in %.1f ms, commit "
+                   "%.2f ms, on the image after %.0f ms; guest 4 KiB: mean %.2f ms, worst "
+                   "%.1f ms (before: %.1f)",
+                   mib, n, memory, spilled >> 20, most >> 20, (arrived - begin) / 1e3,
+                   (committed - arrived) / 1e3, (settled - begin) / 1e3,
+                   pr.sum_ms / pr.n, pr.worst_ms, before);
+    /* Loose, as machines that test are busy; without the steps it is some 100 ms. */
+    g_assert_cmpint(committed - arrived, <, 20000);
+    if (!strcmp(memory, "1M")) {
+        g_assert_cmpint(spilled, >, (int64_t)size / 2);
+        g_assert_cmpint(most, <, 64 << 20);
+    }
+    for (uint64_t off = 0; off < size; off += 1 << 20) {
+        g_assert_cmpint(nbd_pread(h, data, 1 << 20, off, 0), ==, 0);
+        for (uint64_t i = 0; i < 1 << 20; i += 4096) {
+            unsigned len = off < size / 2 ? 4096 : 1 << 20;
+
+            g_assert_cmpint(data[i], ==, 1 + (off + i) / len % 250);
+        }
+    }
+    nbd_close(h);
+    block_test_end();
+}
+
+static void test_large_commit(void)
+{
+    unsigned mib = g_test_perf() ? 256 : 64;
+
+    large_commit(mib, "1G");
+    large_commit(mib, "1M");
 }
 
 /* Three sizes that do not agree are told, all three. */
@@ -658,5 +583,9 @@ int main(int argc, char **argv)
                     test_takeover_fails_then_succeeds);
     g_test_add_func("/block/replication/takeover-cancelled", test_takeover_cancelled);
     g_test_add_func("/block/replication/sizes", test_sizes);
+    g_test_add_func("/block/replication/crash", test_crash);
+    g_test_add_func("/block/replication/crash/subprocess", crash_child);
+    g_test_add_func("/block/replication/daemon-killed", test_daemon_killed);
+    g_test_add_func("/block/replication/large-commit", test_large_commit);
     return g_test_run();
 }
