@@ -178,6 +178,8 @@ struct BlockNode {
     /* Of a secondary's parent image: where exported requests go instead (or NULL). */
     struct BlockSecondary *secondary;
     char *serve_path; /* of block_serve_child() */
+    /* hook.h: what sees each modification before, and after the driver made it. */
+    struct BlockHook *track, *mirror;
 };
 
 /** New registered node with one reference less: @users is 0. Takes @opaque. */
@@ -252,6 +254,8 @@ bool nbd_client_can_trim(NbdClient *c);
 /** Why it is dead, or NULL. */
 const char *nbd_client_error(NbdClient *c);
 const char *nbd_client_export(NbdClient *c);
+/** Give the connection up: what is in flight fails. */
+void nbd_client_kill(NbdClient *c, const char *why);
 /** Fails what is in flight with -ESHUTDOWN; does not wait for the peer. */
 void nbd_client_free(NbdClient *c);
 /** The client of a node made by block_nbd_open(), or NULL. */
@@ -303,6 +307,10 @@ bool block_front_flushed_all(GSourceFunc done, void *opaque);
 void block_front_set_guest(BlockFront *f);
 bool block_front_is_guest(BlockFront *f);
 unsigned block_front_in_flight(BlockFront *f);
+/** Enter @range (fn set) as a write of all of the disk: its fn is called when no request is
+ * in flight, and until the release none starts. */
+void block_front_exclude(BlockNode *node, BlockRange *range);
+void block_front_include(BlockNode *node, BlockRange *range);
 /** @fn is told of a disk error that the guest was not told of. */
 void block_front_set_error_func(void (*fn)(const char *message));
 

@@ -289,6 +289,21 @@ unsigned block_front_in_flight(BlockFront *f)
     return f ? f->all.length : 0;
 }
 
+void block_front_exclude(BlockNode *node, BlockRange *range)
+{
+    range->start = 0;
+    range->end = UINT64_MAX;
+    range->write = true;
+    if (block_range_acquire(&block_front_get(node)->ranges, range)) {
+        range->fn(range);
+    }
+}
+
+void block_front_include(BlockNode *node, BlockRange *range)
+{
+    block_range_release(&node->front->ranges, range);
+}
+
 void block_front_set_error_func(void (*fn)(const char *message))
 {
     fronts.error_fn = fn;

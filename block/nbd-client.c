@@ -309,6 +309,11 @@ const char *nbd_client_export(NbdClient *c)
     return c->export_name;
 }
 
+void nbd_client_kill(NbdClient *c, const char *why)
+{
+    client_fail(c, why);
+}
+
 void nbd_client_free(NbdClient *c)
 {
     c->closed_fn = NULL;

@@ -5,6 +5,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "block-int.h"
+#include "hook.h"
+#include "job.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -82,6 +84,8 @@ void block_submit(BlockNode *node, BlockRequest *req)
         block_complete_later(req, -EINVAL);
     } else if (req->op != BLOCK_OP_FLUSH && req->bytes == 0) {
         block_complete_later(req, 0);
+    } else if ((node->track || node->mirror) && block_op_modifies(req->op)) {
+        block_hook_submit(node, req);
     } else {
         node->drv->submit(node, req);
     }
@@ -574,6 +578,7 @@ void block_nodes_shutdown(void)
 {
     FlushAll *fa = g_new0(FlushAll, 1);
 
+    block_jobs_shutdown();
     block_lock();
     nbd_server_cleanup();
     block_unlock();

@@ -18,7 +18,9 @@ PR_SET_PDEATHSIG = 1
 
 
 class QMPError(Exception):
-    pass
+    def __init__(self, text, cls=None):
+        super().__init__(text)
+        self.cls = cls  # QMP's error class, where a command failed
 
 
 class Process:
@@ -166,7 +168,8 @@ class QMP:
                 raise QMPError("%s: connection closed" % name)
             answer = self._answers.pop(ident)
         if "error" in answer:
-            raise QMPError("%s: %s" % (name, answer["error"].get("desc")))
+            raise QMPError("%s: %s" % (name, answer["error"].get("desc")),
+                           answer["error"].get("class"))
         return answer.get("return")
 
     def cmd(self, name, arguments=None, timeout=30):
