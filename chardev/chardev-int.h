@@ -45,6 +45,7 @@ struct Chardev {
     size_t ilen, icap;
     uint64_t frames_in, frames_out; /* of this connection */
     uint64_t malformed, dropped;
+    ColoReportLimit limit;
 };
 
 /* socket.c: the life of connections */
@@ -65,6 +66,7 @@ bool chardev_stream_parse(Chardev *c, const char **why);
 
 /* chardev.c */
 GPtrArray *chardev_list(void);
-char *chardev_address(Chardev *c);
+/** "HOST:PORT" or a path, with "tcp:" or "unix:" before it if @kind. Caller frees. */
+char *chardev_address(Chardev *c, bool kind);
 
 #endif

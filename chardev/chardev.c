@@ -56,6 +56,20 @@ static const char *const data_options[] = {"addr", "server",       "wait",  "rec
 static const char *const inet_options[] = {"type", "host", "port", "ipv4", "ipv6", NULL};
 static const char *const unix_options[] = {"type", "path", "abstract", "tight", NULL};
 
+static bool check_members(JsonObject *o, const char *const *known, const char *where,
+                          GError **errp)
+{
+    g_autoptr(GList) names = json_object_get_members(o);
+
+    for (GList *l = names; l; l = l->next) {
+        if (!g_strv_contains(known, l->data)) {
+            colo_error_set(errp, "Parameter '%s%s' is unexpected", where, (char *)l->data);
+            return false;
+        }
+    }
+    return true;
+}
+
 /* QMP's nested form as the flat one of the command line; new reference. */
 static JsonObject *flatten_qmp(JsonObject *opts, GError **errp)
 {
@@ -71,10 +85,10 @@ static JsonObject *flatten_qmp(JsonObject *opts, GError **errp)
         return NULL;
     }
     if (!addr) {
-        colo_error_set(errp, "%s: parameter 'addr' is missing", what);
+        colo_error_set(errp, "Parameter 'backend.data.addr' is missing");
         return NULL;
     }
-    if (!options_check_known(data, what, data_options, errp)) {
+    if (!check_members(data, data_options, "backend.data.", errp)) {
         return NULL;
     }
     const char *atype = options_get_str(addr, "type", "");
@@ -86,7 +100,8 @@ static JsonObject *flatten_qmp(JsonObject *opts, GError **errp)
     }
     JsonObject *a = options_get_obj(addr, "data");
     a = a ? a : addr; /* the flat form of a SocketAddress is taken too */
-    if (!options_check_known(a, what, is_unix ? unix_options : inet_options, errp)) {
+    if (!check_members(a, is_unix ? unix_options : inet_options, "backend.data.addr.data.",
+                       errp)) {
         return NULL;
     }
     JsonObject *flat = options_copy(data);
@@ -148,11 +163,15 @@ static bool parse(Chardev *c, JsonObject *o, GError **errp)
         return false;
     }
     if (c->server && (s || ms)) {
-        colo_error_set(errp, "%s: 'reconnect' is for clients, this is a server", what);
+        colo_error_set(errp, "Failed to add %s: 'reconnect' option is incompatible with "
+                             "socket in server listen mode",
+                       what);
         return false;
     }
     if (!c->server && c->wait) {
-        colo_error_set(errp, "%s: 'wait' is for servers, this is a client", what);
+        colo_error_set(errp, "Failed to add %s: 'wait' option is incompatible with socket "
+                             "in client connect mode",
+                       what);
         return false;
     }
     c->reconnect_ms = s ? s * 1000 : ms;
@@ -260,7 +279,7 @@ bool chardev_claim(Chardev *c, const ChardevHandlers *h, void *opaque, bool vnet
                    GError **errp)
 {
     if (c->h) {
-        colo_error_set(errp, "Chardev '%s' is in use", c->id);
+        colo_error_set(errp, "Device '%s' is in use", c->id);
         return false;
     }
     c->h = h;
@@ -277,6 +296,13 @@ void chardev_release(Chardev *c)
     c->opaque = NULL;
     c->allow_control = false;
     chardev_socket_watch(c);
+}
+
+void chardev_set_vnet_hdr(Chardev *c, bool on)
+{
+    if (c) {
+        c->vnet_hdr = on;
+    }
 }
 
 const char *chardev_id(Chardev *c)
@@ -355,12 +381,14 @@ bool chardev_wait_ready(bool (*poll)(void *opaque), void *opaque)
     }
 }
 
-char *chardev_address(Chardev *c)
+char *chardev_address(Chardev *c, bool kind)
 {
     if (c->unix_path) {
-        return g_strdup_printf("unix:%s", c->path);
+        return g_strdup_printf("%s%s", kind ? "unix:" : "", c->path);
     }
-    return g_strdup_printf("tcp:%s:%s", c->host, c->port);
+    bool v6 = strchr(c->host, ':') != NULL;
+    return g_strdup_printf("%s%s%s%s:%s", kind ? "tcp:" : "", v6 ? "[" : "", c->host,
+                           v6 ? "]" : "", c->port);
 }
 
 JsonArray *chardev_query(void)
@@ -374,7 +402,7 @@ JsonArray *chardev_query(void)
             continue;
         }
         JsonObject *o = json_object_new();
-        g_autofree char *addr = chardev_address(c);
+        g_autofree char *addr = chardev_address(c, true);
         g_autofree char *name = g_strdup_printf(
             "%s%s%s%s%s", c->connected ? "" : "disconnected:", addr,
             c->server ? ",server=on" : "", c->peer_name[0] ? " <-> " : "", c->peer_name);

@@ -238,9 +238,23 @@ static gboolean server_accept(int fd, GIOCondition cond, gpointer opaque)
     return G_SOURCE_REMOVE;
 }
 
+/* Port 0: the kernel has chosen one; query-chardev shows it. */
+static void learn_port(Chardev *c)
+{
+    socklen_t len = sizeof(c->addr);
+    char port[8];
+
+    if (getsockname(c->listen_fd, (struct sockaddr *)&c->addr, &len) == 0 &&
+        getnameinfo((struct sockaddr *)&c->addr, len, NULL, 0, port, sizeof(port),
+                    NI_NUMERICSERV) == 0) {
+        g_free(c->port);
+        c->port = g_strdup(port);
+    }
+}
+
 static bool server_open(Chardev *c, GError **errp)
 {
-    g_autofree char *where = chardev_address(c);
+    g_autofree char *where = chardev_address(c, false);
     int one = 1;
 
     c->listen_fd = socket(c->addr.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -257,11 +271,15 @@ static bool server_open(Chardev *c, GError **errp)
     }
     if (bind(c->listen_fd, (struct sockaddr *)&c->addr, c->addr_len) < 0 ||
         listen(c->listen_fd, 1) < 0) {
-        colo_error_set_errno(errp, errno, "chardev '%s': cannot listen on %s", c->id,
-                             where);
+        colo_error_set_errno(errp, errno, "Failed to add chardev '%s': Failed to bind socket "
+                             "to %s",
+                             c->id, where);
         close(c->listen_fd);
         c->listen_fd = -1;
         return false;
+    }
+    if (!c->unix_path && g_str_equal(c->port, "0")) {
+        learn_port(c);
     }
     if (!try_join(c)) {
         listen_on(c);
@@ -368,10 +386,10 @@ static bool client_open_once(Chardev *c, GError **errp)
         if (fd >= 0) {
             close(fd);
         }
-        g_autofree char *where = chardev_address(c);
+        g_autofree char *where = chardev_address(c, false);
         colo_error_set_errno(errp, err,
-                             "chardev '%s': cannot connect to %s (with reconnect-ms=1000 "
-                             "it would be tried again)",
+                             "Failed to add chardev '%s': Failed to connect to '%s' (with "
+                             "reconnect=1 it would be tried again)",
                              c->id, where);
         return false;
     }

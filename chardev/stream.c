@@ -10,6 +10,7 @@
 #include "chardev/chardev-int.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #define READ_CHUNK (256u << 10)
@@ -173,6 +174,24 @@ bool chardev_send_take(Chardev *c, Frame *f)
     return sent;
 }
 
+bool chardev_send_text(Chardev *c, const char *text)
+{
+    size_t len = strlen(text);
+
+    if (c->joined) {
+        return joined_send(c, frame_from(text, len));
+    }
+    uint8_t *p = c->connected ? stream_room(c, 4 + len) : NULL;
+    if (!p) {
+        return false;
+    }
+    put_be32(p, len);
+    memcpy(p + 4, text, len);
+    c->frames_out++;
+    stream_kick(c);
+    return true;
+}
+
 bool chardev_send_control(Chardev *c, const ChardevControl *msg)
 {
     if (!c->connected || !c->allow_control) {
@@ -284,7 +303,10 @@ bool chardev_stream_parse(Chardev *c, const char **why)
         ssize_t size = item_size(c, c->ibuf + at, c->ilen - at, why);
         if (size < 0) {
             c->malformed++;
-            colo_report("chardev '%s': the peer sent %s; connection closed", c->id, *why);
+            colo_report_limited(&c->limit,
+                                "chardev '%s': the peer sent %s; connection closed (%" PRIu64
+                                " times so far)",
+                                c->id, *why, c->malformed);
             return false;
         }
         if (size == 0 || (size_t)size > c->ilen - at) {

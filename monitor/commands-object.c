@@ -120,7 +120,7 @@ QmpResult qmp_object_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GErr
         monitor_child_execute("object-add", args, iothread_added, pending_new(req, args));
         return QMP_PENDING;
     }
-    return add_ours(args, errp) ? QMP_DONE : QMP_FAILED;
+    return net_object_check(args, errp) && add_ours(args, errp) ? QMP_DONE : QMP_FAILED;
 }
 
 static void iothread_deleted(JsonNode *ret, const GError *err, void *opaque)
@@ -204,4 +204,61 @@ QmpResult qmp_qom_set(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
                              json_object_get_member(args, "value"), errp);
     net_unlock();
     return ok ? QMP_DONE : QMP_FAILED;
+}
+
+/* --- Lists --- */
+
+static JsonNode *array_node(JsonArray *a)
+{
+    JsonNode *n = json_node_init_array(json_node_alloc(), a);
+
+    json_array_unref(a);
+    return n;
+}
+
+/* The emulator's /objects, and ours behind it. */
+static void objects_listed(JsonNode *ret, const GError *err, void *opaque)
+{
+    QmpRequest *req = opaque;
+
+    if (err || !JSON_NODE_HOLDS_ARRAY(ret)) {
+        qmp_request_finish(req, NULL, err ? g_error_copy(err) : NULL);
+        return;
+    }
+    JsonNode *all = json_node_copy(ret);
+    net_lock();
+    net_objects_list(json_node_get_array(all));
+    net_unlock();
+    qmp_request_finish(req, all, NULL);
+}
+
+QmpResult qmp_qom_list(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    const char *path = json_object_get_string_member(args, "path");
+    const char *id = path_id(path);
+
+    if (id) {
+        net_lock();
+        JsonArray *a = net_object_properties(id);
+        net_unlock();
+        *ret = array_node(a);
+        return QMP_DONE;
+    }
+    if (strcmp(path, "/objects") != 0 && strcmp(path, "objects") != 0) {
+        return QMP_PASS;
+    }
+    monitor_child_execute("qom-list", args, objects_listed, req);
+    return QMP_PENDING;
+}
+
+QmpResult qmp_qom_list_properties(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                                  GError **errp)
+{
+    JsonArray *a = net_type_properties(json_object_get_string_member(args, "typename"));
+
+    if (!a) {
+        return QMP_PASS;
+    }
+    *ret = array_node(a);
+    return QMP_DONE;
 }

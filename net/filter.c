@@ -1,5 +1,5 @@
 /*
- * Netfilters: common options, place in the list, status.
+ * Netfilters: common properties, place in the list, status.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -8,71 +8,48 @@
 
 #include <string.h>
 
+#include "net/colo/colo-int.h"
 #include "net/net-int.h"
 
-static const char *const common_options[] = {"qom-type", "id",       "netdev", "queue",
-                                             "status",   "position", "insert"};
+static const char *const queues[] = {"all", "rx", "tx", NULL};
+static const char *const inserts[] = {"before", "behind", NULL};
+
+const NetProperty net_filter_properties[] = {
+    {"netdev", "string", NET_PROPERTY_STRING, .required = true},
+    {"queue", "NetFilterDirection", NET_PROPERTY_STRING, .values = queues},
+    {"status", "string", NET_PROPERTY_STRING},
+    {"position", "string", NET_PROPERTY_STRING},
+    {"insert", "string", NET_PROPERTY_STRING, .values = inserts},
+    {NULL},
+};
 
 const char *net_filter_direction_name(NetFilterDirection d)
 {
     return d == NET_FILTER_ALL ? "all" : d == NET_FILTER_TX ? "tx" : "rx";
 }
 
-static bool check_options(const NetFilterClass *class, JsonObject *opts, const char *what,
-                          GError **errp)
+static NetFilterDirection parse_queue(const char *name)
 {
-    g_autoptr(GPtrArray) known = g_ptr_array_new();
-
-    for (unsigned i = 0; i < G_N_ELEMENTS(common_options); i++) {
-        g_ptr_array_add(known, (char *)common_options[i]);
-    }
-    for (int i = 0; class->options && class->options[i]; i++) {
-        g_ptr_array_add(known, (char *)class->options[i]);
-    }
-    g_ptr_array_add(known, NULL);
-    return options_check_known(opts, what, (const char *const *)known->pdata, errp);
+    return g_str_equal(name, "tx")   ? NET_FILTER_TX
+           : g_str_equal(name, "rx") ? NET_FILTER_RX
+                                     : NET_FILTER_ALL;
 }
 
-static bool parse_queue(NetFilter *nf, const char *queue, const char *what, GError **errp)
+static bool parse_status(const char *text, bool *on, GError **errp)
 {
-    static const NetFilterDirection all[] = {NET_FILTER_ALL, NET_FILTER_RX, NET_FILTER_TX};
-
-    for (unsigned i = 0; i < G_N_ELEMENTS(all); i++) {
-        if (g_str_equal(queue, net_filter_direction_name(all[i]))) {
-            nf->direction = all[i];
-            return true;
-        }
-    }
-    colo_error_set(errp, "%s: queue '%s' is none of all, rx, tx", what, queue);
-    return false;
-}
-
-/* "on" or "off"; a JSON boolean is taken too. */
-static bool parse_status(JsonObject *opts, bool *on, const char *what, GError **errp)
-{
-    g_autoptr(GError) err = NULL;
-
-    if (!options_get_bool(opts, "status", on, &err)) {
-        colo_error_set(errp, "%s: status '%s' is neither on nor off", what,
-                       options_get_str(opts, "status", ""));
+    *on = g_str_equal(text, "on");
+    if (!*on && !g_str_equal(text, "off")) {
+        colo_error_set(errp, "Invalid value for netfilter status, should be 'on' or 'off'");
         return false;
     }
     return true;
 }
 
-/* The index at which the filter goes into its list, or -1. */
-static int find_place(NetFilter *nf, JsonObject *opts, const char *what, GError **errp)
+/* The index at which a filter of @nd goes into its list, or -1. */
+static int find_place(NetDev *nd, const char *position, bool behind, GError **errp)
 {
-    const char *position = options_get_str(opts, "position", "tail");
-    const char *insert = options_get_str(opts, "insert", "behind");
-    GPtrArray *list = nf->nd->filters;
+    GPtrArray *list = nd->filters;
 
-    if (!g_str_equal(insert, "before") && !g_str_equal(insert, "behind")) {
-        colo_error_set(errp, "%s: insert '%s' is neither before nor behind", what, insert);
-        return -1;
-    }
-    nf->position = g_strdup(position);
-    nf->behind = g_str_equal(insert, "behind");
     if (g_str_equal(position, "head")) {
         return 0;
     }
@@ -80,17 +57,18 @@ static int find_place(NetFilter *nf, JsonObject *opts, const char *what, GError 
         return list->len;
     }
     if (!g_str_has_prefix(position, "id=")) {
-        colo_error_set(errp, "%s: position '%s' is none of head, tail, id=NAME", what,
-                       position);
+        colo_error_set(errp, "Parameter 'position' expects 'head', 'tail' or 'id=<id>'");
         return -1;
     }
     for (unsigned i = 0; i < list->len; i++) {
         NetFilter *o = list->pdata[i];
         if (g_str_equal(o->id, position + 3)) {
-            return nf->behind ? i + 1 : i;
+            return behind ? i + 1 : i;
         }
     }
-    colo_error_set(errp, "%s: position: netdev '%s' has no filter '%s'", what, nf->nd->id,
+    colo_error_set(errp, net_object_exists(position + 3)
+                             ? "filter '%s' belongs to a different netdev"
+                             : "filter '%s' not found",
                    position + 3);
     return -1;
 }
@@ -98,35 +76,40 @@ static int find_place(NetFilter *nf, JsonObject *opts, const char *what, GError 
 NetFilter *net_filter_new(const NetFilterClass *class, JsonObject *opts, GError **errp)
 {
     const char *id = options_get_str(opts, "id", "");
-    const char *netdev = options_get_str(opts, "netdev", NULL);
-    g_autofree char *what = g_strdup_printf("%s '%s'", class->type, id);
+    const NetProperty *tables[] = {net_filter_properties, class->properties, NULL};
+    const char *position = options_get_str(opts, "position", "tail");
+    bool behind = g_str_equal(options_get_str(opts, "insert", "behind"), "behind");
+    bool on = true;
 
-    if (!check_options(class, opts, what, errp)) {
+    if (!net_properties_check(tables, class->type, opts, false, errp) ||
+        !parse_status(options_get_str(opts, "status", "on"), &on, errp)) {
         return NULL;
     }
-    NetDev *nd = netdev ? netdev_find(netdev) : NULL;
+    NetDev *nd = netdev_find(options_get_str(opts, "netdev", ""));
     if (!nd) {
-        colo_error_set(errp, netdev ? "%s: netdev '%s' not found"
-                                    : "%s: parameter 'netdev' is missing%s",
-                       what, netdev ? netdev : "");
+        colo_error_set(errp, "Parameter 'netdev' expects a network backend id");
+        return NULL;
+    }
+    int place = find_place(nd, position, behind, errp);
+    if (place < 0) {
         return NULL;
     }
     NetFilter *nf = g_malloc0(class->size);
     nf->class = class;
     nf->id = g_strdup(id);
     nf->nd = nd;
-    nf->on = true;
-    int place = -1;
-    if (!parse_queue(nf, options_get_str(opts, "queue", "all"), what, errp) ||
-        !parse_status(opts, &nf->on, what, errp) ||
-        (place = find_place(nf, opts, what, errp)) < 0 || !class->setup(nf, opts, errp)) {
+    nf->on = on;
+    nf->direction = parse_queue(options_get_str(opts, "queue", "all"));
+    nf->behind = behind;
+    nf->position = g_strdup(position);
+    if (!class->setup(nf, opts, errp)) {
         g_free(nf->id);
         g_free(nf->position);
         g_free(nf);
         return NULL;
     }
     g_ptr_array_insert(nd->filters, place, nf);
-    colo_trace(net_filter_new, "%s at %d of %s", what, place, nd->id);
+    colo_trace(net_filter_new, "%s '%s' at %d of %s", class->type, id, place, nd->id);
     return nf;
 }
 
@@ -150,14 +133,101 @@ void net_filter_pass_next(NetFilter *nf, NetFilterDirection dir, Frame *f)
     }
 }
 
-bool net_filter_set_status(NetFilter *nf, bool on)
+void net_filter_set_status(NetFilter *nf, bool on)
 {
     if (nf->on == on) {
-        return true;
+        return;
     }
     nf->on = on;
     if (nf->class->status_changed) {
         nf->class->status_changed(nf);
     }
+}
+
+/* --- Properties --- */
+
+JsonNode *net_filter_get(NetFilter *nf, const char *property)
+{
+    if (g_str_equal(property, "netdev")) {
+        return colo_string_node(nf->nd->id);
+    }
+    if (g_str_equal(property, "queue")) {
+        return colo_string_node(net_filter_direction_name(nf->direction));
+    }
+    if (g_str_equal(property, "status")) {
+        return colo_string_node(nf->on ? "on" : "off");
+    }
+    if (g_str_equal(property, "position")) {
+        return colo_string_node(nf->position);
+    }
+    if (g_str_equal(property, "insert")) {
+        return colo_string_node(nf->behind ? "behind" : "before");
+    }
+    return nf->class->get ? nf->class->get(nf, property) : NULL;
+}
+
+/* To another place of its list. What waits goes on where the filter was. */
+static bool move(NetFilter *nf, const char *position, bool behind, GError **errp)
+{
+    GPtrArray *list = nf->nd->filters;
+    guint old = 0;
+
+    g_ptr_array_find(list, nf, &old);
+    netdev_forget_filter(nf->nd, nf);
+    g_ptr_array_remove_index(list, old);
+    int place = find_place(nf->nd, position, behind, errp);
+    g_ptr_array_insert(list, place < 0 ? (int)old : place, nf);
+    if (place < 0) {
+        return false;
+    }
+    char *copy = g_strdup(position);
+    g_free(nf->position);
+    nf->position = copy;
+    nf->behind = behind;
+    colo_trace(net_filter_move, "'%s' to %d of %s", nf->id, place, nf->nd->id);
     return true;
+}
+
+static bool set_common(NetFilter *nf, const char *property, const char *text, GError **errp)
+{
+    bool on;
+
+    if (g_str_equal(property, "queue")) {
+        nf->direction = parse_queue(text);
+    } else if (g_str_equal(property, "status")) {
+        if (!parse_status(text, &on, errp)) {
+            return false;
+        }
+        net_filter_set_status(nf, on);
+    } else if (g_str_equal(property, "position")) {
+        return move(nf, text, nf->behind, errp);
+    } else if (g_str_equal(property, "insert")) {
+        return move(nf, nf->position, g_str_equal(text, "behind"), errp);
+    } else { /* netdev */
+        if (!g_str_equal(text, nf->nd->id)) {
+            colo_error_set(errp, "Property '%s.netdev' cannot be changed: delete '%s' and "
+                                 "add it to netdev '%s'",
+                           nf->class->type, nf->id, text);
+            return false;
+        }
+    }
+    return true;
+}
+
+bool net_filter_set(NetFilter *nf, const char *property, JsonNode *value, GError **errp)
+{
+    if (proxy_uses(nf)) {
+        colo_error_set(errp, "filter '%s' is in use by COLO and stays as it is until "
+                             "protection has ended",
+                       nf->id);
+        return false;
+    }
+    if (net_property_find(net_filter_properties, property)) {
+        return set_common(nf, property, json_node_get_string(value), errp);
+    }
+    if (!nf->class->set) {
+        colo_error_set(errp, "Property '%s.%s' is not writable", nf->class->type, property);
+        return false;
+    }
+    return nf->class->set(nf, property, value, errp);
 }

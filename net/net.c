@@ -13,6 +13,7 @@
  */
 #include <string.h>
 
+#include "net/colo/colo-int.h"
 #include "net/net-int.h"
 
 #define SVM_BACKLOG_DROP 16384 /* frames that wait for a guest slower than its twin */
@@ -475,7 +476,7 @@ NetDev *netdev_new(JsonObject *opts, GError **errp)
         return NULL;
     }
     if (netdev_find(id)) {
-        colo_error_set(errp, "-netdev %s: id '%s' is taken", type->type, id);
+        colo_error_set(errp, "Duplicate ID '%s'", id);
         return NULL;
     }
     NetDev *nd = g_new0(NetDev, 1);
@@ -505,11 +506,21 @@ bool netdev_del(const char *id, GError **errp)
                     "Device '%s' not found", id);
         return false;
     }
-    if (nd->filters->len) {
-        NetFilter *nf = nd->filters->pdata[0];
-        colo_error_set(errp, "netdev '%s' is in use by filter '%s'; delete that first",
-                       id, nf->id);
-        return false;
+    for (unsigned i = 0; i < nd->filters->len; i++) {
+        NetFilter *nf = nd->filters->pdata[i];
+        if (proxy_uses(nf)) {
+            colo_error_set(errp, "netdev '%s' is in use by COLO until protection has ended",
+                           id);
+            return false;
+        }
+    }
+    /* As in QEMU, filters go with it: those that are objects, then any other. */
+    while (nd->filters->len) {
+        NetFilter *nf = nd->filters->pdata[nd->filters->len - 1];
+        g_autofree char *name = g_strdup(nf->id);
+        if (!net_object_del(name, NULL)) {
+            net_filter_free(nf);
+        }
     }
     g_ptr_array_remove(net.netdevs, nd);
     netdev_free(nd);

@@ -59,10 +59,21 @@ bool net_object_exists(const char *id)
     return find(id) != NULL;
 }
 
-bool net_iothread_exists(const char *id)
+const char *net_iothread_find(const char *path, GError **errp)
 {
+    const char *id = g_str_has_prefix(path, "/objects/") ? path + strlen("/objects/") : path;
     NetObject *o = find(id);
-    return o && o->kind == OBJECT_IOTHREAD;
+
+    if (!o) {
+        g_set_error(errp, COLO_ERROR, COLO_ERROR_DEVICE_NOT_FOUND,
+                    "Device '%s' not found", path);
+        return NULL;
+    }
+    if (o->kind != OBJECT_IOTHREAD) {
+        colo_error_set(errp, "Invalid parameter type for 'iothread', expected: iothread");
+        return NULL;
+    }
+    return id;
 }
 
 void net_objects_each(void (*fn)(NetFilter *nf, ColoCompare *cmp, void *opaque),
@@ -77,20 +88,65 @@ void net_objects_each(void (*fn)(NetFilter *nf, ColoCompare *cmp, void *opaque),
     }
 }
 
-bool net_object_add(JsonObject *opts, GError **errp)
+/* The properties of objects of @type, beside those of every filter; NULL: not ours. */
+static const NetProperty *properties_of(const char *type, bool *filter)
+{
+    const NetFilterClass *class = find_class(type);
+
+    *filter = class != NULL;
+    return class ? class->properties
+                 : g_str_equal(type, "colo-compare") ? colo_compare_properties : NULL;
+}
+
+bool net_object_check(JsonObject *opts, GError **errp)
 {
     const char *type = options_get_str(opts, "qom-type", "");
-    const char *id = options_get_str(opts, "id", "");
-    static const char *const iothread_options[] = {"qom-type", "id", NULL};
+    bool filter;
+    const NetProperty *own = properties_of(type, &filter);
+    const NetProperty *tables[] = {own, filter ? net_filter_properties : NULL, NULL};
 
-    if (!*id) {
-        colo_error_set(errp, "%s: parameter 'id' is missing", type);
+    return !own || net_properties_check(tables, type, opts, true, errp);
+}
+
+/* A letter, then letters, digits, '-', '.', '_'. */
+static bool is_identifier(const char *id)
+{
+    if (!g_ascii_isalpha(*id)) {
+        return false;
+    }
+    while (g_ascii_isalnum(*id) || (*id && strchr("-._", *id))) {
+        id++;
+    }
+    return !*id;
+}
+
+static bool check_id(JsonObject *opts, GError **errp)
+{
+    const char *id = options_get_str(opts, "id", NULL);
+
+    if (!id) {
+        colo_error_set(errp, "Parameter 'id' is missing");
+        return false;
+    }
+    if (!is_identifier(id)) {
+        colo_error_set(errp, "Parameter 'id' expects an identifier");
         return false;
     }
     if (find(id)) {
         colo_error_set(errp, "attempt to add duplicate property '%s' to object (type "
                              "'container')",
                        id);
+        return false;
+    }
+    return true;
+}
+
+bool net_object_add(JsonObject *opts, GError **errp)
+{
+    const char *type = options_get_str(opts, "qom-type", "");
+    const char *id = options_get_str(opts, "id", "");
+
+    if (!check_id(opts, errp)) {
         return false;
     }
     const NetFilterClass *class = find_class(type);
@@ -104,14 +160,10 @@ bool net_object_add(JsonObject *opts, GError **errp)
         o.type = "colo-compare";
         o.impl = colo_compare_new(opts, errp);
     } else if (g_str_equal(type, "iothread")) {
-        g_autofree char *what = g_strdup_printf("iothread '%s'", id);
-        o.kind = OBJECT_IOTHREAD;
+        o.kind = OBJECT_IOTHREAD; /* its properties are the emulator's */
         o.type = "iothread";
-        if (!options_check_known(opts, what, iothread_options, errp)) {
-            return false;
-        }
     } else {
-        colo_error_set(errp, "object type '%s' is not of the network", type);
+        colo_error_set(errp, "Parameter 'qom-type' does not accept value '%s'", type);
         return false;
     }
     if (!o.impl && o.kind != OBJECT_IOTHREAD) {
@@ -139,9 +191,7 @@ bool net_object_del(const char *id, GError **errp)
             NetObject *u = objects->pdata[i];
             if (u->kind == OBJECT_COMPARE &&
                 g_str_equal(colo_compare_iothread(u->impl), id)) {
-                colo_error_set(errp, "object '%s' is in use by colo-compare '%s', can not "
-                                     "be deleted",
-                               id, u->id);
+                colo_error_set(errp, "object '%s' is in use, can not be deleted", id);
                 return false;
             }
         }
@@ -171,98 +221,106 @@ char **net_object_ids(void)
     return (char **)g_ptr_array_free(ids, FALSE);
 }
 
-static JsonNode *string_node(const char *s)
+/* --- Properties --- */
+
+static NetObject *find_or_fail(const char *id, GError **errp)
 {
-    JsonNode *n = json_node_alloc();
-    json_node_init_string(n, s);
-    return n;
+    NetObject *o = find(id);
+
+    if (!o) {
+        g_set_error(errp, COLO_ERROR, COLO_ERROR_DEVICE_NOT_FOUND,
+                    "Device '%s' not found", id);
+    }
+    return o;
 }
 
-static JsonNode *filter_get(NetFilter *nf, const char *property)
+static const NetProperty *find_property(NetObject *o, const char *name, GError **errp)
 {
-    if (g_str_equal(property, "netdev")) {
-        return string_node(nf->nd->id);
+    bool filter;
+    const NetProperty *p = net_property_find(properties_of(o->type, &filter), name);
+
+    if (!p && filter) {
+        p = net_property_find(net_filter_properties, name);
     }
-    if (g_str_equal(property, "queue")) {
-        return string_node(net_filter_direction_name(nf->direction));
+    if (!p) {
+        colo_error_set(errp, "Property '%s.%s' not found", o->type, name);
     }
-    if (g_str_equal(property, "status")) {
-        return string_node(nf->on ? "on" : "off");
-    }
-    if (g_str_equal(property, "position")) {
-        return string_node(nf->position);
-    }
-    if (g_str_equal(property, "insert")) {
-        return string_node(nf->behind ? "behind" : "before");
-    }
-    return nf->class->get ? nf->class->get(nf, property) : NULL;
+    return p;
 }
 
 JsonNode *net_object_get(const char *id, const char *property, GError **errp)
 {
-    NetObject *o = find(id);
-    JsonNode *n = NULL;
+    NetObject *o = find_or_fail(id, errp);
 
     if (!o) {
-        g_set_error(errp, COLO_ERROR, COLO_ERROR_DEVICE_NOT_FOUND,
-                    "Device '%s' not found", id);
         return NULL;
     }
     if (g_str_equal(property, "type")) {
-        return string_node(o->type);
+        return colo_string_node(o->type);
     }
-    if (o->kind == OBJECT_FILTER) {
-        n = filter_get(o->impl, property);
-    } else if (o->kind == OBJECT_COMPARE) {
-        n = colo_compare_get(o->impl, property);
+    if (!find_property(o, property, errp)) {
+        return NULL;
     }
-    if (!n) {
-        colo_error_set(errp, "Property '%s.%s' not found", o->type, property);
-    }
-    return n;
-}
-
-static bool filter_set(NetFilter *nf, const char *property, JsonNode *value, bool *known,
-                       GError **errp)
-{
-    *known = true;
-    if (g_str_equal(property, "status")) {
-        g_autoptr(JsonObject) o = json_object_new();
-        bool on = nf->on;
-        json_object_set_member(o, "status", json_node_copy(value));
-        if (!options_get_bool(o, "status", &on, errp)) {
-            return false;
-        }
-        if (!on && proxy_uses(nf)) {
-            colo_error_set(errp, "filter '%s' is in use by COLO and stays on until "
-                                 "protection has ended",
-                           nf->id);
-            return false;
-        }
-        return net_filter_set_status(nf, on);
-    }
-    *known = false;
-    return nf->class->set && nf->class->set(nf, property, value, known, errp);
+    return o->kind == OBJECT_FILTER ? net_filter_get(o->impl, property)
+                                    : colo_compare_get(o->impl, property);
 }
 
 bool net_object_set(const char *id, const char *property, JsonNode *value, GError **errp)
 {
-    NetObject *o = find(id);
-    bool known = false, ok = false;
+    NetObject *o = find_or_fail(id, errp);
 
     if (!o) {
-        g_set_error(errp, COLO_ERROR, COLO_ERROR_DEVICE_NOT_FOUND,
-                    "Device '%s' not found", id);
         return false;
     }
-    if (o->kind == OBJECT_FILTER) {
-        ok = filter_set(o->impl, property, value, &known, errp);
-    } else if (o->kind == OBJECT_COMPARE) {
-        ok = colo_compare_set(o->impl, property, value, &known, errp);
-    }
-    if (!known) {
-        colo_error_set(errp, "Property '%s.%s' cannot be set now", o->type, property);
+    if (g_str_equal(property, "type")) {
+        colo_error_set(errp, "Property '%s.type' is not writable", o->type);
         return false;
     }
-    return ok;
+    const NetProperty *p = find_property(o, property, errp);
+    if (!p || !net_property_check(p, o->type, value, true, errp)) {
+        return false;
+    }
+    return o->kind == OBJECT_FILTER ? net_filter_set(o->impl, property, value, errp)
+                                    : colo_compare_set(o->impl, property, value, errp);
+}
+
+static void list_type(JsonArray *out)
+{
+    static const NetProperty type[] = {{"type", "string", NET_PROPERTY_STRING}, {NULL}};
+    net_properties_list(type, out);
+}
+
+JsonArray *net_type_properties(const char *type)
+{
+    bool filter;
+    const NetProperty *own = properties_of(type, &filter);
+
+    if (!own) {
+        return NULL;
+    }
+    JsonArray *out = json_array_new();
+    list_type(out);
+    net_properties_list(filter ? net_filter_properties : NULL, out);
+    net_properties_list(own, out);
+    return out;
+}
+
+JsonArray *net_object_properties(const char *id)
+{
+    NetObject *o = find(id);
+    return o ? net_type_properties(o->type) : NULL;
+}
+
+void net_objects_list(JsonArray *out)
+{
+    for (unsigned i = 0; objects && i < objects->len; i++) {
+        NetObject *o = objects->pdata[i];
+        if (o->kind != OBJECT_IOTHREAD) {
+            g_autofree char *type = g_strdup_printf("child<%s>", o->type);
+            JsonObject *child = json_object_new();
+            json_object_set_string_member(child, "name", o->id);
+            json_object_set_string_member(child, "type", type);
+            json_array_add_object_element(out, child);
+        }
+    }
 }

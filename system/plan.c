@@ -80,8 +80,37 @@ static GHashTable *chardevs_of_ours(const CmdLine *cl)
     return ids;
 }
 
-static bool take_chardev(Plan *plan, GHashTable *ours, const char *text, bool *taken,
-                         GError **errp)
+/* Whether @text names @id as a word of its own. */
+static bool has_word(const char *text, const char *id)
+{
+    size_t len = strlen(id);
+
+    for (const char *p = text; *id && (p = strstr(p, id)); p++) {
+        bool begins = p == text || !(g_ascii_isalnum(p[-1]) || strchr("-._", p[-1]));
+        bool ends = !p[len] || !(g_ascii_isalnum(p[len]) || strchr("-._", p[len]));
+        if (begins && ends) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Nothing on the command line names the socket @id: it waits for a filter that comes by
+ * object-add. */
+static bool is_unused(const CmdLine *cl, const char *text, const char *id)
+{
+    for (guint i = 0; i < cl->options->len; i++) {
+        const CmdOption *o = &g_array_index(cl->options, CmdOption, i);
+        bool itself = strcmp(o->name, "chardev") == 0 && o->arg && !strcmp(o->arg, text);
+        if (!itself && o->arg && has_word(o->arg, id)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool take_chardev(Plan *plan, const CmdLine *cl, GHashTable *ours, const char *text,
+                         bool *taken, GError **errp)
 {
     g_autoptr(JsonObject) c = options_parse(text, "backend", errp);
 
@@ -90,7 +119,8 @@ static bool take_chardev(Plan *plan, GHashTable *ours, const char *text, bool *t
         return false;
     }
     const char *id = options_get_str(c, "id", "");
-    *taken = g_hash_table_contains(ours, id);
+    *taken = g_hash_table_contains(ours, id) ||
+             (chardev_wants(c) && is_unused(cl, text, id));
     if (!*taken) {
         return true;
     }
@@ -529,7 +559,7 @@ bool plan_make(Plan *plan, const CmdLine *cl, const char *argv0, GError **errp)
         if (c && g_hash_table_contains(monitors, options_get_str(c, "id", ""))) {
             continue;
         }
-        if (!take_chardev(plan, ours, arg, &taken, errp)) {
+        if (!take_chardev(plan, cl, ours, arg, &taken, errp)) {
             return false;
         }
         if (!taken) {

@@ -86,3 +86,22 @@ void colo_report(const char *fmt, ...)
     emit_line("qemu-colo: ", fmt, ap);
     va_end(ap);
 }
+
+void colo_report_limited(ColoReportLimit *limit, const char *fmt, ...)
+{
+    gint64 now = g_get_monotonic_time();
+
+    if (limit->last && now - limit->last < G_USEC_PER_SEC) {
+        limit->suppressed++;
+        return;
+    }
+    if (limit->suppressed) {
+        colo_report("(%u more such messages)", limit->suppressed);
+    }
+    limit->last = now;
+    limit->suppressed = 0;
+    va_list ap;
+    va_start(ap, fmt);
+    emit_line("qemu-colo: ", fmt, ap);
+    va_end(ap);
+}

@@ -75,6 +75,9 @@ bool chardev_claim(Chardev *c, const ChardevHandlers *h, void *opaque, bool vnet
                    GError **errp);
 void chardev_release(Chardev *c);
 
+/** Framing from the next item on; @c may be NULL. */
+void chardev_set_vnet_hdr(Chardev *c, bool on);
+
 const char *chardev_id(Chardev *c);
 bool chardev_connected(Chardev *c);
 
@@ -88,7 +91,10 @@ void chardev_allow_control(Chardev *c, bool allow);
  */
 bool chardev_send(Chardev *c, Frame *f);
 
-/** The same, and takes the reference of @f: within the process no copy is made. */
+/** Send @text as a frame without a vnet header length, whatever the framing is. */
+bool chardev_send_text(Chardev *c, const char *text);
+
+/** The same as chardev_send(), and takes the reference of @f: within the process no copy is made. */
 bool chardev_send_take(Chardev *c, Frame *f);
 bool chardev_send_control(Chardev *c, const ChardevControl *msg);
 

@@ -20,6 +20,7 @@
 
 #include "net/frame.h"
 #include "net/net.h"
+#include "net/property.h"
 
 typedef enum NetFilterDirection {
     NET_FILTER_TX = 1, /* outside -> guest */
@@ -32,7 +33,7 @@ typedef struct NetFilter NetFilter;
 typedef struct NetFilterClass {
     const char *type;           /* QOM type name */
     size_t size;                /* of the struct that starts with a NetFilter */
-    const char *const *options; /* its own, beyond the common ones; NULL-terminated */
+    const NetProperty *properties; /* its own, beyond the common ones */
     /* Parse own options and take resources; on failure nothing is kept. */
     bool (*setup)(NetFilter *nf, JsonObject *opts, GError **errp);
     /* Free what setup took; frames inside are passed on or dropped. */
@@ -41,10 +42,10 @@ typedef struct NetFilterClass {
     Frame *(*receive)(NetFilter *nf, NetFilterDirection dir, Frame *f);
     /* After a change of status; may be NULL. */
     void (*status_changed)(NetFilter *nf);
-    /* Own properties of qom-get and qom-set; NULL results mean "no such property". */
+    /* Own properties of qom-get and qom-set. Names and values are those that
+     * @properties allows; without set() none can be changed. */
     JsonNode *(*get)(NetFilter *nf, const char *property);
-    bool (*set)(NetFilter *nf, const char *property, JsonNode *value, bool *known,
-                GError **errp);
+    bool (*set)(NetFilter *nf, const char *property, JsonNode *value, GError **errp);
 } NetFilterClass;
 
 struct NetFilter {
@@ -61,10 +62,18 @@ struct NetFilter {
 NetFilter *net_filter_new(const NetFilterClass *class, JsonObject *opts, GError **errp);
 void net_filter_free(NetFilter *nf);
 
+/** The common properties, those of every filter. */
+extern const NetProperty net_filter_properties[];
+
+JsonNode *net_filter_get(NetFilter *nf, const char *property);
+
+/** @value was checked. Refused while protection needs the filter as it is. */
+bool net_filter_set(NetFilter *nf, const char *property, JsonNode *value, GError **errp);
+
 /** @f (taken) goes on behind @nf in direction @dir (TX or RX). */
 void net_filter_pass_next(NetFilter *nf, NetFilterDirection dir, Frame *f);
 
-bool net_filter_set_status(NetFilter *nf, bool on);
+void net_filter_set_status(NetFilter *nf, bool on);
 const char *net_filter_direction_name(NetFilterDirection d);
 
 #endif

@@ -93,6 +93,9 @@ void netdev_set_mac(NetDev *nd, const uint8_t mac[6]);
  */
 bool net_object_wants(const char *qom_type);
 bool net_object_add(JsonObject *opts, GError **errp);
+/** Whether the JSON types of @opts (from QMP) are right, too: net_object_add() takes
+ * strings for everything, as the command line gives them. No lock. */
+bool net_object_check(JsonObject *opts, GError **errp);
 bool net_object_del(const char *id, GError **errp);
 bool net_object_exists(const char *id);
 /** The ids of all objects here, for conflicts and introspection. Caller frees. */
@@ -100,6 +103,12 @@ char **net_object_ids(void);
 /** qom-get / qom-set of object @id; NULL or false with @errp set on failure. */
 JsonNode *net_object_get(const char *id, const char *property, GError **errp);
 bool net_object_set(const char *id, const char *property, JsonNode *value, GError **errp);
+
+/** [{name, type}] as of qom-list and qom-list-properties; NULL if not ours. */
+JsonArray *net_object_properties(const char *id);
+JsonArray *net_type_properties(const char *type);
+/** Append a {name, type: "child<...>"} for each filter and comparison. */
+void net_objects_list(JsonArray *out);
 
 /** Announce every guest MAC and address seen (GARP, unsolicited NA, RARP), now and a few
  * times more. */

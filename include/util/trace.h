@@ -38,4 +38,13 @@ void colo_trace_enable(const char *pattern);
 /** One line to standard error, "qemu-colo: " first, at most 20 a second. */
 void colo_report(const char *fmt, ...) G_GNUC_PRINTF(1, 2);
 
+/* Of one source of messages; zeroed, guarded by whatever guards the source. */
+typedef struct ColoReportLimit {
+    gint64 last;
+    unsigned suppressed;
+} ColoReportLimit;
+
+/** The same, at most once a second for @limit; the next one tells how many were left out. */
+void colo_report_limited(ColoReportLimit *limit, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+
 #endif

@@ -62,20 +62,21 @@ static Frame *buffer_receive(NetFilter *nf, NetFilterDirection dir, Frame *f)
     return NULL;
 }
 
+static const NetProperty buffer_properties[] = {
+    {"interval", "uint32", NET_PROPERTY_UINT, .required = true, .positive = true},
+    {NULL},
+};
+
 static bool buffer_setup(NetFilter *nf, JsonObject *opts, GError **errp)
 {
     FilterBuffer *b = (FilterBuffer *)nf;
 
-    if (!json_object_has_member(opts, "interval")) {
-        colo_error_set(errp, "filter-buffer '%s': parameter 'interval' is missing (a "
-                             "positive number of microseconds)",
-                       nf->id);
-        return false;
-    }
     if (!options_get_uint(opts, "interval", &b->interval_us, 1, UINT32_MAX, errp)) {
         return false;
     }
-    buffer_status(nf);
+    if (nf->on) {
+        buffer_status(nf);
+    }
     return true;
 }
 
@@ -89,30 +90,24 @@ static void buffer_cleanup(NetFilter *nf)
 
 static JsonNode *buffer_get(NetFilter *nf, const char *property)
 {
-    FilterBuffer *b = (FilterBuffer *)nf;
-    return g_str_equal(property, "interval") ? colo_int_node(b->interval_us) : NULL;
+    return colo_int_node(((FilterBuffer *)nf)->interval_us);
 }
 
-static bool buffer_set(NetFilter *nf, const char *property, JsonNode *value, bool *known,
-                       GError **errp)
+static bool buffer_set(NetFilter *nf, const char *property, JsonNode *value, GError **errp)
 {
     FilterBuffer *b = (FilterBuffer *)nf;
 
-    if (!g_str_equal(property, "interval")) {
-        return false;
+    b->interval_us = json_node_get_int(value);
+    if (nf->on) {
+        colo_timer_at(&b->timer, g_get_monotonic_time() + b->interval_us, buffer_fire, b);
     }
-    *known = true;
-    g_autoptr(JsonObject) o = json_object_new();
-    json_object_set_member(o, "interval", json_node_copy(value));
-    return options_get_uint(o, "interval", &b->interval_us, 1, UINT32_MAX, errp);
+    return true;
 }
-
-static const char *const buffer_options[] = {"interval", NULL};
 
 const NetFilterClass filter_buffer_class = {
     .type = "filter-buffer",
     .size = sizeof(FilterBuffer),
-    .options = buffer_options,
+    .properties = buffer_properties,
     .setup = buffer_setup,
     .cleanup = buffer_cleanup,
     .receive = buffer_receive,

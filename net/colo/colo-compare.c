@@ -9,26 +9,35 @@
 
 /* --- Helpers shared with the filters --- */
 
-Chardev *colo_claim_chardev(JsonObject *opts, const char *key, const char *what,
-                            const ChardevHandlers *h, void *opaque, bool vnet_hdr,
-                            GError **errp)
+Chardev *colo_claim_chardev(const char *id, const ChardevHandlers *h, void *opaque,
+                            bool vnet_hdr, GError **errp)
 {
-    const char *id = options_get_str(opts, key, NULL);
-
-    if (!id) {
-        colo_error_set(errp, "%s: parameter '%s' is missing", what, key);
-        return NULL;
-    }
     Chardev *c = chardev_find(id);
+
     if (!c) {
-        colo_error_set(errp, "%s: %s: socket chardev '%s' not found", what, key, id);
+        g_set_error(errp, COLO_ERROR, COLO_ERROR_DEVICE_NOT_FOUND,
+                    "Device '%s' not found", id);
         return NULL;
     }
-    if (!chardev_claim(c, h, opaque, vnet_hdr, errp)) {
-        g_prefix_error(errp, "%s: %s: ", what, key);
-        return NULL;
+    return chardev_claim(c, h, opaque, vnet_hdr, errp) ? c : NULL;
+}
+
+bool colo_swap_chardev(Chardev **slot, const char *id, const ChardevHandlers *h,
+                       void *opaque, bool vnet_hdr, GError **errp)
+{
+    Chardev *new = NULL;
+
+    if (*slot && g_str_equal(chardev_id(*slot), id)) {
+        return true;
     }
-    return c;
+    if (*id && !(new = colo_claim_chardev(id, h, opaque, vnet_hdr, errp))) {
+        return false;
+    }
+    if (*slot) {
+        chardev_release(*slot);
+    }
+    *slot = new;
+    return true;
 }
 
 JsonNode *colo_string_node(const char *s)
@@ -91,7 +100,13 @@ static void compare_release(Frame *f, void *opaque)
 
 static void compare_trigger(ProxyTrigger trigger, const char *detail, void *opaque)
 {
-    proxy_compare_trigger(opaque, trigger, detail);
+    ColoCompare *c = opaque;
+
+    if (c->notified) {
+        colo_notify_trigger(c);
+    } else {
+        proxy_compare_trigger(c, trigger, detail);
+    }
 }
 
 static void compare_isn(const FlowKey *flow, uint32_t pvm, uint32_t svm, void *opaque)
@@ -191,9 +206,18 @@ void net_set_compare_always(bool always)
     compare_always = always;
 }
 
-static const char *const compare_options[] = {
-    "qom-type", "id", "primary_in", "secondary_in", "outdev", "iothread", "compare_timeout",
-    "expired_scan_cycle", "max_queue_size", "vnet_hdr_support", NULL};
+const NetProperty colo_compare_properties[] = {
+    {"primary_in", "string", NET_PROPERTY_STRING, .required = true},
+    {"secondary_in", "string", NET_PROPERTY_STRING, .required = true},
+    {"outdev", "string", NET_PROPERTY_STRING, .required = true},
+    {"iothread", "link<iothread>", NET_PROPERTY_STRING, .required = true},
+    {"notify_dev", "string", NET_PROPERTY_STRING},
+    {"compare_timeout", "uint64", NET_PROPERTY_UINT, .positive = true},
+    {"expired_scan_cycle", "uint32", NET_PROPERTY_UINT, .positive = true},
+    {"max_queue_size", "uint32", NET_PROPERTY_UINT, .positive = true},
+    {"vnet_hdr_support", "bool", NET_PROPERTY_BOOL},
+    {NULL},
+};
 
 static CompareConfig compare_config(ColoCompare *c)
 {
@@ -201,60 +225,70 @@ static CompareConfig compare_config(ColoCompare *c)
                            .max_queue_size = c->queue_size};
 }
 
-static bool compare_parse(ColoCompare *c, JsonObject *opts, const char *what,
-                          GError **errp)
+/* The chardevs must be different ones; notify_dev may be none (""). */
+static bool check_devices(const char *const dev[4], GError **errp)
 {
-    if (json_object_has_member(opts, "notify_dev")) {
-        colo_error_set(errp, "%s: 'notify_dev' (Xen's notifications) is not supported",
-                       what);
-        return false;
-    }
-    if (!options_check_known(opts, what, compare_options, errp)) {
-        return false;
-    }
-    c->timeout_ms = 3000;
-    c->scan_ms = 1000;
-    c->queue_size = 1024;
-    if (!options_get_uint(opts, "compare_timeout", &c->timeout_ms, 1, UINT32_MAX, errp) ||
-        !options_get_uint(opts, "expired_scan_cycle", &c->scan_ms, 1, UINT32_MAX, errp) ||
-        !options_get_uint(opts, "max_queue_size", &c->queue_size, 1, UINT32_MAX, errp) ||
-        !options_get_bool(opts, "vnet_hdr_support", &c->vnet_hdr, errp)) {
-        g_prefix_error(errp, "%s: ", what);
-        return false;
-    }
-    const char *iothread = options_get_str(opts, "iothread", NULL);
-    if (!iothread) {
-        colo_error_set(errp, "%s needs 'iothread' property set", what);
-        return false;
-    }
-    if (!net_iothread_exists(iothread)) {
-        colo_error_set(errp, "%s: iothread '%s' not found; add -object iothread,id=%s "
-                             "before it",
-                       what, iothread, iothread);
-        return false;
-    }
-    c->iothread = g_strdup(iothread);
-    const char *dev[3] = {options_get_str(opts, "primary_in", ""),
-                          options_get_str(opts, "secondary_in", ""),
-                          options_get_str(opts, "outdev", "")};
-    if (g_str_equal(dev[0], dev[1]) || g_str_equal(dev[0], dev[2]) ||
-        g_str_equal(dev[1], dev[2])) {
-        colo_error_set(errp, "%s: 'primary_in', 'secondary_in' and 'outdev' must be three "
-                             "different chardevs",
-                       what);
-        return false;
+    for (unsigned i = 0; i < 4; i++) {
+        for (unsigned k = 0; k < i; k++) {
+            if (*dev[i] && g_str_equal(dev[i], dev[k])) {
+                colo_error_set(errp, "primary_in, secondary_in, outdev and notify_dev of "
+                                     "colo compare can not be the same chardev");
+                return false;
+            }
+        }
     }
     return true;
 }
 
+static bool compare_parse(ColoCompare *c, JsonObject *opts, GError **errp)
+{
+    static const NetProperty *const tables[] = {colo_compare_properties, NULL};
+
+    c->timeout_ms = 3000;
+    c->scan_ms = 1000;
+    c->queue_size = 1024;
+    if (!net_properties_check(tables, "colo-compare", opts, false, errp) ||
+        !options_get_uint(opts, "compare_timeout", &c->timeout_ms, 1, UINT32_MAX, errp) ||
+        !options_get_uint(opts, "expired_scan_cycle", &c->scan_ms, 1, UINT32_MAX, errp) ||
+        !options_get_uint(opts, "max_queue_size", &c->queue_size, 1, UINT32_MAX, errp) ||
+        !options_get_bool(opts, "vnet_hdr_support", &c->vnet_hdr, errp)) {
+        return false;
+    }
+    c->iothread = g_strdup(net_iothread_find(options_get_str(opts, "iothread", ""), errp));
+    if (!c->iothread) {
+        return false;
+    }
+    const char *const dev[4] = {
+        options_get_str(opts, "primary_in", ""), options_get_str(opts, "secondary_in", ""),
+        options_get_str(opts, "outdev", ""), options_get_str(opts, "notify_dev", "")};
+    return check_devices(dev, errp);
+}
+
+typedef struct CompareDevice {
+    const char *name;
+    size_t offset;
+    const ChardevHandlers *handlers;
+} CompareDevice;
+
+/* Output first: what comes in may leave at once. */
+static const CompareDevice devices[] = {
+    {"outdev", offsetof(ColoCompare, out), &compare_out_handlers},
+    {"notify_dev", offsetof(ColoCompare, notify), &compare_notify_handlers},
+    {"primary_in", offsetof(ColoCompare, primary_in), &compare_primary_handlers},
+    {"secondary_in", offsetof(ColoCompare, secondary_in), &compare_secondary_handlers},
+};
+
+static Chardev **device_slot(ColoCompare *c, const CompareDevice *d)
+{
+    return (Chardev **)((char *)c + d->offset);
+}
+
 ColoCompare *colo_compare_new(JsonObject *opts, GError **errp)
 {
-    const char *id = options_get_str(opts, "id", "");
-    g_autofree char *what = g_strdup_printf("colo-compare '%s'", id);
     ColoCompare *c = g_new0(ColoCompare, 1);
 
-    c->id = g_strdup(id);
-    if (!compare_parse(c, opts, what, errp)) {
+    c->id = g_strdup(options_get_str(opts, "id", ""));
+    if (!compare_parse(c, opts, errp)) {
         colo_compare_free(c);
         return NULL;
     }
@@ -263,17 +297,15 @@ ColoCompare *colo_compare_new(JsonObject *opts, GError **errp)
     if (compare_always) {
         compare_engine_set_mode(c->engine, COMPARE_MODE_COMPARE, g_get_monotonic_time());
     }
-    if (!(c->out = colo_claim_chardev(opts, "outdev", what, &compare_out_handlers, c,
-                                      c->vnet_hdr, errp)) ||
-        !(c->primary_in = colo_claim_chardev(opts, "primary_in", what,
-                                             &compare_primary_handlers, c, c->vnet_hdr,
-                                             errp)) ||
-        !(c->secondary_in = colo_claim_chardev(opts, "secondary_in", what,
-                                               &compare_secondary_handlers, c,
-                                               c->vnet_hdr, errp))) {
-        colo_compare_free(c);
-        return NULL;
+    for (unsigned i = 0; i < G_N_ELEMENTS(devices); i++) {
+        const CompareDevice *d = &devices[i];
+        if (!colo_swap_chardev(device_slot(c, d), options_get_str(opts, d->name, ""),
+                               d->handlers, c, c->vnet_hdr, errp)) {
+            colo_compare_free(c);
+            return NULL;
+        }
     }
+    colo_notify_start(c);
     return c;
 }
 
@@ -285,10 +317,10 @@ void colo_compare_free(ColoCompare *c)
     }
     net_batch_remove(compare_batch_end, c);
     io_source_destroy(&c->timer);
-    Chardev *used[] = {c->primary_in, c->secondary_in, c->out};
-    for (unsigned i = 0; i < G_N_ELEMENTS(used); i++) {
-        if (used[i]) {
-            chardev_release(used[i]);
+    for (unsigned i = 0; i < G_N_ELEMENTS(devices); i++) {
+        Chardev *used = *device_slot(c, &devices[i]);
+        if (used) {
+            chardev_release(used);
         }
     }
     if (c->engine) {
@@ -325,46 +357,91 @@ static uint64_t *find_number(ColoCompare *c, const char *name)
     return NULL;
 }
 
-JsonNode *colo_compare_get(ColoCompare *c, const char *property)
+static const CompareDevice *find_device(const char *name)
 {
-    uint64_t *n = find_number(c, property);
-
-    if (n) {
-        return colo_int_node(*n);
-    }
-    if (g_str_equal(property, "primary_in")) {
-        return colo_string_node(chardev_id(c->primary_in));
-    }
-    if (g_str_equal(property, "secondary_in")) {
-        return colo_string_node(chardev_id(c->secondary_in));
-    }
-    if (g_str_equal(property, "outdev")) {
-        return colo_string_node(chardev_id(c->out));
-    }
-    if (g_str_equal(property, "iothread")) {
-        return colo_string_node(c->iothread);
-    }
-    if (g_str_equal(property, "vnet_hdr_support")) {
-        return colo_bool_node(c->vnet_hdr);
+    for (unsigned i = 0; i < G_N_ELEMENTS(devices); i++) {
+        if (g_str_equal(name, devices[i].name)) {
+            return &devices[i];
+        }
     }
     return NULL;
 }
 
-bool colo_compare_set(ColoCompare *c, const char *property, JsonNode *value, bool *known,
-                      GError **errp)
+JsonNode *colo_compare_get(ColoCompare *c, const char *property)
 {
     uint64_t *n = find_number(c, property);
+    const CompareDevice *d = find_device(property);
 
-    *known = n != NULL;
-    if (!n) {
+    if (n) {
+        return colo_int_node(*n);
+    }
+    if (d) {
+        Chardev *used = *device_slot(c, d);
+        return colo_string_node(used ? chardev_id(used) : "");
+    }
+    if (g_str_equal(property, "iothread")) {
+        g_autofree char *path = g_strdup_printf("/objects/%s", c->iothread);
+        return colo_string_node(path);
+    }
+    return colo_bool_node(c->vnet_hdr);
+}
+
+static bool set_device(ColoCompare *c, const CompareDevice *d, const char *id,
+                       GError **errp)
+{
+    const char *dev[4];
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(devices); i++) {
+        Chardev *used = *device_slot(c, &devices[i]);
+        dev[i] = d == &devices[i] ? id : used ? chardev_id(used) : "";
+    }
+    if (!*id && d->handlers != &compare_notify_handlers) {
+        colo_error_set(errp, "Parameter '%s' is missing", d->name);
         return false;
     }
-    g_autoptr(JsonObject) o = json_object_new();
-    json_object_set_member(o, property, json_node_copy(value));
-    if (!options_get_uint(o, property, n, 1, UINT32_MAX, errp)) {
+    if (!check_devices(dev, errp) ||
+        !colo_swap_chardev(device_slot(c, d), id, d->handlers, c, c->vnet_hdr, errp)) {
         return false;
     }
-    CompareConfig cfg = compare_config(c);
-    compare_engine_set_config(c->engine, &cfg);
+    if (d->handlers == &compare_notify_handlers) {
+        colo_notify_start(c);
+    }
+    return true;
+}
+
+bool colo_compare_set(ColoCompare *c, const char *property, JsonNode *value, GError **errp)
+{
+    uint64_t *n = find_number(c, property);
+    const CompareDevice *d = find_device(property);
+
+    if (n) {
+        *n = json_node_get_int(value);
+        CompareConfig cfg = compare_config(c);
+        compare_engine_set_config(c->engine, &cfg);
+        colo_compare_tick(c);
+        return true;
+    }
+    if (g_str_equal(property, "iothread")) {
+        const char *id = net_iothread_find(json_node_get_string(value), errp);
+        if (id) {
+            char *copy = g_strdup(id);
+            g_free(c->iothread);
+            c->iothread = copy;
+        }
+        return id != NULL;
+    }
+    if (proxy_compares(c)) {
+        colo_error_set(errp, "colo-compare '%s' is in use by COLO: '%s' stays as it is "
+                             "until protection has ended",
+                       c->id, property);
+        return false;
+    }
+    if (d) {
+        return set_device(c, d, json_node_get_string(value), errp);
+    }
+    c->vnet_hdr = json_node_get_boolean(value);
+    for (unsigned i = 0; i < G_N_ELEMENTS(devices); i++) {
+        chardev_set_vnet_hdr(*device_slot(c, &devices[i]), c->vnet_hdr);
+    }
     return true;
 }

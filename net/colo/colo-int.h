@@ -12,6 +12,7 @@
 #include "net/filter.h"
 #include "net/proxy.h"
 #include "net/rewriter-engine.h"
+#include "util/trace.h"
 
 typedef struct ColoCompare ColoCompare;
 
@@ -74,25 +75,42 @@ struct ColoCompare {
     int64_t due;  /* when the engine wants its tick */
     uint64_t gap; /* SVM frames known to be missing on this connection */
     uint64_t lost_out;
+    /* notify_dev (notify.c) */
+    Chardev *notify;
+    bool notified; /* the comparison runs for it */
+    bool wished;   /* a checkpoint, and none has come */
+    uint64_t notify_epoch, notify_unknown;
+    ColoReportLimit notify_limit;
 };
 
-extern const ChardevHandlers redirector_in_handlers, compare_primary_handlers;
+extern const ChardevHandlers redirector_in_handlers, compare_primary_handlers,
+    compare_notify_handlers;
 
 /* --- colo-compare object --- */
 ColoCompare *colo_compare_new(JsonObject *opts, GError **errp);
 void colo_compare_free(ColoCompare *c);
 const char *colo_compare_iothread(ColoCompare *c);
+extern const NetProperty colo_compare_properties[];
 JsonNode *colo_compare_get(ColoCompare *c, const char *property);
-bool colo_compare_set(ColoCompare *c, const char *property, JsonNode *value, bool *known,
-                      GError **errp);
+/** @value was checked. Refused while protection needs the comparison as it is. */
+bool colo_compare_set(ColoCompare *c, const char *property, JsonNode *value, GError **errp);
 /** Let the engine look at the time, and ask to be called again when it must. */
 void colo_compare_tick(ColoCompare *c);
 
+/* --- notify_dev of colo-compare --- */
+/** c->notify has changed: compare for it, or no longer. */
+void colo_notify_start(ColoCompare *c);
+/** The engine wants a checkpoint. */
+void colo_notify_trigger(ColoCompare *c);
+
 /* --- Helpers of several filters --- */
-/** Claim the chardev that option @key names; NULL with @errp set on failure. */
-Chardev *colo_claim_chardev(JsonObject *opts, const char *key, const char *what,
-                            const ChardevHandlers *h, void *opaque, bool vnet_hdr,
-                            GError **errp);
+/** Claim chardev @id; NULL with @errp set on failure. */
+Chardev *colo_claim_chardev(const char *id, const ChardevHandlers *h, void *opaque,
+                            bool vnet_hdr, GError **errp);
+/** Use chardev @id ("": none) in *@slot from now on and let go of the one there; what it
+ * had not yet sent it sends. On failure nothing changes. */
+bool colo_swap_chardev(Chardev **slot, const char *id, const ChardevHandlers *h,
+                       void *opaque, bool vnet_hdr, GError **errp);
 JsonNode *colo_string_node(const char *s);
 JsonNode *colo_bool_node(bool b);
 JsonNode *colo_int_node(uint64_t v);
@@ -103,13 +121,17 @@ void colo_timer_at(GSource **timer, int64_t at, GSourceFunc fn, void *opaque);
 void redirector_inject(FilterRedirector *r, Frame *f);
 
 /* --- Objects (net/objects.c) --- */
-bool net_iothread_exists(const char *id);
+/** The id of the iothread that @path ("NAME" or "/objects/NAME") means; points into
+ * @path. NULL with @errp set if there is none. */
+const char *net_iothread_find(const char *path, GError **errp);
 void net_objects_each(void (*fn)(NetFilter *nf, ColoCompare *cmp, void *opaque),
                       void *opaque);
 
 /* --- Hooks into proxy.c; each does nothing while there is no protection --- */
 /** Whether @nf belongs to a running protection. */
 bool proxy_uses(NetFilter *nf);
+/** Whether @c compares for a running protection. */
+bool proxy_compares(ColoCompare *c);
 /** An object is about to be deleted (one of both is NULL). */
 void proxy_object_leaves(NetFilter *nf, ColoCompare *cmp);
 void proxy_mirror_event(FilterMirror *m, bool connected);

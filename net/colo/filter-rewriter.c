@@ -52,18 +52,27 @@ static void rewriter_cleanup(NetFilter *nf)
 
 static JsonNode *rewriter_get(NetFilter *nf, const char *property)
 {
-    FilterRewriter *r = (FilterRewriter *)nf;
-    return g_str_equal(property, "vnet_hdr_support") ? colo_bool_node(r->vnet_hdr) : NULL;
+    return colo_bool_node(((FilterRewriter *)nf)->vnet_hdr);
 }
 
-static const char *const rewriter_options[] = {"vnet_hdr_support", NULL};
+static bool rewriter_set(NetFilter *nf, const char *property, JsonNode *value, GError **errp)
+{
+    ((FilterRewriter *)nf)->vnet_hdr = json_node_get_boolean(value);
+    return true;
+}
+
+static const NetProperty rewriter_properties[] = {
+    {"vnet_hdr_support", "bool", NET_PROPERTY_BOOL},
+    {NULL},
+};
 
 const NetFilterClass filter_rewriter_class = {
     .type = "filter-rewriter",
     .size = sizeof(FilterRewriter),
-    .options = rewriter_options,
+    .properties = rewriter_properties,
     .setup = rewriter_setup,
     .cleanup = rewriter_cleanup,
     .receive = rewriter_receive,
     .get = rewriter_get,
+    .set = rewriter_set,
 };

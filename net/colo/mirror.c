@@ -44,16 +44,21 @@ static Frame *mirror_receive(NetFilter *nf, NetFilterDirection dir, Frame *f)
     return f;
 }
 
+static const NetProperty mirror_properties[] = {
+    {"outdev", "string", NET_PROPERTY_STRING, .required = true},
+    {"vnet_hdr_support", "bool", NET_PROPERTY_BOOL},
+    {NULL},
+};
+
 static bool mirror_setup(NetFilter *nf, JsonObject *opts, GError **errp)
 {
     FilterMirror *m = (FilterMirror *)nf;
-    g_autofree char *what = g_strdup_printf("filter-mirror '%s'", nf->id);
 
     if (!options_get_bool(opts, "vnet_hdr_support", &m->vnet_hdr, errp)) {
         return false;
     }
-    m->out = colo_claim_chardev(opts, "outdev", what, &mirror_handlers, m, m->vnet_hdr,
-                                errp);
+    m->out = colo_claim_chardev(options_get_str(opts, "outdev", ""), &mirror_handlers, m,
+                                m->vnet_hdr, errp);
     return m->out != NULL;
 }
 
@@ -66,23 +71,30 @@ static JsonNode *mirror_get(NetFilter *nf, const char *property)
 {
     FilterMirror *m = (FilterMirror *)nf;
 
-    if (g_str_equal(property, "outdev")) {
-        return colo_string_node(chardev_id(m->out));
-    }
-    if (g_str_equal(property, "vnet_hdr_support")) {
-        return colo_bool_node(m->vnet_hdr);
-    }
-    return NULL;
+    return g_str_equal(property, "outdev") ? colo_string_node(chardev_id(m->out))
+                                           : colo_bool_node(m->vnet_hdr);
 }
 
-static const char *const mirror_options[] = {"outdev", "vnet_hdr_support", NULL};
+static bool mirror_set(NetFilter *nf, const char *property, JsonNode *value, GError **errp)
+{
+    FilterMirror *m = (FilterMirror *)nf;
+
+    if (g_str_equal(property, "outdev")) {
+        return colo_swap_chardev(&m->out, json_node_get_string(value), &mirror_handlers, m,
+                                 m->vnet_hdr, errp);
+    }
+    m->vnet_hdr = json_node_get_boolean(value);
+    chardev_set_vnet_hdr(m->out, m->vnet_hdr);
+    return true;
+}
 
 const NetFilterClass filter_mirror_class = {
     .type = "filter-mirror",
     .size = sizeof(FilterMirror),
-    .options = mirror_options,
+    .properties = mirror_properties,
     .setup = mirror_setup,
     .cleanup = mirror_cleanup,
     .receive = mirror_receive,
     .get = mirror_get,
+    .set = mirror_set,
 };

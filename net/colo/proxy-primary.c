@@ -31,6 +31,12 @@ static bool find_compare(ProxyLink *l, GError **errp)
                        id, chardev_id(out->out), out->nf.id);
         return false;
     }
+    if (cmp->notify) {
+        colo_error_set(errp, "netdev '%s': colo-compare '%s' has a notify_dev: its checkpoints "
+                             "are made by somebody else",
+                       id, cmp->id);
+        return false;
+    }
     FilterRedirector *back = chardev_user(chardev_peer(cmp->out), &redirector_in_handlers);
     if (!back || back->nf.nd != l->nd || !(back->nf.direction & NET_FILTER_RX)) {
         colo_error_set(errp, "netdev '%s': outdev '%s' of colo-compare '%s' does not lead to "

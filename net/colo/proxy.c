@@ -250,6 +250,16 @@ bool proxy_uses(NetFilter *nf)
     return false;
 }
 
+bool proxy_compares(ColoCompare *c)
+{
+    EACH_LINK (l) {
+        if (l->cmp == c) {
+            return proxy.primary && net_get_role() != NET_ROLE_SILENT;
+        }
+    }
+    return false;
+}
+
 void proxy_object_leaves(NetFilter *nf, ColoCompare *cmp)
 {
     bool used = false;

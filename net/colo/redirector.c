@@ -96,31 +96,43 @@ static Frame *redirector_receive(NetFilter *nf, NetFilterDirection dir, Frame *f
     return NULL;
 }
 
+static const NetProperty redirector_properties[] = {
+    {"indev", "string", NET_PROPERTY_STRING},
+    {"outdev", "string", NET_PROPERTY_STRING},
+    {"vnet_hdr_support", "bool", NET_PROPERTY_BOOL},
+    {NULL},
+};
+
+static bool check_devices(const char *in, const char *out, GError **errp)
+{
+    if (!*in && !*out) {
+        colo_error_set(errp, "filter redirector needs 'indev' or 'outdev' at least one "
+                             "property set");
+        return false;
+    }
+    if (g_str_equal(in, out)) {
+        colo_error_set(errp, "'indev' and 'outdev' could not be same for filter redirector");
+        return false;
+    }
+    return true;
+}
+
 static bool redirector_setup(NetFilter *nf, JsonObject *opts, GError **errp)
 {
     FilterRedirector *r = (FilterRedirector *)nf;
-    g_autofree char *what = g_strdup_printf("filter-redirector '%s'", nf->id);
-    const char *in = options_get_str(opts, "indev", NULL);
-    const char *out = options_get_str(opts, "outdev", NULL);
+    const char *in = options_get_str(opts, "indev", "");
+    const char *out = options_get_str(opts, "outdev", "");
 
-    if (!in && !out) {
-        colo_error_set(errp, "%s needs 'indev' or 'outdev' at least one property set", what);
+    if (!check_devices(in, out, errp) ||
+        !options_get_bool(opts, "vnet_hdr_support", &r->vnet_hdr, errp)) {
         return false;
     }
-    if (in && out && g_str_equal(in, out)) {
-        colo_error_set(errp, "%s: 'indev' and 'outdev' could not be same", what);
+    if (*in && !(r->in = colo_claim_chardev(in, &redirector_in_handlers, r, r->vnet_hdr,
+                                            errp))) {
         return false;
     }
-    if (!options_get_bool(opts, "vnet_hdr_support", &r->vnet_hdr, errp)) {
-        return false;
-    }
-    if (in && !(r->in = colo_claim_chardev(opts, "indev", what, &redirector_in_handlers, r,
-                                           r->vnet_hdr, errp))) {
-        return false;
-    }
-    if (out && !(r->out = colo_claim_chardev(opts, "outdev", what,
-                                             &redirector_out_handlers, r, r->vnet_hdr,
-                                             errp))) {
+    if (*out && !(r->out = colo_claim_chardev(out, &redirector_out_handlers, r,
+                                              r->vnet_hdr, errp))) {
         if (r->in) {
             chardev_release(r->in);
         }
@@ -144,31 +156,48 @@ static void redirector_cleanup(NetFilter *nf)
     g_array_unref(r->mi.repeats);
 }
 
+static const char *name_of(Chardev *c)
+{
+    return c ? chardev_id(c) : "";
+}
+
 static JsonNode *redirector_get(NetFilter *nf, const char *property)
 {
     FilterRedirector *r = (FilterRedirector *)nf;
 
-    if (g_str_equal(property, "indev")) {
-        return colo_string_node(r->in ? chardev_id(r->in) : "");
-    }
-    if (g_str_equal(property, "outdev")) {
-        return colo_string_node(r->out ? chardev_id(r->out) : "");
-    }
     if (g_str_equal(property, "vnet_hdr_support")) {
         return colo_bool_node(r->vnet_hdr);
     }
-    return NULL;
+    return colo_string_node(name_of(g_str_equal(property, "indev") ? r->in : r->out));
 }
 
-static const char *const redirector_options[] = {"indev", "outdev", "vnet_hdr_support",
-                                                 NULL};
+static bool redirector_set(NetFilter *nf, const char *property, JsonNode *value,
+                           GError **errp)
+{
+    FilterRedirector *r = (FilterRedirector *)nf;
+
+    if (g_str_equal(property, "vnet_hdr_support")) {
+        r->vnet_hdr = json_node_get_boolean(value);
+        chardev_set_vnet_hdr(r->in, r->vnet_hdr);
+        chardev_set_vnet_hdr(r->out, r->vnet_hdr);
+        return true;
+    }
+    const char *id = json_node_get_string(value);
+    if (g_str_equal(property, "indev")) {
+        return check_devices(id, name_of(r->out), errp) &&
+               colo_swap_chardev(&r->in, id, &redirector_in_handlers, r, r->vnet_hdr, errp);
+    }
+    return check_devices(name_of(r->in), id, errp) &&
+           colo_swap_chardev(&r->out, id, &redirector_out_handlers, r, r->vnet_hdr, errp);
+}
 
 const NetFilterClass filter_redirector_class = {
     .type = "filter-redirector",
     .size = sizeof(FilterRedirector),
-    .options = redirector_options,
+    .properties = redirector_properties,
     .setup = redirector_setup,
     .cleanup = redirector_cleanup,
     .receive = redirector_receive,
     .get = redirector_get,
+    .set = redirector_set,
 };

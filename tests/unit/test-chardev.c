@@ -123,9 +123,9 @@ static void test_options(void)
     make_fails("socket,id=a,port=1,frob=2", "frob");
     make_fails("socket,id=a,port=1,path=/x", "exclude");
     make_fails("socket,id=a", "'path' and 'port'");
-    make_fails("socket,id=a,port=1,server=on,reconnect=1", "client");
+    make_fails("socket,id=a,port=1,server=on,reconnect=1", "listen mode");
     make_fails("socket,id=a,port=1,reconnect=1,reconnect-ms=5", "exclude");
-    make_fails("socket,id=a,port=1,wait=on", "server");
+    make_fails("socket,id=a,port=1,wait=on", "connect mode");
     make_fails("socket,id=a,host=127.0.0.1,port=1", "onnection refused");
     int port = free_port();
     g_autofree char *text =

@@ -183,7 +183,7 @@ static void test_options(void)
     chardev(c1);
     chardev(c2);
     refuse("filter-mirror,id=m,netdev=n0", "'outdev'");
-    refuse("filter-mirror,id=m,netdev=nx,outdev=c0", "'nx'");
+    refuse("filter-mirror,id=m,netdev=nx,outdev=c0", "network backend id");
     refuse("filter-mirror,id=m,outdev=c0", "'netdev'");
     refuse("filter-mirror,netdev=n0,outdev=c0", "'id'");
     refuse("filter-mirror,id=m,netdev=n0,outdev=c9", "c9");
@@ -199,10 +199,11 @@ static void test_options(void)
     refuse("filter-buffer,id=b,netdev=n0,interval=0", "interval");
     refuse("colo-compare,id=p,primary_in=c0,secondary_in=c1,outdev=c2", "iothread");
     refuse("colo-compare,id=p,primary_in=c0,secondary_in=c1,outdev=c2,iothread=i", "'i'");
+    refuse("filter-mirror,id=7m,netdev=n0,outdev=c0", "identifier");
     g_assert_true(add("iothread,id=i", NULL));
     refuse("iothread,id=i", "duplicate");
     refuse("colo-compare,id=p,primary_in=c0,secondary_in=c0,outdev=c2,iothread=i",
-           "different");
+           "the same");
     refuse("colo-compare,id=p,primary_in=c0,secondary_in=c1,outdev=c2,iothread=i,"
            "compare_timeout=0", "compare_timeout");
     refuse("colo-compare,id=p,primary_in=c0,secondary_in=c1,outdev=c2,iothread=i,"
