@@ -96,11 +96,11 @@ def read_message(sock):
 class Host:
     """A running qemu-colo and a QMP session to it."""
 
-    def __init__(self, bed, name, args, connect=True, machine=None):
+    def __init__(self, bed, name, args, connect=True, machine=None, program=None):
         self.name = name
         self.path = "%s/%s.qmp" % (bed.dir, name)
         self.log = "%s/%s.log" % (bed.dir, name)
-        command = [bed.program, *(MACHINE if machine is None else machine), "-qmp",
+        command = [program or bed.program, *(MACHINE if machine is None else machine), "-qmp",
                    "unix:%s,server=on,wait=off" % self.path, *args]
         self.process = Process(name, command, self.log)
         self.qmp = None
@@ -320,6 +320,6 @@ def main():
     return 1 if failed else 0
 
 
-__all__ = ["BEGIN", "HELLO", "HELLO_OK", "PING", "QMPError", "RAM", "REFUSE", "Skip", "case",
-           "free_port", "has_words", "is_running", "json", "main", "message", "os",
-           "read_message", "signal", "socket", "subprocess", "sys", "time", "MACHINE"]
+__all__ = ["BEGIN", "HELLO", "HELLO_OK", "Host", "MACHINE", "PING", "QMPError", "RAM", "REFUSE",
+           "Skip", "case", "free_port", "has_words", "is_running", "json", "main", "message",
+           "os", "read_message", "shutil", "signal", "socket", "subprocess", "sys", "time"]
