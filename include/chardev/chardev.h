@@ -26,6 +26,7 @@ typedef enum ChardevControlType {
     CHARDEV_CTL_ISN = 2,    /* compare -> rewriter: a flow's two initial sequence numbers */
     CHARDEV_CTL_RELEASED = 3, /* compare -> rewriter: SVM frames up to count were used */
     CHARDEV_CTL_GAP = 4, /* secondary -> primary on the mirror stream: frames were lost */
+    CHARDEV_CTL_LOGGED = 5, /* rewriter -> compare: a client's bytes are on that host */
 } ChardevControlType;
 
 /* A control message; @body is private to @type's sender and receiver, big-endian. */

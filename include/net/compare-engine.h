@@ -68,6 +68,11 @@ void compare_engine_commit(CompareEngine *e, uint64_t epoch, int64_t now);
 /** Secondary frames from now on are of @epoch. */
 void compare_engine_secondary_marker(CompareEngine *e, uint64_t epoch);
 
+/** The secondary has the bytes of @flow's client before @upto, and gives them to the SVM
+ * until it has them: within the SVM's window that is as good as the SVM's ACK. */
+void compare_engine_logged(CompareEngine *e, const FlowKey *flow, uint32_t upto,
+                           int64_t now);
+
 /** The SVM runs in @epoch: waits count from now; triggers are allowed again. */
 void compare_engine_loaded(CompareEngine *e, uint64_t epoch, int64_t now);
 
@@ -156,6 +161,7 @@ typedef struct CompareStats {
     uint64_t known;         /* released because nothing in them was new */
     uint64_t lowered;       /* released with a lowered ACK or window */
     uint64_t acks_made;     /* pure ACKs made for an owed one */
+    uint64_t logged;        /* ACKs vouched for by the secondary's log alone */
     uint64_t acks_absorbed; /* pure ACKs overtaken by data that carried as much */
     uint64_t svm_dropped;   /* SVM frames dropped without a twin */
     uint64_t svm_forwarded; /* ARP and NS that only the SVM sent */

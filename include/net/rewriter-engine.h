@@ -32,6 +32,21 @@ Frame *rewriter_engine_from_guest(RewriterEngine *r, Frame *f, int64_t now);
 void rewriter_engine_isn(RewriterEngine *r, const FlowKey *flow, uint32_t pvm_isn,
                          uint32_t svm_isn, int64_t now);
 
+typedef struct RewriterLogOps {
+    /** @f (taken) goes to the guest again, behind the rewriter. */
+    void (*feed)(Frame *f, void *opaque);
+    /** The client's bytes before @upto are safe on this host. */
+    void (*logged)(const FlowKey *flow, uint32_t upto, void *opaque);
+} RewriterLogOps;
+
+/** From now on client data is logged until the SVM has acknowledged it, and fed again if
+ * the SVM lost it; @ops is copied. NULL: no more, and the log is dropped. */
+void rewriter_engine_log(RewriterEngine *r, const RewriterLogOps *ops, void *opaque);
+
+/** At the end of a batch: tell what was logged; when rewriter_engine_tick() must be
+ * called at the latest for the log's sake. */
+int64_t rewriter_engine_log_flush(RewriterEngine *r);
+
 /** Append this side's offsets (a promoted secondary that is primary now has some). */
 void rewriter_engine_save(RewriterEngine *r, GByteArray *out);
 
@@ -58,7 +73,7 @@ void rewriter_engine_takeover(RewriterEngine *r, int64_t now, RewriterEmitFunc e
 /** Whether frames still need to pass here (false after a takeover without live flows). */
 bool rewriter_engine_busy(RewriterEngine *r);
 
-/** Forget flows that are over; returns when to call again at the latest. */
+/** Forget flows that are over, feed again what is due; returns when to call again at the latest. */
 int64_t rewriter_engine_tick(RewriterEngine *r, int64_t now);
 
 typedef struct RewriterStats {
@@ -71,6 +86,10 @@ typedef struct RewriterStats {
     uint64_t flows_evicted;
     uint64_t learnt_isn, learnt_ack; /* offsets learnt from the primary, from an ACK */
     uint64_t emitted;                /* frames of the last takeover */
+    uint64_t logged_frames, logged_bytes, logged_bytes_max; /* of clients, now */
+    uint64_t log_refused; /* segments not logged for the bound */
+    uint64_t fed_again;   /* segments that the SVM had lost */
+    uint64_t answered;    /* ACKs of the client that the SVM had lost */
 } RewriterStats;
 
 void rewriter_engine_stats(RewriterEngine *r, RewriterStats *out);

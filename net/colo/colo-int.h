@@ -61,6 +61,7 @@ typedef struct FilterRewriter {
     NetFilter nf;
     RewriterEngine *engine;
     GSource *timer;
+    int64_t due; /* when the timer fires */
     bool vnet_hdr;
 } FilterRewriter;
 

@@ -256,6 +256,9 @@ static int64_t patience(CompareEngine *e, WaitClass c)
     if (c == WAIT_FORCED) {
         return 0;
     }
+    if (c == WAIT_BLOCKED) {
+        return e->cfg.compare_timeout_us;
+    }
     if (c == WAIT_QUERY) {
         t = MIN_PATIENCE;
     } else if (c == WAIT_ACK) {
@@ -422,6 +425,20 @@ void compare_engine_secondary(CompareEngine *e, Frame *f, int64_t now)
     e->stats.secondary_frames++;
     e->stats.secondary_bytes += f->len;
     secondary(e, f);
+}
+
+void compare_engine_logged(CompareEngine *e, const FlowKey *flow, uint32_t upto,
+                           int64_t now)
+{
+    CompareFlow *fl;
+
+    e->now = now;
+    /* Of another epoch: the SVM's own ACK will do. */
+    if (e->mode == COMPARE_MODE_COMPARE && e->s_epoch == e->c_epoch &&
+        (fl = compare_flow_find(e, flow)) && fl->key.kind == PACKET_TCP) {
+        compare_flow_sync(e, fl);
+        compare_tcp_logged(e, fl, upto);
+    }
 }
 
 /* --- Epochs --- */

@@ -93,11 +93,12 @@ static WaitClass wait_class(const CompareFlow *fl)
     if (fl->fifo.head) {
         return WAIT_DATA;
     }
-    if (fl->acks.head || compare_tcp_owes_ack(fl)) {
+    if (fl->acks.head || compare_tcp_owes_ack(fl) ||
+        (fl->s_rst && fl->p_known && !fl->closed)) {
         return WAIT_ACK;
     }
     if (compare_tcp_owes_window(fl)) {
-        return WAIT_WINDOW;
+        return compare_tcp_blocks(fl) ? WAIT_BLOCKED : WAIT_WINDOW;
     }
     return WAIT_NONE;
 }
@@ -220,6 +221,7 @@ void compare_flow_sync(CompareEngine *e, CompareFlow *fl)
     fl->generation = e->generation;
     fl->broken = false;
     fl->s_rst = 0;
+    fl->s_log_known = false;
     fl->n_sack = 0;
     fl->s_syn.valid = false;
     if (fl->key.kind != PACKET_TCP || !fl->p_known) {

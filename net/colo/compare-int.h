@@ -72,8 +72,10 @@ typedef enum WaitClass {
     WAIT_FORCED, /* no twin will come */
     WAIT_DATA,
     WAIT_QUERY,  /* datagrams with random contents: soon hopeless */
-    WAIT_ACK,    /* only an ACK is owed; delayed ACKs take their time */
-    WAIT_WINDOW, /* only a wider window is owed: no time limit */
+    WAIT_ACK,    /* only an ACK is owed; delayed ACKs take their time. Or the SVM alone
+                    has reset the connection */
+    WAIT_BLOCKED, /* a window is owed to a client that cannot send: compare_timeout */
+    WAIT_WINDOW,  /* only a wider window is owed: no time limit */
     WAIT__MAX,
     WAIT_NONE = WAIT__MAX,
 } WaitClass;
@@ -110,6 +112,8 @@ struct CompareFlow {
     uint32_t vouched;
     uint32_t p_snd_max, p_ack, p_edge, p_tsval, p_tsecr;
     uint32_t s_ack, s_edge;
+    uint32_t s_log; /* the secondary has the client's bytes before this */
+    bool s_log_known;
     uint32_t rel_ack, rel_edge, rel_tsval;
     Stream p, s;
     ItemList fifo, acks;
@@ -199,6 +203,7 @@ void compare_tcp_learn(CompareEngine *e, CompareFlow *fl, const Frame *f,
 void compare_tcp_primary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p);
 void compare_tcp_pass(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p);
 void compare_tcp_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p);
+void compare_tcp_logged(CompareEngine *e, CompareFlow *fl, uint32_t upto);
 /** Whether nothing in @p is new to the client as far as is vouched for. */
 bool compare_tcp_is_known(CompareEngine *e, CompareFlow *fl, const Packet *p);
 /** Release a known frame at once, with ACK and window lowered as needed. */
@@ -210,6 +215,8 @@ void compare_tcp_release_item(CompareEngine *e, Item *it);
 void compare_tcp_settle(CompareEngine *e, CompareFlow *fl);
 bool compare_tcp_owes_ack(const CompareFlow *fl);
 bool compare_tcp_owes_window(const CompareFlow *fl);
+/** Whether the client can hardly send for want of window. */
+bool compare_tcp_blocks(const CompareFlow *fl);
 /** Remember the SACK blocks that the SVM sent. */
 void compare_tcp_sack(CompareFlow *fl, const Frame *f, const Packet *p);
 /** Let @f go; @it tells where things are. @whole: all in it is vouched for. */

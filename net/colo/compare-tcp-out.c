@@ -199,6 +199,11 @@ bool compare_tcp_owes_window(const CompareFlow *fl)
     return may_owe(fl) && worth_telling(fl, fl->p_edge);
 }
 
+bool compare_tcp_blocks(const CompareFlow *fl)
+{
+    return fl->rel_edge - fl->rel_ack < 2 * MSS_TYPICAL;
+}
+
 /* Tell the client what the SVM has caught up with. */
 static void pay_owed_ack(CompareEngine *e, CompareFlow *fl)
 {

@@ -70,6 +70,7 @@ static void begin_connection(CompareEngine *e, CompareFlow *fl)
     fl->wscale = 255;
     fl->closed = 0;
     fl->s_rst = 0;
+    fl->s_log_known = false;
     fl->n_sack = 0;
     fl->rel_tsval = fl->p_tsval = 0;
 }
@@ -373,6 +374,30 @@ void compare_tcp_pass(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet 
     compare_tcp_leave(e, fl, &view, f, true);
 }
 
+/* RULES 21: what lies in the secondary's log counts as acknowledged, within the SVM's
+ * window: it will get it. */
+static void use_log(CompareEngine *e, CompareFlow *fl)
+{
+    uint32_t to = seq_min(fl->s_log, fl->s_edge);
+
+    if (fl->s_log_known && seq_lt(fl->s_ack, to)) {
+        fl->s_ack = to;
+        e->stats.logged++;
+    }
+}
+
+void compare_tcp_logged(CompareEngine *e, CompareFlow *fl, uint32_t upto)
+{
+    if (!fl->s_known || fl->s_rst || fl->wscale == 255) {
+        return;
+    }
+    fl->s_log = fl->s_log_known ? seq_max(fl->s_log, upto) : upto;
+    fl->s_log_known = true;
+    use_log(e, fl);
+    compare_tcp_drain(e, fl);
+    compare_flow_wait(e, fl, false);
+}
+
 void compare_tcp_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p)
 {
     bool progress = false;
@@ -394,6 +419,7 @@ void compare_tcp_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Pa
     }
     if (p->flags & TCP_RST) {
         fl->s_rst = MIN(fl->s_rst + 1, 16);
+        fl->s_log_known = false; /* nobody will take those bytes */
         frame_unref(f);
         compare_tcp_drain(e, fl);
         compare_flow_wait(e, fl, true);
@@ -412,7 +438,9 @@ void compare_tcp_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Pa
             fl->s_ack = p->ack;
             fl->s_win = p->win;
         }
+        progress |= seq_lt(fl->s_edge, edge);
         fl->s_edge = seq_max(fl->s_edge, edge);
+        use_log(e, fl);
         if (p->n_sack) {
             compare_tcp_sack(fl, f, p);
         }

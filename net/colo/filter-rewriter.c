@@ -16,9 +16,20 @@ static gboolean rewriter_fire(gpointer opaque)
     int64_t next = rewriter_engine_tick(r->engine, now);
 
     /* New flows do not ask for a time: look again now and then. */
-    next = CLAMP(next, now + BEAT_US / 10, now + BEAT_US);
-    colo_timer_at(&r->timer, next, rewriter_fire, r);
+    r->due = CLAMP(next, now + BEAT_US / 200, now + BEAT_US);
+    colo_timer_at(&r->timer, r->due, rewriter_fire, r);
     return G_SOURCE_CONTINUE;
+}
+
+static void rewriter_batch_end(void *opaque)
+{
+    FilterRewriter *r = opaque;
+    int64_t at = rewriter_engine_log_flush(r->engine);
+
+    if (at < r->due) {
+        r->due = at;
+        colo_timer_at(&r->timer, at, rewriter_fire, r);
+    }
 }
 
 static Frame *rewriter_receive(NetFilter *nf, NetFilterDirection dir, Frame *f)
@@ -26,8 +37,14 @@ static Frame *rewriter_receive(NetFilter *nf, NetFilterDirection dir, Frame *f)
     FilterRewriter *r = (FilterRewriter *)nf;
     int64_t now = g_get_monotonic_time();
 
-    return dir == NET_FILTER_TX ? rewriter_engine_to_guest(r->engine, f, now)
-                                : rewriter_engine_from_guest(r->engine, f, now);
+    f = dir == NET_FILTER_TX ? rewriter_engine_to_guest(r->engine, f, now)
+                             : rewriter_engine_from_guest(r->engine, f, now);
+    if (net_batch_active()) {
+        net_batch_add(rewriter_batch_end, r);
+    } else {
+        rewriter_batch_end(r);
+    }
+    return f;
 }
 
 static bool rewriter_setup(NetFilter *nf, JsonObject *opts, GError **errp)
@@ -38,7 +55,8 @@ static bool rewriter_setup(NetFilter *nf, JsonObject *opts, GError **errp)
         return false;
     }
     r->engine = rewriter_engine_new(0);
-    colo_timer_at(&r->timer, g_get_monotonic_time() + BEAT_US, rewriter_fire, r);
+    r->due = g_get_monotonic_time() + BEAT_US;
+    colo_timer_at(&r->timer, r->due, rewriter_fire, r);
     return true;
 }
 
@@ -46,6 +64,7 @@ static void rewriter_cleanup(NetFilter *nf)
 {
     FilterRewriter *r = (FilterRewriter *)nf;
 
+    net_batch_remove(rewriter_batch_end, r);
     io_source_destroy(&r->timer);
     rewriter_engine_free(r->engine);
 }

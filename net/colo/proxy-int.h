@@ -15,6 +15,7 @@
  * be32 length. */
 #define SAVE_MAGIC 0x434f4c4f50580001ull
 
+#define LOGGED_BODY (FLOW_KEY_WIRE + 4)
 #define ISN_BODY (FLOW_KEY_WIRE + 8) /* bytes of a CHARDEV_CTL_ISN body */
 
 typedef struct ProxyLink {

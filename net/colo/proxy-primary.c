@@ -281,10 +281,27 @@ void proxy_compare_isn(ColoCompare *c, const FlowKey *k, uint32_t pvm, uint32_t 
     }
 }
 
+/* What the secondary has of a client's data. */
+static void compare_logged(ColoCompare *c, const ChardevControl *msg)
+{
+    const uint8_t *p = msg->body;
+    FlowKey k;
+
+    if (msg->len == LOGGED_BODY) {
+        p = flow_key_get(p, &k);
+        compare_engine_logged(c->engine, &k, proxy_get_int(&p, 4),
+                              g_get_monotonic_time());
+    }
+}
+
 void proxy_compare_control(ColoCompare *c, const ChardevControl *msg)
 {
     ProxyMarker m;
 
+    if (proxy.primary && msg->type == CHARDEV_CTL_LOGGED) {
+        compare_logged(c, msg);
+        return;
+    }
     if (!proxy.primary || !proxy_parse_marker(msg, &m)) {
         return;
     }

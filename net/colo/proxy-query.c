@@ -41,6 +41,7 @@ static void query_compare(JsonArray *out, ColoCompare *c)
         {"lowered", s.lowered},
         {"acks-made", s.acks_made},
         {"acks-absorbed", s.acks_absorbed},
+        {"acks-by-log", s.logged},
         {"secondary-dropped", s.svm_dropped},
         {"secondary-forwarded", s.svm_forwarded},
         {"held-frames", s.held_frames},
@@ -103,6 +104,12 @@ static void query_filter(JsonArray *out, NetFilter *nf)
         json_object_set_int_member(o, "kept-bytes", s.kept_bytes);
         json_object_set_int_member(o, "kept-dropped", s.kept_dropped);
         json_object_set_int_member(o, "emitted", s.emitted);
+        json_object_set_int_member(o, "logged-frames", s.logged_frames);
+        json_object_set_int_member(o, "logged-bytes", s.logged_bytes);
+        json_object_set_int_member(o, "logged-bytes-max", s.logged_bytes_max);
+        json_object_set_int_member(o, "log-refused", s.log_refused);
+        json_object_set_int_member(o, "fed-again", s.fed_again);
+        json_object_set_int_member(o, "answered", s.answered);
     }
 }
 

@@ -7,6 +7,7 @@
  * The essay is in proxy.c.
  */
 #include "net/colo/proxy-int.h"
+#include "net/packet.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -33,6 +34,31 @@ static bool check_secondary(ProxyLink *l, GError **errp)
     return true;
 }
 
+/* --- The client's data on this host, RULES 21 --- */
+
+static void log_feed(Frame *f, void *opaque)
+{
+    FilterRewriter *r = opaque;
+
+    net_filter_pass_next(&r->nf, NET_FILTER_TX, f);
+}
+
+static void log_tell(const FlowKey *flow, uint32_t upto, void *opaque)
+{
+    uint8_t body[LOGGED_BODY];
+
+    put_be32(flow_key_put(body, flow), upto);
+    EACH_LINK (l) {
+        if (proxy.secondary && l->rew == opaque && l->out && !l->out->mute &&
+            !l->nd->discard_output) {
+            ChardevControl msg = {CHARDEV_CTL_LOGGED, sizeof(body), body};
+            chardev_send_control(l->out->out, &msg); /* else the SVM's own ACK counts */
+        }
+    }
+}
+
+static const RewriterLogOps log_ops = {.feed = log_feed, .logged = log_tell};
+
 bool proxy_start_secondary(GError **errp)
 {
     if (proxy.primary || proxy.secondary) {
@@ -56,6 +82,9 @@ bool proxy_start_secondary(GError **errp)
         mi->min_epoch = 1; /* before the first checkpoint there is no guest to feed */
         frame_queue_clear(&mi->held);
         g_array_set_size(mi->repeats, 0);
+        if (l->rew) {
+            rewriter_engine_log(l->rew->engine, &log_ops, l->rew);
+        }
     }
     proxy.secondary = true;
     proxy.epoch = 0;
@@ -81,6 +110,9 @@ void proxy_abort_secondary(void)
         }
         if (l->out) {
             chardev_allow_control(l->out->out, false);
+        }
+        if (l->rew) {
+            rewriter_engine_log(l->rew->engine, NULL, NULL);
         }
     }
     proxy.secondary = false;

@@ -30,6 +30,7 @@
  *   ISN     FlowKey (guest 16, client 16, u16, u16, u32 vlan, u16 type, u8, u8), u32 PVM's,
  *           u32 SVM's
  *   GAP     u64 epoch, u64 frames missing
+ *   LOGGED  FlowKey, u32 end of the client's bytes that the secondary has
  *
  * Invariants. Under role PRIMARY, from the first cut on, the guest gets no frame that the
  * mirror did not take. Under SECONDARY nothing passes the gate. Losing an object that

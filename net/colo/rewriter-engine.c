@@ -49,6 +49,7 @@ void rewriter_engine_free(RewriterEngine *r)
     }
     rw_kept_clear(r);
     rw_flows_clear(r);
+    rw_log_free(r);
     while (r->free_kept) {
         Kept *k = r->free_kept;
         r->free_kept = k->fnext;
@@ -90,8 +91,10 @@ static void check_over(RwFlow *fl)
 
 /* --- To the guest --- */
 
-static void learn_client(RewriterEngine *r, RwFlow *fl, const Packet *p)
+static void learn_client(RewriterEngine *r, RwFlow *fl, const Frame *f, const Packet *p,
+                         int64_t now)
 {
+    uint32_t end = p->seq + p->body_len + !!(p->flags & TCP_FIN) + !!(p->flags & TCP_SYN);
     unsigned shift = fl->cl_wscale == 255 || (p->flags & TCP_SYN) ? 0 : fl->cl_wscale;
     uint32_t edge = p->ack + ((uint32_t)p->win << shift);
 
@@ -104,6 +107,7 @@ static void learn_client(RewriterEngine *r, RwFlow *fl, const Packet *p)
     }
     if (p->flags & TCP_RST) {
         fl->closed = true;
+        rw_log_clear_flow(r, fl);
     }
     if (p->has_ts) {
         fl->tsecr = p->tsval;
@@ -111,11 +115,20 @@ static void learn_client(RewriterEngine *r, RwFlow *fl, const Packet *p)
     if (!(p->flags & TCP_ACK) || (p->flags & TCP_RST)) {
         return;
     }
+    fl->cl_snd = fl->cl_snd_known ? seq_max(fl->cl_snd, end) : end;
+    fl->cl_snd_known = true;
+    fl->cl_l2_len = MIN(p->l3, sizeof(fl->cl_l2));
+    memcpy(fl->cl_l2, f->data, fl->cl_l2_len);
+    if (!fl->cl_known || !seq_lt(p->ack, fl->cl_ack)) {
+        fl->cl_win = p->win;
+    }
     if (!fl->cl_known) {
         fl->cl_known = true;
         fl->cl_ack = p->ack;
+        fl->cl_ack_at = now;
         fl->cl_edge = edge;
     } else {
+        fl->cl_ack_at = seq_lt(fl->cl_ack, p->ack) ? now : fl->cl_ack_at;
         fl->cl_ack = seq_max(fl->cl_ack, p->ack);
         fl->cl_edge = seq_max(fl->cl_edge, edge);
     }
@@ -195,15 +208,16 @@ Frame *rewriter_engine_to_guest(RewriterEngine *r, Frame *f, int64_t now)
     }
     learn_offsets(r, fl, &p);
     if ((p.flags & TCP_SYN) && fl->closed && !(p.flags & TCP_ACK)) {
-        fl->cl_known = fl->cl_fin = false;
+        fl->cl_known = fl->cl_fin = fl->cl_snd_known = false;
     }
-    learn_client(r, fl, &p);
+    learn_client(r, fl, f, &p, now);
     check_over(fl);
     rw_flow_use(r, fl, fl->closed || !fl->off_known, now);
     if (!p.has_md5) {
         f = translate_in(fl, f, &p, &changed);
     }
     r->stats.rewritten += changed;
+    rw_log_client(r, fl, f, &p, now);
     return f;
 }
 
@@ -222,6 +236,7 @@ static void guest_synack(RewriterEngine *r, RwFlow *fl, const Packet *p)
         return;
     }
     rw_kept_clear_flow(r, fl);
+    rw_log_clear_flow(r, fl);
     fl->syn_seen = true;
     fl->svm_isn = p->seq;
     fl->off_known = fl->snd_known = fl->ack_known = false;
@@ -230,7 +245,24 @@ static void guest_synack(RewriterEngine *r, RwFlow *fl, const Packet *p)
     fl->has_ts = fl->ts_known = false;
 }
 
-static void learn_guest(RwFlow *fl, const Frame *f, const Packet *p, uint32_t seq)
+/* The guest's ACK and the window behind it. */
+static void learn_ack(RewriterEngine *r, RwFlow *fl, const Packet *p, int64_t now)
+{
+    unsigned shift = fl->wscale == 255 || (p->flags & TCP_SYN) ? 0 : fl->wscale;
+    uint32_t edge = p->ack + ((uint32_t)p->win << shift);
+    bool moved = !fl->ack_known || seq_lt(fl->g_ack, p->ack);
+
+    fl->g_edge = fl->ack_known ? seq_max(fl->g_edge, edge) : edge;
+    if (!fl->ack_known || !seq_lt(p->ack, fl->g_ack)) {
+        fl->g_ack = p->ack;
+        rw_log_acked(r, fl, p, moved, now);
+        fl->g_win = p->win;
+    }
+    fl->ack_known = true;
+}
+
+static void learn_guest(RewriterEngine *r, RwFlow *fl, const Frame *f, const Packet *p,
+                        uint32_t seq, int64_t now)
 {
     uint32_t end = seq + p->body_len + !!(p->flags & TCP_FIN) + !!(p->flags & TCP_SYN);
 
@@ -239,6 +271,7 @@ static void learn_guest(RwFlow *fl, const Frame *f, const Packet *p, uint32_t se
     fl->vnet_len = f->vnet_len;
     if (p->flags & TCP_RST) {
         fl->closed = true;
+        rw_log_clear_flow(r, fl);
         return;
     }
     if (p->flags & TCP_SYN) {
@@ -251,11 +284,7 @@ static void learn_guest(RwFlow *fl, const Frame *f, const Packet *p, uint32_t se
     fl->snd_max = fl->snd_known ? seq_max(fl->snd_max, end) : end;
     fl->snd_known = fl->off_known;
     if (p->flags & TCP_ACK) {
-        if (!fl->ack_known || !seq_lt(p->ack, fl->g_ack)) {
-            fl->g_ack = p->ack;
-            fl->g_win = p->win;
-        }
-        fl->ack_known = true;
+        learn_ack(r, fl, p, now);
     }
     if (p->has_ts) {
         if (!fl->has_ts) {
@@ -295,7 +324,7 @@ static Frame *tcp_from_guest(RewriterEngine *r, Frame *f, const Packet *p, int64
         fl->off_known = true; /* older than our knowledge: as the checkpoint has it */
     }
     seq = p->seq - fl->off;
-    learn_guest(fl, f, p, seq);
+    learn_guest(r, fl, f, p, seq, now);
     check_over(fl);
     rw_flow_use(r, fl, fl->closed || !fl->off_known, now);
     if (p->has_md5) {
@@ -313,6 +342,9 @@ static Frame *tcp_from_guest(RewriterEngine *r, Frame *f, const Packet *p, int64
     }
     r->stats.rewritten += changed;
     len = p->body_len + !!(p->flags & TCP_FIN);
+    if (fl->off_known) {
+        rw_answer(r, fl, p, seq, seq + len, now);
+    }
     if (len && !r->live && fl->off_known && !(p->flags & (TCP_SYN | TCP_RST))) {
         rw_keep_segment(r, fl, f, seq, seq + len, now);
     }

@@ -14,6 +14,7 @@
 #define SAVE_HEAD 8
 #define SAVE_FLOW (FLOW_KEY_WIRE + 9)
 
+#define VICTIM_LOOK 64 /* flows looked at to find one without a log */
 #define MINOR_LIFE (120 * G_USEC_PER_SEC)
 #define MAJOR_LIFE ((int64_t)2 * 3600 * G_USEC_PER_SEC)
 
@@ -72,10 +73,26 @@ void rw_flow_use(RewriterEngine *r, RwFlow *fl, bool minor, int64_t now)
 void rw_flow_remove(RewriterEngine *r, RwFlow *fl)
 {
     rw_kept_clear_flow(r, fl);
+    rw_log_clear_flow(r, fl);
     *slot_of(r, &fl->key) = fl->hnext;
     age_unlink(r, fl);
     r->stats.flows--;
     g_free(fl);
+}
+
+/* The oldest, those in their beginning or over first. What is logged of the client has been
+ * vouched for: such a flow leaves only if all of the oldest are of that kind. */
+static RwFlow *victim(RewriterEngine *r)
+{
+    RwFlow *fl = r->age[1].tail ? r->age[1].tail : r->age[0].tail;
+    RwFlow *o = fl;
+
+    for (int i = 0; o && i < VICTIM_LOOK; i++, o = o->prev) {
+        if (!o->log_first) {
+            return o;
+        }
+    }
+    return fl;
 }
 
 RwFlow *rw_flow_add(RewriterEngine *r, const FlowKey *key, int64_t now)
@@ -83,7 +100,7 @@ RwFlow *rw_flow_add(RewriterEngine *r, const FlowKey *key, int64_t now)
     RwFlow *fl, **s;
 
     if (r->stats.flows >= REWRITER_TABLE) {
-        rw_flow_remove(r, r->age[1].tail ? r->age[1].tail : r->age[0].tail);
+        rw_flow_remove(r, victim(r));
         r->stats.flows_evicted++;
     }
     fl = g_new0(RwFlow, 1);
@@ -114,6 +131,7 @@ int64_t rewriter_engine_tick(RewriterEngine *r, int64_t now)
     int64_t next = INT64_MAX;
 
     rw_dgrams_expire(r, now);
+    next = rw_log_tick(r, now);
     for (int i = 0; i < 2; i++) {
         RwFlow *fl;
 
@@ -193,6 +211,12 @@ static void keep_client(RwFlow *fl, const RwFlow *old)
     fl->cl_edge = old->cl_edge;
     fl->cl_fin = old->cl_fin;
     fl->cl_fin_end = old->cl_fin_end;
+    fl->cl_ack_at = old->cl_ack_at;
+    fl->cl_win = old->cl_win;
+    fl->cl_snd_known = old->cl_snd_known;
+    fl->cl_snd = old->cl_snd;
+    fl->cl_l2_len = old->cl_l2_len;
+    memcpy(fl->cl_l2, old->cl_l2, sizeof(fl->cl_l2));
     if (fl->has_ts && old->has_ts) {
         fl->ts_floor = seq_max(fl->ts_floor, old->ts_floor);
         fl->tsecr = old->tsecr;
@@ -204,7 +228,7 @@ static void load_flow(RwFlow *fl, const CompareTableFlow *t)
     fl->off_known = fl->snd_known = fl->ack_known = true;
     fl->snd_max = t->snd_max;
     fl->g_ack = t->ack;
-    fl->edge = t->edge;
+    fl->g_edge = t->edge;
     fl->wscale = t->wscale;
     fl->g_win = MIN((t->edge - t->ack) >> (t->wscale == 255 ? 0 : t->wscale), 65535u);
     fl->has_ts = fl->ts_known = t->has_ts;
@@ -226,6 +250,7 @@ bool rewriter_engine_load(RewriterEngine *r, CompareTable *cmp, const uint8_t *r
         return false;
     }
     rw_kept_clear(r);
+    rw_log_clear(r); /* what the client was told is in the checkpoint */
     old = *r;
     r->table = g_new0(RwFlow *, REWRITER_TABLE);
     memset(r->age, 0, sizeof(r->age));

@@ -22,6 +22,15 @@ typedef struct Kept {
     int64_t stamp;
 } Kept;
 
+/* A segment of the client that the SVM has not acknowledged, as it was delivered. */
+typedef struct Logged {
+    Frame *f;
+    struct Logged *prev, *next; /* sorted by seq; free: the pool */
+    uint32_t seq, end;          /* FIN counted */
+    uint32_t l4;
+    uint16_t ts_at; /* 0: no time stamp */
+} Logged;
+
 typedef struct KeptList {
     Kept *head, *tail;
 } KeptList;
@@ -39,7 +48,7 @@ struct RwFlow {
 
     bool snd_known, ack_known;
     uint32_t snd_max;     /* end of what the guest sent */
-    uint32_t g_ack, edge; /* the guest's ACK and window */
+    uint32_t g_ack;       /* the guest's ACK */
     uint16_t g_win, vnet_len;
     uint8_t wscale; /* the guest's; 255: unknown */
 
@@ -57,6 +66,20 @@ struct RwFlow {
     uint8_t l2_len;
     uint8_t l2[22];
     Kept *kept_head, *kept_tail;
+
+    /* Of the client: its log and its last ACK, see rewriter-log.c */
+    Logged *log_first, *log_last;
+    RwFlow *log_prev, *log_next; /* of those with a log, by @log_due */
+    RwFlow *untold_next;
+    int64_t log_due, log_wait; /* when the first segment goes again; the wait then */
+    uint32_t log_to;           /* end of what the SVM or the log has without a hole */
+    uint32_t log_repair_to, g_edge, cl_snd;
+    int64_t cl_ack_at, answered_at;
+    bool log_known, log_listed, log_untold, log_repair, cl_snd_known;
+    uint8_t log_equal; /* ACKs that did not move */
+    uint8_t cl_l2_len;
+    uint8_t cl_l2[22];
+    uint16_t cl_win;
 };
 
 struct RewriterEngine {
@@ -69,6 +92,11 @@ struct RewriterEngine {
     KeptList segs, dgrams;
     Kept *free_kept;
     FrameQueue held; /* of the checkpoint */
+    RewriterLogOps log_ops;
+    void *log_opaque;
+    RwFlow *log_head, *log_tail; /* flows with a log, the first due first */
+    RwFlow *untold;              /* whose log has grown in this batch */
+    Logged *free_logged;
     RewriterStats stats;
 };
 
@@ -92,5 +120,20 @@ void rw_kept_clear_flow(RewriterEngine *r, RwFlow *fl);
 void rw_kept_clear(RewriterEngine *r);
 /** Keep a checkpoint's held frames; @q is empty afterwards. */
 void rw_keep_held(RewriterEngine *r, FrameQueue *q);
+
+/* rewriter-log.c */
+/** @f (as it goes to the guest; a reference is taken) has bytes of the client. */
+void rw_log_client(RewriterEngine *r, RwFlow *fl, Frame *f, const Packet *p, int64_t now);
+/** The guest sent an ACK; @moved: further than before. */
+void rw_log_acked(RewriterEngine *r, RwFlow *fl, const Packet *p, bool moved,
+                  int64_t now);
+/** The guest sent [@seq, @end): if it repeats or probes, give it the client's ACK. */
+void rw_answer(RewriterEngine *r, RwFlow *fl, const Packet *p, uint32_t seq, uint32_t end,
+               int64_t now);
+/** Feed again what is due; when the next is. */
+int64_t rw_log_tick(RewriterEngine *r, int64_t now);
+void rw_log_clear_flow(RewriterEngine *r, RwFlow *fl);
+void rw_log_clear(RewriterEngine *r);
+void rw_log_free(RewriterEngine *r);
 
 #endif

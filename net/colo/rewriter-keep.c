@@ -257,7 +257,7 @@ void rewriter_engine_takeover(RewriterEngine *r, int64_t now, RewriterEmitFunc f
             emit_kept(r, fl, fn, opaque);
             emit_ack(r, fl, fn, opaque);
             /* Where the handshake is under way the client's next ACK tells. */
-            if (!fl->off && !fl->ts_off && fl->off_known) {
+            if (!fl->off && !fl->ts_off && fl->off_known && !fl->log_first) {
                 rw_flow_remove(r, fl);
             }
         }

@@ -541,12 +541,273 @@ static void test_takeover_in_handshake(void)
     world_free(w);
 }
 
+/* --- The client's data, RULES 21 --- */
+
+typedef struct Told {
+    unsigned n;
+    uint32_t upto;
+} Told;
+
+static Told told;
+
+static void on_logged(const FlowKey *k, uint32_t upto, void *opaque)
+{
+    told.n++;
+    told.upto = upto;
+}
+
+static const RewriterLogOps log_ops = {.feed = on_emit, .logged = on_logged};
+
+/* The SVM's window is from CL to CL + 128000. */
+static World *logging(void)
+{
+    World *w = connected(true, false);
+
+    told = (Told){0};
+    rewriter_engine_log(w->r, &log_ops, w);
+    OUT(.seq = SVM_ISN + 1, .ack = CL);
+    return w;
+}
+
+static void upload(World *w, uint32_t seq, uint32_t len)
+{
+    static const uint8_t zeros[2000];
+
+    IN(.seq = seq, .ack = PVM_ISN + 1, .data = zeros, .len = len);
+}
+
+static void expect_told(World *w, unsigned n, uint32_t upto)
+{
+    rewriter_engine_log_flush(w->r);
+    g_assert_cmpuint(told.n, ==, n);
+    g_assert_cmpuint(told.upto, ==, upto);
+    told.n = 0;
+}
+
+/* The segment that is fed now: in the SVM's own numbers. */
+static void expect_fed(World *w, uint32_t seq, uint32_t len)
+{
+    Packet p;
+    Frame *f = frame_queue_pop(&w->out);
+
+    g_assert_nonnull(f);
+    packet_parse(f, false, &p);
+    g_assert_cmpuint(p.seq, ==, seq);
+    g_assert_cmpuint(p.body_len, ==, len);
+    g_assert_cmpuint(p.ack, ==, SVM_ISN + 1);
+    g_assert_true(test_checksum_ok(f));
+    frame_unref(f);
+}
+
+static uint64_t logged_bytes(World *w)
+{
+    RewriterStats st;
+
+    rewriter_engine_stats(w->r, &st);
+    return st.logged_bytes;
+}
+
+static void test_log_tells(void)
+{
+    World *w = logging();
+
+    upload(w, CL, 100);
+    upload(w, CL + 100, 100);
+    expect_told(w, 1, CL + 200); /* once a batch */
+    upload(w, CL, 200);          /* again: nothing new */
+    rewriter_engine_log_flush(w->r);
+    g_assert_cmpuint(told.n, ==, 0);
+    upload(w, CL + 300, 100); /* behind a hole */
+    rewriter_engine_log_flush(w->r);
+    g_assert_cmpuint(told.n, ==, 0);
+    upload(w, CL + 200, 100); /* which is filled */
+    expect_told(w, 1, CL + 400);
+    IN(.seq = CL + 400, .ack = PVM_ISN + 1, .flags = TCP_FIN | TCP_ACK);
+    expect_told(w, 1, CL + 401);
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 401);
+    g_assert_cmpuint(logged_bytes(w), ==, 0);
+    rewriter_engine_tick(w->r, w->now + G_USEC_PER_SEC);
+    g_assert_cmpuint(w->out.count, ==, 0);
+    world_free(w);
+}
+
+/* Only what the SVM can take may be told: it would throw the rest away. */
+static void test_log_within_window(void)
+{
+    World *w = logging();
+
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .win = 1000); /* 128000 bytes */
+    upload(w, CL + 127000, 1000);
+    upload(w, CL + 128000, 1); /* outside */
+    rewriter_engine_log_flush(w->r);
+    g_assert_cmpuint(told.n, ==, 0);
+    for (uint32_t at = 0; at < 127000; at += 1000) {
+        upload(w, CL + at, 1000);
+    }
+    expect_told(w, 1, CL + 128000);
+    world_free(w);
+}
+
+static void test_log_feeds_by_time(void)
+{
+    World *w = logging();
+    int64_t due;
+
+    upload(w, CL, 100);
+    upload(w, CL + 100, 50);
+    due = rewriter_engine_log_flush(w->r);
+    g_assert_cmpint(due - w->now, ==, 30000);
+    rewriter_engine_tick(w->r, due - 1);
+    g_assert_cmpuint(w->out.count, ==, 0);
+    w->now = due;
+    rewriter_engine_tick(w->r, w->now);
+    expect_fed(w, CL, 100);
+    g_assert_cmpuint(w->out.count, ==, 0);
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 100); /* had lost both */
+    rewriter_engine_tick(w->r, w->now);
+    expect_fed(w, CL + 100, 50);
+    /* No answer: each wait is twice as long, to a second. */
+    for (int64_t wait = 60000, i = 0; i < 8; i++) {
+        rewriter_engine_tick(w->r, w->now + wait - 1);
+        g_assert_cmpuint(w->out.count, ==, 0);
+        w->now += wait;
+        rewriter_engine_tick(w->r, w->now);
+        expect_fed(w, CL + 100, 50);
+        wait = MIN(wait * 2, G_USEC_PER_SEC);
+    }
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 150);
+    g_assert_cmpuint(logged_bytes(w), ==, 0);
+    world_free(w);
+}
+
+static void test_log_feeds_on_equal_acks(void)
+{
+    World *w = logging();
+
+    for (int i = 0; i < 6; i++) {
+        upload(w, CL + 100 * i, 100);
+    }
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 100); /* the second and the fourth were lost */
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 100);
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 100);
+    rewriter_engine_tick(w->r, w->now);
+    g_assert_cmpuint(w->out.count, ==, 0);
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 100);
+    rewriter_engine_tick(w->r, w->now);
+    expect_fed(w, CL + 100, 100);
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 300);
+    rewriter_engine_tick(w->r, w->now);
+    expect_fed(w, CL + 300, 100);
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 600);
+    g_assert_cmpuint(logged_bytes(w), ==, 0);
+    world_free(w);
+}
+
+/* At the bound nothing that was told goes: new segments are not told. */
+static void test_log_is_bounded(void)
+{
+    World *w = logging();
+    uint32_t at = 0;
+
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .win = 65535); /* 8 MiB */
+    for (; at < 65535 * 128 - 100; at += 100) {
+        upload(w, CL + at, 100);
+    }
+    rewriter_engine_log_flush(w->r);
+    RewriterStats st;
+    rewriter_engine_stats(w->r, &st);
+    g_assert_cmpuint(st.log_refused, >, 0);
+    g_assert_cmpuint(st.logged_bytes + st.logged_frames * 2048, <=, (32u << 20) + 4096);
+    g_assert_cmpuint(told.upto - CL, ==, st.logged_frames * 100);
+    told.n = 0;
+    OUT(.seq = SVM_ISN + 1, .ack = CL + at); /* the SVM had it all the same */
+    upload(w, CL + at, 100);
+    expect_told(w, 1, CL + at + 100);
+    world_free(w);
+}
+
+/* A roll-back empties the log: what the client was told is in the checkpoint. After a
+ * takeover what the SVM lacks still comes, though nothing new is logged. */
+static void test_log_rollback_and_takeover(void)
+{
+    World *w = logging();
+
+    upload(w, CL, 100);
+    g_assert_true(rewriter_engine_load(w->r, NULL, NULL, 0, w->now, NULL));
+    g_assert_cmpuint(logged_bytes(w), ==, 0);
+    world_free(w);
+
+    w = logging();
+    upload(w, CL, 100);
+    rewriter_engine_log_flush(w->r);
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    frame_queue_clear(&w->out);
+    g_assert_cmpuint(logged_bytes(w), >, 0);
+    upload(w, CL + 100, 100);
+    rewriter_engine_tick(w->r, w->now + 30000);
+    expect_fed(w, CL, 100);
+    OUT(.seq = SVM_ISN + 1, .ack = CL + 100);
+    g_assert_cmpuint(logged_bytes(w), ==, 0);
+    world_free(w);
+}
+
+/* A reset connection has nobody to feed. */
+static void test_log_reset(void)
+{
+    World *w = logging();
+
+    upload(w, CL, 100);
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .flags = TCP_RST | TCP_ACK);
+    g_assert_cmpuint(logged_bytes(w), ==, 0);
+    g_assert_cmpint(rewriter_engine_log_flush(w->r), ==, INT64_MAX);
+    g_assert_cmpuint(told.n, ==, 0);
+    world_free(w);
+}
+
+/* The SVM repeats what the client has acknowledged, or probes: only we can answer. */
+static void test_client_ack_again(void)
+{
+    World *w = logging();
+    FlowKey k = key_of(false);
+    Packet p;
+    Frame *f;
+
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "abcd", .len = 4);
+    IN(.seq = CL, .ack = PVM_ISN + 5, .win = 700);
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "abcd", .len = 4); /* crossed on the way */
+    g_assert_cmpuint(w->out.count, ==, 0);
+    w->now += 30000;
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "abcd", .len = 4);
+    f = frame_queue_pop(&w->out);
+    g_assert_nonnull(f);
+    packet_parse(f, false, &p);
+    g_assert_true(flow_key_equal(&p.key, &k));
+    g_assert_cmpuint(p.seq, ==, CL);
+    g_assert_cmpuint(p.ack, ==, SVM_ISN + 5);
+    g_assert_cmpuint(p.win, ==, 700);
+    g_assert_cmpuint(p.flags, ==, TCP_ACK);
+    g_assert_true(test_checksum_ok(f));
+    g_assert_cmpuint(f->data[5], ==, 3); /* to the guest's address */
+    frame_unref(f);
+    OUT(.seq = SVM_ISN + 4, .ack = CL); /* a probe, but too soon */
+    g_assert_cmpuint(w->out.count, ==, 0);
+    w->now += 30000;
+    OUT(.seq = SVM_ISN + 4, .ack = CL);
+    g_assert_cmpuint(w->out.count, ==, 1);
+    w->now += 30000;
+    OUT(.seq = SVM_ISN + 5, .ack = CL); /* a plain ACK */
+    OUT(.seq = SVM_ISN + 5, .ack = CL, .data = "e", .len = 1); /* new data */
+    g_assert_cmpuint(w->out.count, ==, 1);
+    world_free(w);
+}
+
 static void test_fuzz(void)
 {
     for (int round = 0; round < 20; round++) {
         World *w = world_new(100000);
         CompareTable *t;
 
+        rewriter_engine_log(w->r, &log_ops, w);
         for (int i = 0; i < 4000; i++) {
             bool in = g_random_boolean();
             Frame *f = test_tcp((TestTcp){
@@ -590,8 +851,10 @@ static void test_fuzz(void)
                     frame_queue_clear(&w->out);
                 }
                 break;
-            case 3:
+            case 3 ... 20:
+                rewriter_engine_log_flush(w->r);
                 rewriter_engine_tick(w->r, w->now);
+                frame_queue_clear(&w->out);
                 break;
             default:
                 break;
@@ -623,5 +886,13 @@ int main(int argc, char **argv)
     T("kept-is-bounded", test_kept_is_bounded);
     T("timestamps", test_timestamps);
     T("fuzz", test_fuzz);
+    T("log-tells", test_log_tells);
+    T("log-within-window", test_log_within_window);
+    T("log-feeds-by-time", test_log_feeds_by_time);
+    T("log-feeds-on-equal-acks", test_log_feeds_on_equal_acks);
+    T("log-is-bounded", test_log_is_bounded);
+    T("log-rollback-and-takeover", test_log_rollback_and_takeover);
+    T("log-reset", test_log_reset);
+    T("client-ack-again", test_client_ack_again);
     return g_test_run();
 }

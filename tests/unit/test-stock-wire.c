@@ -15,26 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "chardev/chardev.h"
-#include "net/net.h"
-#include "util/options.h"
-
-static void add(const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    g_autofree char *text = g_strdup_vprintf(fmt, ap);
-    va_end(ap);
-    bool dev = g_str_has_prefix(text, "socket,");
-    g_autoptr(JsonObject) o = options_parse(text, dev ? "backend" : "qom-type", NULL);
-    g_autoptr(GError) err = NULL;
-    if (dev) {
-        chardev_new(o, &err);
-    } else {
-        net_object_add(o, &err);
-    }
-    g_assert_no_error(err);
-}
+#include "net-setup.h"
 
 static pid_t run_stock(int fd, const char *dir, const char *vnet)
 {

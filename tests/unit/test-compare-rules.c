@@ -1,0 +1,186 @@
+/*
+ * Tests of the comparison engine: what must never cost a checkpoint, and what must.
+ * Sources: net/colo/{compare-dgram,compare-engine,compare-flow,compare-table,compare-tcp,
+ * compare-tcp-out,flow,packet,packet-edit,stream}.c, net/frame.c; dependencies: util
+ * (error, trace), glib.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "compare-world.h"
+
+/* A connection whose SYN|ACK has left; the next byte is ISN + 1. */
+static World *connected(void)
+{
+    World *w = world_new(NULL);
+
+    P(w, SYNACK(ISN));
+    S(w, SYNACK(777777));
+    expect_n(w, 1);
+    return w;
+}
+
+static void checkpoint(World *w, uint64_t epoch)
+{
+    compare_engine_cut(w->e, epoch);
+    compare_engine_commit(w->e, epoch, w->now);
+    compare_engine_secondary_marker(w->e, epoch);
+    compare_engine_loaded(w->e, epoch, w->now);
+}
+
+static FlowKey the_key(void)
+{
+    Frame *f = ACK(0, 0);
+    Packet p;
+
+    packet_parse(f, true, &p);
+    frame_unref(f);
+    return p.key;
+}
+
+static void logged(World *w, uint32_t upto)
+{
+    FlowKey k = the_key();
+
+    compare_engine_logged(w->e, &k, upto, w->now);
+}
+
+/* --- The secondary's log of the client's data --- */
+
+static void test_log_vouches_for_acks(void)
+{
+    World *w = connected();
+
+    P(w, ACK(ISN + 1, CL + 600));
+    expect_none(w);
+    logged(w, CL + 300);
+    expect_tcp(w, ISN + 1, 0, CL + 300); /* what is owed, lowered */
+    logged(w, CL + 600);
+    expect_tcp(w, ISN + 1, 0, CL + 600);
+    w->now += G_USEC_PER_SEC;
+    compare_engine_tick(w->e, w->now);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    S(w, ACK(ISN + 1, CL + 300)); /* late and less: nothing goes back */
+    expect_tcp(w, ISN + 1, 0, CL + 600); /* but its window is wider */
+    P(w, ACK(ISN + 1, CL + 800));
+    expect_none(w);
+    S(w, ACK(ISN + 1, CL + 800));
+    expect_tcp(w, ISN + 1, 0, CL + 800);
+    world_free(w);
+}
+
+/* Bytes outside the SVM's window would be thrown away by it: the log is not enough. */
+static void test_log_within_window(void)
+{
+    World *w = connected(); /* the SVM's window ends at CL + 1000 */
+
+    P(w, ACK(ISN + 1, CL + 1500));
+    logged(w, CL + 1500);
+    expect_tcp(w, ISN + 1, 0, CL + 1000);
+    S(w, ACK(ISN + 1, CL + 500, .win = 1000)); /* to CL + 128500 */
+    expect_tcp(w, ISN + 1, 0, CL + 1500);
+    world_free(w);
+}
+
+static void test_log_of_another_epoch(void)
+{
+    World *w = connected();
+
+    compare_engine_cut(w->e, 1);
+    compare_engine_commit(w->e, 1, w->now);
+    compare_engine_loaded(w->e, 1, w->now);
+    P(w, ACK(ISN + 1, CL + 100));
+    logged(w, CL + 100); /* the marker has not come: it speaks of the old SVM */
+    expect_none(w);
+    compare_engine_secondary_marker(w->e, 1);
+    logged(w, CL + 100);
+    expect_tcp(w, ISN + 1, 0, CL + 100);
+    P(w, ACK(ISN + 1, CL + 300));
+    expect_none(w);
+    checkpoint(w, 2); /* knowledge of the log does not outlive its epoch */
+    expect_tcp(w, ISN + 1, 0, CL + 300);
+    P(w, ACK(ISN + 1, CL + 400));
+    expect_none(w);
+    world_free(w);
+}
+
+static void test_log_of_a_reset_connection(void)
+{
+    World *w = connected();
+
+    P(w, ACK(ISN + 1, CL + 100));
+    S(w, ACK(ISN + 1, 0, .flags = TCP_RST));
+    logged(w, CL + 100);
+    expect_none(w);
+    world_free(w);
+}
+
+/* --- What must be noticed --- */
+
+/* The SVM alone gave the connection up: a takeover would break it. */
+static void test_lone_reset(void)
+{
+    World *w = connected();
+
+    S(w, ACK(ISN + 1, 0, .flags = TCP_RST));
+    compare_engine_tick(w->e, w->now + 50000);
+    g_assert_cmpuint(w->triggers, ==, 0); /* the PVM's may come yet */
+    compare_engine_tick(w->e, w->now + 100000);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    w->now += 100000;
+    checkpoint(w, 1);
+    compare_engine_tick(w->e, w->now + G_USEC_PER_SEC);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    world_free(w);
+
+    w = connected(); /* both do */
+    S(w, ACK(ISN + 1, 0, .flags = TCP_RST));
+    S(w, ACK(ISN + 1, 0, .flags = TCP_RST));
+    P(w, ACK(ISN + 1, 0, .flags = TCP_RST));
+    expect_n(w, 1);
+    compare_engine_tick(w->e, w->now + G_USEC_PER_SEC);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    world_free(w);
+}
+
+/* The PVM reads on, the SVM does not: the client stands still, but not for ever. */
+static void test_blocked_client(void)
+{
+    World *w = connected();
+
+    P(w, ACK(ISN + 1, CL + 1000, .win = 1000));
+    S(w, ACK(ISN + 1, CL + 1000, .zero_win = true));
+    expect_n(w, 1);
+    compare_engine_tick(w->e, w->now + 2 * G_USEC_PER_SEC);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    compare_engine_tick(w->e, w->now + 3 * G_USEC_PER_SEC);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    checkpoint(w, 1);
+    Packet p;
+    Frame *f = pop(w, &p);
+    g_assert_cmpuint(p.ack, ==, CL + 1000);
+    g_assert_cmpuint(p.win, ==, 1000);
+    frame_unref(f);
+    world_free(w);
+
+    w = connected(); /* a window that is merely smaller costs nothing */
+    P(w, ACK(ISN + 1, CL + 1000, .win = 1000));
+    S(w, ACK(ISN + 1, CL + 1000, .win = 100));
+    expect_n(w, 1);
+    compare_engine_tick(w->e, w->now + 10 * G_USEC_PER_SEC);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    world_free(w);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+#define T(name, fn) g_test_add_func("/compare-rules/" name, fn)
+    T("log-vouches-for-acks", test_log_vouches_for_acks);
+    T("log-within-window", test_log_within_window);
+    T("log-of-another-epoch", test_log_of_another_epoch);
+    T("log-of-a-reset-connection", test_log_of_a_reset_connection);
+    T("lone-reset", test_lone_reset);
+    T("blocked-client", test_blocked_client);
+    return g_test_run();
+}
