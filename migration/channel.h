@@ -34,6 +34,7 @@ typedef enum ChannelType {
     CHANNEL_REQUEST,     /* text: the secondary wishes for a checkpoint */
     CHANNEL_EXIT,        /* text: the sender leaves protection in good order */
     CHANNEL_DEATH,       /* text: the sender's emulator died */
+    CHANNEL_TOKEN,       /* text: from here on either side may leave, by this token */
     CHANNEL_TYPE_MAX
 } ChannelType;
 

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "migration/arbiter.h"
 #include "monitor/monitor.h"
 #include "net/net.h"
 #include "util/error.h"
@@ -191,7 +192,12 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
         return false;
     }
     colo.ram = ram_new(child->ram_fd, child->ram_size, colo.tracker, errp);
-    return colo.ram != NULL;
+    if (!colo.ram || !arbiter_new(opts->colo, opts->vm, &colo.arbiter, errp)) {
+        return false;
+    }
+    /* Last: what owns the guest serves it. */
+    return child->incoming || !colo.arbiter || !colo.arbiter->class->claim ||
+           colo.arbiter->class->claim(colo.arbiter, errp);
 }
 
 bool migration_listen(const char *uri, GError **errp)
@@ -235,4 +241,5 @@ void migration_shutdown(void)
     if (t) {
         g_thread_join(t);
     }
+    arbiter_free(g_steal_pointer(&colo.arbiter));
 }

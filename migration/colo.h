@@ -24,6 +24,8 @@
  * good. Both sides count: neither is protected before. */
 #define COLO_EPOCH_SAFE 2
 
+typedef struct Arbiter Arbiter;
+
 typedef enum ColoMode {
     COLO_MODE_NONE,
     COLO_MODE_PRIMARY,
@@ -48,6 +50,7 @@ typedef struct Colo {
     ChildQmp *qmp;   /* used by the thread of the current role only */
     Tracker *tracker;
     Ram *ram;
+    Arbiter *arbiter; /* NULL: manual; called by the thread of the current role */
 
     GMutex lock; /* guards all below */
     GCond cond;  /* anything below changed */
@@ -69,6 +72,8 @@ typedef struct Colo {
     bool want_checkpoint;
     ColoTrigger trigger;
     bool want_exit;     /* x-colo-lost-heartbeat */
+    bool operator_vouches; /* and the peer is known to be dead: no arbiter is asked */
+    bool decided;       /* this side was let out of protection */
     bool want_quit;     /* the process ends */
     bool run_state_changed;
     bool capturing; /* a checkpoint decided the run state and has not set it yet */
@@ -98,6 +103,12 @@ ColoState colo_get_state(void);
 
 /** Ask the primary's thread for a checkpoint. Any thread, any lock of other rooms. */
 void colo_request_checkpoint(ColoTrigger trigger, const char *detail);
+
+/**
+ * Wait, in state LOST, until this side may leave protection: by the operator's word, or
+ * by the arbiter's verdict. False: the process ends, or the other side goes on (FENCED).
+ */
+bool colo_decide(ColoMode mode);
 
 /** Emit COLO_EXIT; @reason is static text. */
 void colo_emit_exit(ColoMode mode, const char *reason);

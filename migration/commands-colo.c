@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include "migration/arbiter.h"
 #include "migration/colo.h"
 #include "monitor/monitor.h"
 #include "net/net.h"
@@ -34,6 +35,7 @@ QmpResult qmp_x_colo_lost_heartbeat(QmpRequest *req, JsonObject *args, JsonNode 
                   : "protection has not begun yet: nothing here could take over";
     } else {
         colo.want_exit = true;
+        options_get_bool(args, "fenced", &colo.operator_vouches, NULL);
         if (colo.channel) {
             channel_cancel(colo.channel);
         }
@@ -74,6 +76,12 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
     }
     stats_to_json(&colo.stats, o);
     g_mutex_unlock(&colo.lock);
+    if (colo.arbiter) {
+        JsonObject *a = json_object_new();
+        json_object_set_string_member(a, "kind", colo.arbiter->class->name);
+        colo.arbiter->class->describe(colo.arbiter, a);
+        json_object_set_object_member(o, "arbiter", a);
+    }
     json_object_set_int_member(o, "held-frames", frames);
     json_object_set_int_member(o, "held-bytes", bytes);
     json_object_set_member(o, "disks", block_replication_query());

@@ -6,11 +6,12 @@
  */
 #include <string.h>
 
+#include "migration/arbiter.h"
 #include "migration/colo.h"
 #include "util/error.h"
 #include "util/options.h"
 
-#define HELLO_PROTOCOL 1
+#define HELLO_PROTOCOL 2
 
 char *hello_build(bool primary, GError **errp)
 {
@@ -24,6 +25,7 @@ char *hello_build(bool primary, GError **errp)
     json_object_set_string_member(o, "role", primary ? "primary" : "secondary");
     json_object_set_object_member(o, "machine", options_copy(colo.child.identity));
     json_object_set_array_member(o, "disks", disks);
+    json_object_set_string_member(o, "arbiter", arbiter_name(colo.arbiter));
     node = json_node_init_object(json_node_alloc(), o);
     return json_to_string(node, FALSE);
 }
@@ -122,6 +124,13 @@ bool hello_check(const char *text, bool we_are_primary, GError **errp)
         return false;
     }
     if (!check_machine(machine, errp)) {
+        return false;
+    }
+    const char *theirs_arbiter = options_get_str(o, "arbiter", "manual");
+    if (strcmp(theirs_arbiter, arbiter_name(colo.arbiter)) != 0) {
+        colo_error_set(errp, "the arbiter differs: '%s' on this side, '%s' on the peer; give "
+                       "both the same (-colo arbiter=...)", arbiter_name(colo.arbiter),
+                       theirs_arbiter);
         return false;
     }
     g_autoptr(JsonArray) ours =

@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "migration/arbiter.h"
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
@@ -115,6 +116,9 @@ void primary_guest_off(Channel *ch)
 static void go_alone(bool started_rooms, bool was_protected)
 {
     tracker_stop(colo.tracker);
+    if (!was_protected && colo.arbiter && colo.arbiter->class->unprotect) {
+        colo.arbiter->class->unprotect(colo.arbiter);
+    }
     if (started_rooms) {
         block_primary_stop();
         net_lock();
@@ -127,22 +131,6 @@ static void go_alone(bool started_rooms, bool was_protected)
     colo.mode = COLO_MODE_NONE;
     colo_set_state_locked(COLO_STATE_ALONE);
     g_mutex_unlock(&colo.lock);
-}
-
-/* Wait for the operator's word. Returns false if the process ends instead, or the peer
- * goes on in our place. */
-static bool wait_arbiter(void)
-{
-    g_mutex_lock(&colo.lock);
-    while (!colo.want_exit && !colo.want_quit && !colo.peer_took_over) {
-        g_cond_wait(&colo.cond, &colo.lock);
-    }
-    bool won = colo.want_exit && !colo.want_quit && !colo.peer_took_over;
-    if (colo.peer_took_over) {
-        colo_set_state_locked(COLO_STATE_FENCED);
-    }
-    g_mutex_unlock(&colo.lock);
-    return won;
 }
 
 /* The run state that the user wants: a capture that failed half way may have left the
@@ -185,7 +173,9 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
         proxy_silence();
         net_unlock();
         colo_report("protection ended (%s)%s", text,
-                    on_request ? "" : "; output is held until x-colo-lost-heartbeat");
+                    on_request ? ""
+                    : colo.arbiter ? "; output is held until the arbiter decides"
+                                   : "; output is held until x-colo-lost-heartbeat");
         if (on_request && ch) {
             /* Cancelled, so it cannot block for long; a ping must not displace it. */
             channel_send_text(ch, CHANNEL_EXIT, "the primary goes on alone, on request",
@@ -193,7 +183,7 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
         }
         colo_emit_exit(COLO_MODE_PRIMARY, on_request ? "request" : "error");
         settle_run_state();
-        if (!wait_arbiter()) {
+        if (!colo_decide(COLO_MODE_PRIMARY)) {
             return;
         }
     } else if (!quit) {

@@ -27,6 +27,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "migration/arbiter.h"
 #include "migration/vmstate-image.h"
 #include "net/net.h"
 #include "net/proxy.h"
@@ -548,9 +549,20 @@ static bool wait_trigger(int64_t last_us)
     return due;
 }
 
+/* Before the checkpoint from which on the peer could take over: what decides between us. */
+static bool share_ownership(Primary *p, GError **errp)
+{
+    if (!colo.arbiter || !colo.arbiter->class->protect || colo.epoch + 1 != COLO_EPOCH_SAFE) {
+        return true;
+    }
+    g_autofree char *token = colo.arbiter->class->protect(colo.arbiter, errp);
+    colo_step("shared");
+    return token && channel_send_text(p->ch, CHANNEL_TOKEN, token, errp);
+}
+
 static bool protect(Primary *p, GError **errp)
 {
-    for (;;) {
+    while (share_ownership(p, errp)) {
         int64_t started = g_get_monotonic_time();
         if (!checkpoint(p, errp)) {
             return false;
@@ -574,6 +586,7 @@ static bool protect(Primary *p, GError **errp)
             return false;
         }
     }
+    return false;
 }
 
 static void close_peer(Primary *p)

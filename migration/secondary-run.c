@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "migration/arbiter.h"
 #include "migration/secondary.h"
 #include "net/net.h"
 #include "net/proxy.h"
@@ -157,21 +158,6 @@ static void receive(Secondary *s, GError **errp)
     }
 }
 
-/* Until the arbiter says that this side serves; false: the process ends. */
-static bool await_word(void)
-{
-    g_mutex_lock(&colo.lock);
-    while (!colo.want_exit && !colo.want_quit) {
-        g_cond_wait(&colo.cond, &colo.lock);
-    }
-    bool go = !colo.want_quit;
-    if (go) {
-        colo_set_state_locked(COLO_STATE_TAKEOVER);
-    }
-    g_mutex_unlock(&colo.lock);
-    return go;
-}
-
 /* After the connection ended: drop what is torn, tell the world, wait for the arbiter.
  * Returns whether we go live. A primary that said that it goes on alone has won already:
  * then nobody is asked. */
@@ -201,9 +187,10 @@ static bool lose_primary(Secondary *s, const GError *why)
     colo_report("the primary is lost (%s)%s", why->message,
                 fenced       ? "; this side stays silent: quit it"
                 : on_request ? ""
-                             : "; x-colo-lost-heartbeat takes over");
+                : colo.arbiter ? "; the arbiter decides"
+                               : "; x-colo-lost-heartbeat takes over");
     colo_emit_exit(COLO_MODE_SECONDARY, on_request || fenced ? "request" : "error");
-    return !fenced && await_word();
+    return !fenced && colo_decide(COLO_MODE_SECONDARY);
 }
 
 /* RULES 8: the SVM may have ended by itself since the last checkpoint. That was a mismatch
@@ -234,7 +221,7 @@ static void takeover_failed(const GError *err)
     g_mutex_lock(&colo.lock);
     g_free(colo.error);
     colo.error = g_strdup(err->message);
-    colo.want_exit = false;
+    colo.want_exit = colo.operator_vouches = false;
     if (!colo.want_quit) {
         colo_set_state_locked(COLO_STATE_LOST);
     }
@@ -307,7 +294,7 @@ gpointer secondary_thread(gpointer opaque)
             bool go = lose_primary(&s, err);
 
             while (go && !take_over(&s)) {
-                go = await_word();
+                go = colo_decide(COLO_MODE_SECONDARY);
             }
         }
     }

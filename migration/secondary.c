@@ -18,6 +18,7 @@
  *   loaded before anything else happens, the peer's death included.
  * - After a load that failed the SVM is never let run (RULES 6).
  */
+#include "migration/arbiter.h"
 #include "migration/secondary.h"
 
 #include <stdlib.h>
@@ -353,6 +354,7 @@ bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
 {
     if (!s->in_checkpoint && msg->type != CHANNEL_BEGIN && msg->type != CHANNEL_PING &&
         msg->type != CHANNEL_EXIT && msg->type != CHANNEL_DEATH &&
+        msg->type != CHANNEL_TOKEN &&
         !(msg->type == CHANNEL_RAM && colo.epoch == 0)) {
         colo_error_set(errp, "message %d outside a checkpoint", msg->type);
         return false;
@@ -388,6 +390,14 @@ bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
         s->guest_off = strstr(text, "shut down") != NULL;
         colo_error_set(errp, "%s", text);
         return false;
+    }
+    case CHANNEL_TOKEN: {
+        g_autofree char *text = channel_msg_text(msg);
+        if (!colo.arbiter || !colo.arbiter->class->join) {
+            colo_error_set(errp, "the primary has an arbiter that this side lacks");
+            return false;
+        }
+        return colo.arbiter->class->join(colo.arbiter, text, errp);
     }
     case CHANNEL_DEATH: {
         g_autofree char *text = channel_msg_text(msg);

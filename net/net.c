@@ -11,7 +11,9 @@
  * netdev_output() (gate) -> backend. A filter may take a frame and let it, or others,
  * enter again behind itself.
  */
+#include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
 #include "net/colo/colo-int.h"
 #include "net/net-int.h"
@@ -291,11 +293,42 @@ static void netdev_port_rx(void *opaque, Frame *f)
     netdev_rx(nd, f, NULL);
 }
 
+/* Set by net_speak_until(). Looked at for each frame, so that a process that was asleep
+ * past its lease says nothing on waking. */
+static _Atomic int64_t speak_until;
+
+void net_speak_until(int64_t boot_us)
+{
+    atomic_store(&speak_until, boot_us);
+}
+
+int64_t net_speaks_until(void)
+{
+    return atomic_load(&speak_until);
+}
+
+static bool lease_over(void)
+{
+    int64_t until = atomic_load_explicit(&speak_until, memory_order_relaxed);
+    struct timespec ts;
+
+    if (until == 0) {
+        return false;
+    }
+    clock_gettime(CLOCK_BOOTTIME, &ts);
+    return ts.tv_sec * G_USEC_PER_SEC + ts.tv_nsec / 1000 > until;
+}
+
 void netdev_output(NetDev *nd, Frame *f)
 {
     switch (net.role) {
     case NET_ROLE_ALONE:
     case NET_ROLE_PRIMARY:
+        if (lease_over()) {
+            nd->stats.dropped_gate++;
+            frame_unref(f);
+            return;
+        }
         nd->stats.out_frames++;
         nd->ops->send(nd, f);
         return;

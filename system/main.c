@@ -132,6 +132,8 @@ static bool read_options(MigrationOptions *o, GError **errp)
         g_unix_signal_add(SIGUSR1, on_arm, NULL);
     }
     o->peer_timeout = timeout;
+    o->colo = c;
+    o->vm = self.plan.vm_name;
     o->hide_events = !events;
     o->no_shutdown = self.plan.no_shutdown;
     o->guest_shutdown = request_end;

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "chardev/chardev.h"
+#include "migration/migration.h"
 #include "net/net.h"
 #include "util/error.h"
 #include "util/options.h"
@@ -471,19 +472,34 @@ static bool each(const CmdLine *cl, const char *name, guint *i, const char **arg
 
 static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
 {
-    static const char *const known[] = {"emulator", "verify-ram", "die-at", "peer-timeout",
-                                        "checkpoint-events", "nic-buffer", "ignore-wishes",
-                                        "compare-always", NULL};
+    static const char *const own[] = {"emulator", "verify-ram", "die-at", "peer-timeout",
+                                      "checkpoint-events", "nic-buffer", "ignore-wishes",
+                                      "compare-always", NULL};
+    g_autoptr(GPtrArray) keys = g_ptr_array_new();
     const char *arg;
     uint64_t buffer = 0;
     bool always = false;
 
+    for (unsigned i = 0; own[i]; i++) {
+        g_ptr_array_add(keys, (gpointer)own[i]);
+    }
+    for (unsigned i = 0; i == 0 || arbiter_keys[i - 1]; i++) {
+        g_ptr_array_add(keys, (gpointer)arbiter_keys[i]);
+    }
+    const char *const *known = (const char *const *)keys->pdata;
+
     plan->colo = json_object_new();
     for (guint i = 0; each(cl, "colo", &i, &arg);) {
-        json_object_unref(plan->colo);
-        plan->colo = options_parse(arg, NULL, errp);
-        if (!plan->colo || !options_check_known(plan->colo, "-colo", known, errp)) {
+        g_autoptr(JsonObject) more = options_parse(arg, NULL, errp);
+        if (!more || !options_check_known(more, "-colo", known, errp)) {
             return false;
+        }
+        JsonObjectIter it;
+        const char *key;
+        JsonNode *value;
+        json_object_iter_init(&it, more);
+        while (json_object_iter_next(&it, &key, &value)) {
+            json_object_set_member(plan->colo, key, json_node_copy(value));
         }
     }
     if (!options_get_size(plan->colo, "nic-buffer", 1, &buffer, errp) ||
@@ -588,6 +604,10 @@ bool plan_make(Plan *plan, const CmdLine *cl, const char *argv0, GError **errp)
         }
     }
     make_identity(plan, cl, devices->str);
+    plan->vm_name = cmdline_find(cl, "name", "guest", "guest");
+    if (!plan->vm_name) {
+        plan->vm_name = cmdline_find(cl, "uuid", "uuid", "uuid");
+    }
     return true;
 }
 
@@ -596,6 +616,7 @@ void plan_clear(Plan *plan)
     g_clear_pointer(&plan->argv, g_ptr_array_unref);
     g_clear_pointer(&plan->fds, g_array_unref);
     g_clear_pointer(&plan->qmp, g_ptr_array_unref);
+    g_clear_pointer(&plan->vm_name, g_free);
     g_clear_pointer(&plan->colo, json_object_unref);
     g_clear_pointer(&plan->identity, json_object_unref);
     g_free(plan->incoming);

@@ -25,6 +25,7 @@ typedef struct Plan {
     GPtrArray *qmp;     /* QmpSpec: the user's QMP servers */
     char *incoming;     /* -incoming, or NULL */
     char *pidfile;
+    char *vm_name;      /* -name or -uuid, or NULL */
     char *emulator;     /* path */
     uint64_t ram_size;  /* bytes */
     bool start_paused;  /* -S */

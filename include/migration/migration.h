@@ -34,6 +34,8 @@ typedef struct MigrationOptions {
                             * N-th passing of that step after migration_arm_death() */
     bool ignore_wishes;    /* test option: what the proxy asks for is counted, not done */
     unsigned peer_timeout; /* ms without a byte from the peer until it counts as lost */
+    JsonObject *colo;      /* all of -colo: the arbiter takes its keys from it */
+    const char *vm;        /* name or UUID of the virtual machine, or NULL */
     bool no_shutdown;      /* -no-shutdown was given: a guest's end is not the program's */
     bool hide_events;      /* no STOP and RESUME events for checkpoints */
     void (*guest_shutdown)(int status); /* end the program. Any thread. */
@@ -54,6 +56,9 @@ void migration_arm_death(void);
 
 /** The child is gone: tell the peer at once. Main thread, just before exit. */
 void migration_child_died(void);
+
+/** The keys of -colo that this room reads by itself; NULL-terminated. */
+extern const char *const arbiter_keys[];
 
 /** End threads and connections. */
 void migration_shutdown(void);

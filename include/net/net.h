@@ -53,6 +53,13 @@ void net_set_role(NetRole role);
 NetRole net_get_role(void);
 
 /**
+ * The gates let nothing out after @boot_us (CLOCK_BOOTTIME, microseconds; 0: for ever, as
+ * at the start): the end of a lease. Any thread, no lock.
+ */
+void net_speak_until(int64_t boot_us);
+int64_t net_speaks_until(void);
+
+/**
  * Create a backend from -netdev options ({type, id, ...}). Types and options:
  * tap (ifname, script, downscript, helper, br, fd, sndbuf, vhost=off; vhost=on and queues
  * are refused by name), bridge (br, helper), user (hostfwd, net, host, dns, dhcpstart,

@@ -203,10 +203,10 @@ class Bed:
             raise QMPError("guest: %s: %s%s" % (command, done.stdout, done.stderr))
         return json.loads(done.stdout) if command == "STATUS" else done.stdout.strip()
 
-    def capture(self, name="lan", who="c", dev="br-lan"):
+    def capture(self, name="lan", who="c", dev="br-lan", *more):
         """Start a packet capture; returns the path of its file."""
         path = "%s/%s.pcap" % (self.dir, name)
-        self.others.append(Process("tcpdump", self.net.capture(path, who, dev),
+        self.others.append(Process("tcpdump", self.net.capture(path, who, dev, *more),
                                    path + ".log"))
         return path
 

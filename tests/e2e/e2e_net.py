@@ -6,6 +6,7 @@
     client namespace C          host namespaces A and B
     br-lan 10.66.0.1  --lan---  lan0 - br0 - tap0     (the guests' network)
     br-link           --link--  link0 10.77.0.1 / .2  (COLO's traffic, and nothing else)
+    br-wit  10.78.0.3 --wit---  wit0  10.78.0.1 / .2  (to the witness)
 
 The link runs through a bridge of a third party, so that cutting it is silent: no carrier
 is lost and nothing is refused, packets just stop arriving.
@@ -20,6 +21,7 @@ CLIENT_IP = "10.66.0.1"
 GUEST_IP = "10.66.0.10"
 TWIN_IP = "10.66.0.11"
 LINK_IP = {"a": "10.77.0.1", "b": "10.77.0.2"}
+WITNESS_IP = {"a": "10.78.0.1", "b": "10.78.0.2", "c": "10.78.0.3"}
 
 
 class NetError(Exception):
@@ -68,12 +70,13 @@ class Network:
                         "net.ipv6.conf.default.disable_ipv6=1")
             _ip("-n", name, "link", "set", "lo", "up")
         c = self.ns["c"]
-        for bridge in ("br-lan", "br-link"):
+        for bridge in ("br-lan", "br-link", "br-wit"):
             self._bridge(c, bridge)
         _ip("-n", c, "addr", "add", CLIENT_IP + "/24", "dev", "br-lan")
+        _ip("-n", c, "addr", "add", WITNESS_IP["c"] + "/24", "dev", "br-wit")
         for who in "ab":
             ns = self.ns[who]
-            for kind in ("lan", "link"):
+            for kind in ("lan", "link", "wit"):
                 _ip("-n", c, "link", "add", kind + who, "type", "veth",
                     "peer", "name", kind + "0", "netns", ns)
                 _ip("-n", c, "link", "set", kind + who, "master", "br-" + kind, "up")
@@ -83,6 +86,7 @@ class Network:
             _ip("-n", ns, "tuntap", "add", "tap0", "mode", "tap")
             _ip("-n", ns, "link", "set", "tap0", "master", "br0", "up")
             _ip("-n", ns, "addr", "add", LINK_IP[who] + "/24", "dev", "link0")
+            _ip("-n", ns, "addr", "add", WITNESS_IP[who] + "/24", "dev", "wit0")
 
     @staticmethod
     def _sweep(prefix):
@@ -129,9 +133,9 @@ class Network:
     def up(self, kind="link", who="b"):
         _ip("-n", self.ns["c"], "link", "set", kind + who, "up")
 
-    def capture(self, path, who="c", dev="br-lan"):
+    def capture(self, path, who="c", dev="br-lan", *more):
         """Command that writes a pcap file of @dev; to be given to Process."""
-        return self.wrap(who, ["tcpdump", "-i", dev, "-w", path, "-U", "-q", "-s", "0"])
+        return self.wrap(who, ["tcpdump", "-i", dev, "-w", path, "-U", "-q", "-s", "0", *more])
 
     def close(self):
         for name in self.made:

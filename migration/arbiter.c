@@ -1,0 +1,58 @@
+/*
+ * Arbiters by name.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "migration/arbiter.h"
+
+#include <string.h>
+
+#include "util/error.h"
+#include "util/options.h"
+
+const char *const arbiter_keys[] = {
+    "arbiter",        "fence-agent",    "fence-plug",     "fence-options", "fence-timeout",
+    "fence-delay",    "witness",        "witness-key",    "witness-lease", "witness-cacert",
+    "witness-cert",   "witness-cert-key", NULL,
+};
+
+bool arbiter_new(JsonObject *colo_options, const char *vm, Arbiter **out, GError **errp)
+{
+    const char *kind = options_get_str(colo_options, "arbiter", "manual");
+
+    *out = NULL;
+    for (unsigned i = 1; arbiter_keys[i]; i++) {
+        const char *prefix = g_str_has_prefix(arbiter_keys[i], "fence") ? "fence" : "witness";
+        if (json_object_has_member(colo_options, arbiter_keys[i]) &&
+            strcmp(prefix, kind) != 0) {
+            colo_error_set(errp, "-colo: '%s' needs arbiter=%s (it is '%s')", arbiter_keys[i],
+                           prefix, kind);
+            return false;
+        }
+    }
+    if (strcmp(kind, "manual") == 0) {
+        return true;
+    } else if (strcmp(kind, "fence") == 0) {
+        *out = arbiter_fence_new(colo_options, errp);
+    } else if (strcmp(kind, "witness") == 0) {
+        *out = arbiter_witness_new(colo_options, vm, errp);
+    } else {
+        colo_error_set(errp, "-colo: arbiter='%s' is not known: use manual, fence or witness",
+                       kind);
+    }
+    return *out != NULL;
+}
+
+const char *arbiter_name(const Arbiter *a)
+{
+    return a ? a->name : "manual";
+}
+
+void arbiter_free(Arbiter *a)
+{
+    if (a) {
+        g_clear_pointer(&a->name, g_free);
+        a->class->free(a);
+    }
+}

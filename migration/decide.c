@@ -1,0 +1,106 @@
+/*
+ * The way out of protection: waiting for the arbiter's verdict, on either side.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Both controllers come here in state LOST, with all output held (primary) or no longer
+ * vouched for (secondary), and go on only after a verdict for them.
+ */
+#include "migration/arbiter.h"
+#include "migration/colo.h"
+#include "monitor/monitor.h"
+#include "net/net.h"
+#include "util/error.h"
+#include "util/trace.h"
+
+#define ASK_AGAIN_US (200 * 1000)
+
+static void emit_decision(bool serving, const char *by)
+{
+    JsonObject *data = json_object_new();
+
+    json_object_set_boolean_member(data, "serving", serving);
+    json_object_set_string_member(data, "arbiter", by);
+    monitor_event("COLO_DECISION", data);
+}
+
+/* One question to the arbiter; the lock is held, but not while it is asked. */
+static ArbiterVerdict ask_locked(bool *said)
+{
+    g_autoptr(GError) err = NULL;
+
+    g_mutex_unlock(&colo.lock);
+    ArbiterVerdict v = colo.arbiter->class->leave(colo.arbiter, &err);
+    if (v == ARBITER_UNDECIDED && !*said) {
+        colo_report("arbiter %s: %s; asking again", colo.arbiter->class->name, err->message);
+        *said = true;
+    }
+    colo_trace(migration_verdict, "%d %s", v, err ? err->message : "");
+    g_mutex_lock(&colo.lock);
+    return v;
+}
+
+bool colo_decide(ColoMode mode)
+{
+    bool said = false, may_ask = colo.arbiter != NULL;
+    const char *by = "manual";
+    ArbiterVerdict v = ARBITER_UNDECIDED;
+
+    g_mutex_lock(&colo.lock);
+    int64_t next = g_get_monotonic_time();
+    if (may_ask && mode == COLO_MODE_SECONDARY && !colo.want_exit) {
+        next += (int64_t)colo.arbiter->delay_ms * 1000;
+    }
+    while (v == ARBITER_UNDECIDED && !colo.want_quit && !colo.peer_took_over) {
+        if (colo.operator_vouches || (colo.want_exit && (!may_ask || colo.decided))) {
+            v = ARBITER_WON;
+        } else if (may_ask && !colo.decided &&
+                   (colo.want_exit || g_get_monotonic_time() >= next)) {
+            v = ask_locked(&said);
+            by = colo.arbiter->class->name;
+            next = g_get_monotonic_time() + ASK_AGAIN_US;
+            /* A word of the operator hastens one question, not all that follow. */
+            colo.want_exit = colo.want_exit && v != ARBITER_UNDECIDED;
+        } else if (may_ask && !colo.decided) {
+            g_cond_wait_until(&colo.cond, &colo.lock, next);
+        } else {
+            g_cond_wait(&colo.cond, &colo.lock);
+        }
+    }
+    bool forced = colo.operator_vouches && !colo.decided;
+    bool won = v == ARBITER_WON && !colo.want_quit && !colo.peer_took_over;
+    if (v == ARBITER_LOST || colo.peer_took_over) {
+        colo_set_state_locked(COLO_STATE_FENCED);
+    } else if (won) {
+        colo.decided = true;
+        if (mode == COLO_MODE_SECONDARY) {
+            colo_set_state_locked(COLO_STATE_TAKEOVER);
+        }
+    }
+    g_mutex_unlock(&colo.lock);
+    if (won && forced && may_ask && colo.arbiter->class->force) {
+        colo.arbiter->class->force(colo.arbiter);
+    }
+    if (v != ARBITER_UNDECIDED && may_ask) {
+        emit_decision(won, by);
+        if (!won) {
+            colo_report("arbiter %s: the other side goes on; this one stays silent: quit it",
+                        by);
+        }
+    }
+    return won;
+}
+
+void colo_ownership_lost(const char *why)
+{
+    g_mutex_lock(&colo.lock);
+    g_free(colo.error);
+    colo.error = g_strdup(why);
+    if (colo.state == COLO_STATE_ALONE) {
+        colo_set_state_locked(COLO_STATE_FENCED);
+    }
+    g_mutex_unlock(&colo.lock);
+    colo_report("%s: this side is silent from here: quit it", why);
+    emit_decision(false, "witness");
+}
