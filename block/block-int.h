@@ -37,6 +37,9 @@ const char *block_runtime_dir(void);
 void block_lock(void);
 void block_unlock(void);
 
+/** Send event @name to QMP's clients; takes @data. */
+void block_event(const char *name, JsonObject *data);
+
 /** Something that another thread waits for while the block thread works. */
 typedef struct BlockWait {
     GMutex lock;
@@ -65,6 +68,7 @@ typedef enum BlockOp {
 #define BLOCK_REQ_FUA 1u       /* on the disk when done */
 #define BLOCK_REQ_MAY_UNMAP 2u /* zeroes may punch a hole */
 #define BLOCK_REQ_BACKGROUND 4u /* nobody waits: leave the block thread free */
+#define BLOCK_REQ_FAST 8u      /* zeroes: -ENOTSUP rather than writing them out */
 
 typedef struct BlockBuf {
     gint refs;
@@ -172,6 +176,7 @@ struct BlockNode {
     bool discard;      /* discard=unmap */
     bool writethrough; /* cache.writeback=off */
     bool can_zero;     /* ZEROES is native and worth offering */
+    bool fast_zero;    /* BLOCK_REQ_FAST is honoured */
     bool inline_child; /* made within its parent's options: goes with it */
     unsigned users;    /* parents, exports; a node in use cannot be deleted */
     BlockFront *front; /* made by the first export */

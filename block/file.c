@@ -158,6 +158,15 @@ static void file_zeroes(FileOp *op)
 
     op->punch = op->punch && !op->f->no_fallocate[1];
     if (op->f->no_fallocate[op->punch]) {
+        if (req->flags & BLOCK_REQ_FAST) {
+            /* We may be inside the submission. */
+            FileNode *f = op->f;
+
+            g_free(op);
+            block_complete_later(req, -ENOTSUP);
+            file_unref(f);
+            return;
+        }
         if (!op->f->zeroes) {
             op->f->zeroes = block_buf_new(FILE_ZERO_CHUNK);
             memset(op->f->zeroes->data, 0, FILE_ZERO_CHUNK);
@@ -504,7 +513,7 @@ BlockNode *block_file_open(const char *name, JsonObject *opts, const char *forma
     node->size = (size + BLOCK_SECTOR - 1) / BLOCK_SECTOR * BLOCK_SECTOR;
     node->read_only = o.read_only;
     node->discard = !strcmp(discard, "unmap") || !strcmp(discard, "on");
-    node->can_zero = true;
+    node->can_zero = node->fast_zero = true;
     node->format = g_strdup(format);
     node->filename = g_strdup(o.filename);
     block_unlock();

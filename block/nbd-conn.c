@@ -7,8 +7,7 @@
  * Input goes through a staging buffer; of a write's data only what is already staged is
  * copied, the rest is received into its own buffer. Requests run concurrently, their
  * answers go out as they come. A client that has too much in flight, does not read its
- * answers, or fills a log over its bound is simply not read from. Everything it says is
- * checked; what breaks the framing ends the connection, what is merely wrong is answered.
+ * answers, or fills a log over its bound is simply not read from (nbd-request.c).
  */
 #include "nbd-conn.h"
 
@@ -17,8 +16,6 @@
 
 #define NEGOTIATION_MS 10000
 #define OUT_IOVECS 64
-/* Answers waiting in memory beyond which no more requests are read. */
-#define OUT_MAX 256
 
 typedef struct NbdOut {
     uint8_t *head; /* owned */
@@ -29,43 +26,24 @@ typedef struct NbdOut {
     size_t sent;
 } NbdOut;
 
-/* A client's request on its way. */
-typedef struct NbdServed {
-    NbdConn *conn;
-    uint64_t handle;
-    uint16_t command, flags;
-    BlockRequest req;
-} NbdServed;
-
 static void conn_update(NbdConn *c);
 static bool conn_write(NbdConn *c);
 
-static void conn_unref(NbdConn *c)
+void nbd_conn_unref(NbdConn *c)
 {
     if (--c->refs == 0) {
         g_free(c);
     }
 }
 
-static void out_free(NbdOut *o)
+static void out_free(NbdConn *c, NbdOut *o)
 {
+    if (o->buf) {
+        nbd_conn_hold(c, -(int64_t)o->data_len);
+    }
     g_free(o->head);
     block_buf_unref(o->buf);
     g_free(o);
-}
-
-static void served_free(NbdServed *r)
-{
-    NbdConn *c = r->conn;
-
-    c->in_flight--;
-    c->in_flight_bytes -= r->req.buf ? r->req.bytes : 0;
-    block_buf_unref(r->req.buf);
-    if (r->req.extents) {
-        g_array_unref(r->req.extents);
-    }
-    g_free(r);
-    conn_unref(c);
 }
 
 void nbd_conn_close(NbdConn *c)
@@ -82,11 +60,9 @@ void nbd_conn_close(NbdConn *c)
     g_clear_pointer(&c->tls, tls_session_free);
     close(c->fd);
     while ((o = g_queue_pop_head(&c->out))) {
-        out_free(o);
+        out_free(c, o);
     }
-    if (c->payload) {
-        served_free(g_steal_pointer(&c->payload));
-    }
+    nbd_conn_payload_drop(c);
     if (c->export) {
         BlockNode *node = c->export->node;
 
@@ -98,7 +74,7 @@ void nbd_conn_close(NbdConn *c)
     }
     nbd_listener_forget(c->listener, c);
     c->listener = NULL;
-    conn_unref(c);
+    nbd_conn_unref(c);
 }
 
 /* --- Output --- */
@@ -113,6 +89,9 @@ void nbd_conn_send(NbdConn *c, const void *head, size_t len, BlockBuf *buf,
     o->buf = buf ? block_buf_ref(buf) : NULL;
     o->data = data;
     o->data_len = data_len;
+    if (buf) {
+        nbd_conn_hold(c, data_len);
+    }
     g_queue_push_tail(&c->out, o);
 }
 
@@ -206,7 +185,7 @@ static bool conn_write(NbdConn *c)
                 break;
             }
             n -= left;
-            out_free(g_queue_pop_head(&c->out));
+            out_free(c, g_queue_pop_head(&c->out));
         }
     }
     return !c->disconnecting || c->in_flight > 0;
@@ -224,128 +203,7 @@ void nbd_conn_flush(NbdConn *c)
     }
 }
 
-static uint32_t nbd_errno(int ret)
-{
-    switch (-ret) {
-    case EPERM:
-    case EACCES:
-    case EROFS:
-        return NBD_EPERM;
-    case ENOMEM:
-        return NBD_ENOMEM;
-    case EINVAL:
-        return NBD_EINVAL;
-    case ENOSPC:
-    case EFBIG:
-    case EDQUOT:
-        return NBD_ENOSPC;
-    case ENOTSUP:
-        return NBD_ENOTSUP;
-    case ESHUTDOWN:
-        return NBD_ESHUTDOWN;
-    default:
-        return NBD_EIO;
-    }
-}
-
-static void chunk_head(uint8_t *h, NbdServed *r, uint16_t type, uint32_t len)
-{
-    put32(h, NBD_CHUNK_MAGIC);
-    put16(h + 4, NBD_CHUNK_FLAG_DONE);
-    put16(h + 6, type);
-    put64(h + 8, r->handle);
-    put32(h + 16, len);
-}
-
-static void reply_structured(NbdServed *r, int ret)
-{
-    NbdConn *c = r->conn;
-    uint8_t h[28];
-
-    if (ret < 0) {
-        chunk_head(h, r, NBD_CHUNK_ERROR, 6);
-        put32(h + 20, nbd_errno(ret));
-        put16(h + 24, 0);
-        nbd_conn_send(c, h, 26, NULL, NULL, 0);
-    } else if (r->command == NBD_CMD_READ && r->req.bytes > 0) {
-        chunk_head(h, r, NBD_CHUNK_OFFSET_DATA, 8 + r->req.bytes);
-        put64(h + 20, r->req.offset);
-        nbd_conn_send(c, h, 28, r->req.buf, r->req.data, r->req.bytes);
-    } else if (r->command == NBD_CMD_BLOCK_STATUS) {
-        GArray *x = r->req.extents;
-        guint n = r->flags & NBD_CMD_FLAG_REQ_ONE ? MIN(x->len, 1) : x->len;
-        g_autofree uint8_t *all = g_malloc(24 + 8 * n);
-
-        chunk_head(all, r, NBD_CHUNK_BLOCK_STATUS, 4 + 8 * n);
-        put32(all + 20, 1);
-        for (guint i = 0; i < n; i++) {
-            BlockExtent *e = &g_array_index(x, BlockExtent, i);
-
-            put32(all + 24 + 8 * i, MIN(e->bytes, UINT32_MAX & ~511u));
-            put32(all + 28 + 8 * i, e->flags);
-            if (e->bytes > (UINT32_MAX & ~511u)) {
-                n = i + 1; /* cannot be said in one: the client asks again */
-                put32(all + 16, 4 + 8 * n);
-            }
-        }
-        nbd_conn_send(c, all, 24 + 8 * n, NULL, NULL, 0);
-    } else {
-        chunk_head(h, r, NBD_CHUNK_NONE, 0);
-        nbd_conn_send(c, h, 20, NULL, NULL, 0);
-    }
-}
-
-static void conn_reply(NbdServed *r, int ret)
-{
-    NbdConn *c = r->conn;
-
-    if (c->closed) {
-        return;
-    }
-    if (r->command == NBD_CMD_BLOCK_STATUS && ret == 0 && r->req.extents->len == 0) {
-        ret = -EIO;
-    }
-    if (c->structured) {
-        reply_structured(r, ret);
-    } else {
-        uint8_t h[16];
-        bool data = ret == 0 && r->command == NBD_CMD_READ;
-
-        put32(h, NBD_SIMPLE_MAGIC);
-        put32(h + 4, ret < 0 ? nbd_errno(ret) : 0);
-        put64(h + 8, r->handle);
-        nbd_conn_send(c, h, sizeof(h), data ? r->req.buf : NULL,
-                      data ? r->req.data : NULL, data ? r->req.bytes : 0);
-    }
-}
-
-static void served_done(BlockRequest *req, int ret)
-{
-    NbdServed *r = req->opaque;
-    NbdConn *c = r->conn;
-
-    c->refs++;
-    conn_reply(r, ret);
-    served_free(r);
-    if (!c->closed) {
-        if (!conn_write(c)) {
-            nbd_conn_close(c);
-        } else {
-            nbd_conn_resume(c);
-        }
-    }
-    conn_unref(c);
-}
-
 /* --- Input --- */
-
-static bool conn_full(NbdConn *c)
-{
-    return c->in_flight >= NBD_CONN_REQUESTS || c->in_flight_bytes > NBD_CONN_BYTES ||
-           c->out.length > OUT_MAX ||
-           (c->export && c->export->node->secondary &&
-            block_secondary_full(c->export->node->secondary));
-}
 
 static void conn_update(NbdConn *c)
 {
@@ -358,7 +216,7 @@ static void conn_update(NbdConn *c)
         block_fd_set(c->watch, cond | tls_session_wants(c->tls));
         return;
     }
-    if (!c->disconnecting && (c->payload || !conn_full(c))) {
+    if (!c->disconnecting && !c->blocked) {
         cond |= G_IO_IN;
     }
     if (!g_queue_is_empty(&c->out)) {
@@ -367,139 +225,10 @@ static void conn_update(NbdConn *c)
     block_fd_set(c->watch, cond);
 }
 
-static void served_submit(NbdServed *r)
-{
-    NbdConn *c = r->conn;
-
-    block_front_submit(c->export->node, c, &r->req);
-}
-
-/* What is wrong with a request whose framing is right; 0 or -errno. */
-static int request_check(NbdConn *c, NbdServed *r, uint32_t len)
-{
-    uint16_t known = NBD_CMD_FLAG_FUA;
-    uint64_t size = c->export->node->size;
-
-    if (r->command == NBD_CMD_WRITE_ZEROES) {
-        known |= NBD_CMD_FLAG_NO_HOLE;
-    } else if (r->command == NBD_CMD_READ && c->structured) {
-        known |= NBD_CMD_FLAG_DF;
-    } else if (r->command == NBD_CMD_BLOCK_STATUS) {
-        known |= NBD_CMD_FLAG_REQ_ONE;
-    }
-    if (r->flags & ~known) {
-        return -EINVAL;
-    }
-    if (r->command == NBD_CMD_FLUSH) {
-        return 0;
-    }
-    if (block_op_modifies(r->req.op) && !c->export->writable) {
-        return -EPERM;
-    }
-    if (r->req.offset > size || len > size - r->req.offset) {
-        return block_op_modifies(r->req.op) ? -ENOSPC : -EINVAL;
-    }
-    if (r->command == NBD_CMD_READ && len > BLOCK_MAX_TRANSFER) {
-        return -EINVAL;
-    }
-    if (r->command == NBD_CMD_BLOCK_STATUS && (!c->meta_context || len == 0)) {
-        return -EINVAL;
-    }
-    return 0;
-}
-
-/* A request header. False: the connection must end. */
-static bool conn_request(NbdConn *c, const uint8_t *h)
-{
-    static const int ops[] = {
-        [NBD_CMD_READ] = BLOCK_OP_READ,
-        [NBD_CMD_WRITE] = BLOCK_OP_WRITE,
-        [NBD_CMD_FLUSH] = BLOCK_OP_FLUSH,
-        [NBD_CMD_TRIM] = BLOCK_OP_TRIM,
-        [NBD_CMD_WRITE_ZEROES] = BLOCK_OP_ZEROES,
-        [NBD_CMD_BLOCK_STATUS] = BLOCK_OP_STATUS,
-    };
-    uint16_t command = get16(h + 6);
-    uint32_t len = get32(h + 24);
-
-    if (get32(h) != NBD_REQUEST_MAGIC) {
-        colo_report("export '%s': an NBD client sends garbage", c->export->name);
-        return false;
-    }
-    if (command == NBD_CMD_DISC) {
-        c->disconnecting = true;
-        return true;
-    }
-    /* The data of a write must be taken off the wire before its error can be told. */
-    if (command == NBD_CMD_WRITE && len > BLOCK_MAX_TRANSFER) {
-        colo_report("export '%s': an NBD client writes %u bytes at once, more than %u",
-                    c->export->name, len, BLOCK_MAX_TRANSFER);
-        return false;
-    }
-
-    NbdServed *r = g_new0(NbdServed, 1);
-    bool known = command < G_N_ELEMENTS(ops) && command != 5;
-    r->conn = c;
-    r->flags = get16(h + 4);
-    r->command = command;
-    r->handle = get64(h + 8);
-    r->req.op = known ? ops[command] : BLOCK_OP_STATUS;
-    r->req.offset = get64(h + 16);
-    r->req.bytes = len;
-    r->req.done = served_done;
-    r->req.opaque = r;
-    if (r->flags & NBD_CMD_FLAG_FUA && block_op_modifies(r->req.op)) {
-        r->req.flags |= BLOCK_REQ_FUA;
-    }
-    if (command == NBD_CMD_WRITE_ZEROES && !(r->flags & NBD_CMD_FLAG_NO_HOLE)) {
-        r->req.flags |= BLOCK_REQ_MAY_UNMAP;
-    }
-    c->refs++;
-    c->in_flight++;
-
-    int err = known ? request_check(c, r, len) : -EINVAL;
-    if (command == NBD_CMD_WRITE && len > 0) {
-        r->req.buf = block_buf_new(len);
-        r->req.data = r->req.buf->data;
-        r->req.ret = err;
-        c->in_flight_bytes += len;
-        c->payload = r;
-        c->payload_got = 0;
-        c->phase = NBD_PHASE_PAYLOAD;
-        return true;
-    }
-    if (err < 0 || (len == 0 && command != NBD_CMD_FLUSH)) {
-        block_complete_later(&r->req, err);
-        return true;
-    }
-    if (command == NBD_CMD_READ) {
-        r->req.buf = block_buf_new(len);
-        r->req.data = r->req.buf->data;
-        c->in_flight_bytes += len;
-    } else if (command == NBD_CMD_BLOCK_STATUS) {
-        r->req.extents = g_array_new(FALSE, FALSE, sizeof(BlockExtent));
-    } else if (command == NBD_CMD_FLUSH) {
-        r->req.offset = r->req.bytes = 0;
-    }
-    served_submit(r);
-    return true;
-}
-
-static void conn_payload_done(NbdConn *c)
-{
-    NbdServed *r = g_steal_pointer(&c->payload);
-
-    c->phase = NBD_PHASE_REQUEST;
-    if (r->req.ret < 0) {
-        block_complete_later(&r->req, r->req.ret);
-    } else {
-        served_submit(r);
-    }
-}
-
 /* Look at what is staged, as far as it goes. False: the connection must end. */
 static bool conn_parse(NbdConn *c)
 {
+    c->blocked = false;
     while (!c->closed && !c->disconnecting) {
         uint8_t *p = c->stage + c->stage_start;
         size_t have = c->stage_end - c->stage_start, used = 0;
@@ -517,6 +246,10 @@ static bool conn_parse(NbdConn *c)
             break;
         case NBD_PHASE_OPTION:
             if (have < 16) {
+                return true;
+            }
+            if (c->out.length > NBD_CONN_REQUESTS) {
+                c->blocked = true; /* asks, but does not listen */
                 return true;
             }
             c->opt = get32(p + 8);
@@ -540,24 +273,31 @@ static bool conn_parse(NbdConn *c)
         case NBD_PHASE_TLS:
             return true;
         case NBD_PHASE_REQUEST:
-            if (have < 28 || conn_full(c)) {
+            if (have < 28) {
+                return true;
+            }
+            if (!nbd_conn_has_room(c, p)) {
+                c->blocked = true;
                 return true;
             }
             c->stage_start += 28;
-            if (!conn_request(c, p)) {
+            if (!nbd_conn_request(c, p)) {
                 return false;
             }
             continue;
-        case NBD_PHASE_PAYLOAD:
-            used = MIN(have, c->payload->req.bytes - c->payload_got);
-            memcpy(c->payload->req.data + c->payload_got, p, used);
-            c->payload_got += used;
-            c->stage_start += used;
-            if (c->payload_got < c->payload->req.bytes) {
+        case NBD_PHASE_PAYLOAD: {
+            size_t left;
+            uint8_t *to = nbd_conn_payload(c, &left);
+
+            if (have == 0) {
                 return true;
             }
-            conn_payload_done(c);
+            used = MIN(have, left);
+            memcpy(to, p, used);
+            c->stage_start += used;
+            nbd_conn_payload_add(c, used);
             continue;
+        }
         }
         c->stage_start += used;
     }
@@ -570,14 +310,12 @@ static ssize_t conn_receive(NbdConn *c)
     if (c->stage_start == c->stage_end) {
         c->stage_start = c->stage_end = 0;
         if (c->payload) {
-            ssize_t n = conn_recv(c, c->payload->req.data + c->payload_got,
-                                  c->payload->req.bytes - c->payload_got);
+            size_t left;
+            uint8_t *to = nbd_conn_payload(c, &left);
+            ssize_t n = conn_recv(c, to, left);
 
             if (n > 0) {
-                c->payload_got += n;
-                if (c->payload_got == c->payload->req.bytes) {
-                    conn_payload_done(c);
-                }
+                nbd_conn_payload_add(c, n);
             }
             return n;
         }
@@ -606,7 +344,7 @@ static bool conn_read(NbdConn *c)
         if (!conn_parse(c)) {
             return false;
         }
-    } while (c->tls && !c->closed && !c->disconnecting && (c->payload || !conn_full(c)) &&
+    } while (c->tls && !c->closed && !c->disconnecting && !c->blocked &&
              tls_session_pending(c->tls) > 0);
     return true;
 }
@@ -624,15 +362,12 @@ static void conn_event(void *opaque, GIOCondition cond)
         }
     } else {
         if (cond & G_IO_OUT) {
-            ok = conn_write(c);
+            /* What it takes makes room for what it asked before. */
+            ok = conn_write(c) && (!c->blocked || conn_parse(c));
         }
         if (ok && (cond & (G_IO_IN | G_IO_HUP | G_IO_ERR)) && !c->disconnecting) {
             /* A full connection is not read from, but its end is noticed. */
-            if (!c->payload && conn_full(c)) {
-                ok = !(cond & (G_IO_HUP | G_IO_ERR));
-            } else {
-                ok = conn_read(c);
-            }
+            ok = c->blocked ? !(cond & (G_IO_HUP | G_IO_ERR)) : conn_read(c);
         } else if (cond & (G_IO_HUP | G_IO_ERR)) {
             ok = false;
         }
@@ -644,7 +379,7 @@ static void conn_event(void *opaque, GIOCondition cond)
             conn_update(c);
         }
     }
-    conn_unref(c);
+    nbd_conn_unref(c);
 }
 
 void nbd_conn_resume(NbdConn *c)
@@ -654,7 +389,7 @@ void nbd_conn_resume(NbdConn *c)
     }
     c->refs++;
     bool ok = conn_parse(c);
-    if (ok && c->tls && !c->closed && !c->disconnecting && (c->payload || !conn_full(c)) &&
+    if (ok && c->tls && !c->closed && !c->disconnecting && !c->blocked &&
         tls_session_pending(c->tls) > 0) {
         ok = conn_read(c);
     }
@@ -662,7 +397,7 @@ void nbd_conn_resume(NbdConn *c)
         nbd_conn_close(c);
     }
     conn_update(c);
-    conn_unref(c);
+    nbd_conn_unref(c);
 }
 
 static gboolean conn_out_of_patience(gpointer opaque)
@@ -674,10 +409,11 @@ static gboolean conn_out_of_patience(gpointer opaque)
     return G_SOURCE_REMOVE;
 }
 
-NbdConn *nbd_conn_new(NbdListener *l, int fd)
+NbdConn *nbd_conn_new(NbdListener *l, int fd, bool guest)
 {
     NbdConn *c = g_new0(NbdConn, 1);
 
+    c->guest = guest;
     c->refs = 1;
     c->listener = l;
     c->fd = fd;

@@ -11,9 +11,11 @@
 #include "nbd-proto.h"
 #include "util/tls.h"
 
-/* What one client may have in flight before it is no longer read from. */
+/* What one client may have in flight before it is no longer read from, and what all of
+ * the user's server's may hold together (nbd-request.c). */
 #define NBD_CONN_REQUESTS 128
 #define NBD_CONN_BYTES (64u * 1024 * 1024)
+#define NBD_POOL_BYTES (256u * 1024 * 1024)
 #define NBD_STAGE 65536
 #define NBD_NAME_MAX 4096
 /* The longest option that is read; a longer one ends the connection. */
@@ -25,7 +27,11 @@ typedef struct NbdListener NbdListener;
 typedef struct NbdExport {
     char *name;
     BlockNode *node;
+    char *id;          /* of query-block-exports; NULL: the emulator's own */
+    char *description; /* or NULL */
     bool writable;
+    bool writethrough;
+    bool multi_conn;
     bool guest; /* the emulator's own */
 } NbdExport;
 
@@ -47,6 +53,7 @@ typedef struct NbdConn {
     GSource *patience; /* for the negotiation */
     TlsSession *tls;   /* from STARTTLS on */
     bool closed;
+    bool guest; /* of the emulator */
     bool no_zeroes;
     bool structured;
     bool meta_context;
@@ -60,13 +67,15 @@ typedef struct NbdConn {
     size_t payload_got;
 
     GQueue out; /* NbdOut */
+    bool blocked; /* a request or an option waits in the stage for room */
     unsigned in_flight;
-    uint64_t in_flight_bytes;
+    uint64_t bytes; /* of data held: received, in flight, to be sent */
 } NbdConn;
 
 /* nbd-conn.c */
-NbdConn *nbd_conn_new(NbdListener *l, int fd);
+NbdConn *nbd_conn_new(NbdListener *l, int fd, bool guest);
 void nbd_conn_close(NbdConn *c);
+void nbd_conn_unref(NbdConn *c);
 /** Read on if what stopped it is over. */
 void nbd_conn_resume(NbdConn *c);
 /** Queue @len bytes, then @data_len of @buf (a reference is taken) from @data on. */
@@ -75,6 +84,20 @@ void nbd_conn_send(NbdConn *c, const void *head, size_t len, BlockBuf *buf,
 void nbd_conn_flush(NbdConn *c);
 /** The answer to STARTTLS is queued: from here on everything is encrypted. */
 bool nbd_conn_start_tls(NbdConn *c);
+
+/* nbd-request.c */
+/** Account for @bytes of data that are held from now on, or no longer. */
+void nbd_conn_hold(NbdConn *c, int64_t bytes);
+/** What connections of the user's server hold. */
+uint64_t nbd_pool_used(void);
+/** Whether the request with header @h may be taken now. */
+bool nbd_conn_has_room(NbdConn *c, const uint8_t *h);
+/** A request header. False: the connection must end. */
+bool nbd_conn_request(NbdConn *c, const uint8_t *h);
+/** Where the data of the write that is being received goes, and how much is missing. */
+uint8_t *nbd_conn_payload(NbdConn *c, size_t *left);
+void nbd_conn_payload_add(NbdConn *c, size_t n);
+void nbd_conn_payload_drop(NbdConn *c);
 
 /* nbd-handshake.c: each returns false if the connection must end. */
 void nbd_handshake_greet(NbdConn *c);
@@ -86,6 +109,8 @@ NbdExport *nbd_listener_find(NbdListener *l, const char *name);
 /** Export @i of the listener, or NULL behind the last. */
 NbdExport *nbd_listener_export(NbdListener *l, unsigned i);
 void nbd_listener_forget(NbdListener *l, NbdConn *c);
+/** nbd_server_kick() from the loop. */
+void nbd_server_kick_later(void);
 uint16_t nbd_export_flags(NbdExport *e);
 /** What clients must have proved before they see an export, or NULL. */
 TlsCreds *nbd_listener_tls(NbdListener *l);

@@ -94,10 +94,21 @@ static void opt_list(NbdConn *c)
     send_reply(c, NBD_REP_ACK, NULL, 0);
 }
 
+static void send_info_text(NbdConn *c, uint16_t type, const char *text)
+{
+    size_t len = strlen(text);
+    g_autofree uint8_t *info = g_malloc(2 + len);
+
+    put16(info, type);
+    memcpy(info + 2, text, len);
+    send_reply(c, NBD_REP_INFO, info, 2 + len);
+}
+
 static void opt_go(NbdConn *c, const uint8_t *data)
 {
     uint32_t name_len = c->opt_len >= 6 ? get32(data) : UINT32_MAX;
     uint8_t info[14];
+    bool sized = false;
 
     if (name_len > NBD_NAME_MAX || name_len > c->opt_len - 6 ||
         c->opt_len != 6 + name_len + 2u * get16(data + 4 + name_len)) {
@@ -105,17 +116,26 @@ static void opt_go(NbdConn *c, const uint8_t *data)
         return;
     }
     g_autofree char *name = g_strndup((const char *)data + 4, name_len);
-    NbdExport *e = nbd_listener_find(c->listener, name);
+    NbdExport *e = strlen(name) == name_len ? nbd_listener_find(c->listener, name) : NULL;
     if (!e) {
         send_error(c, NBD_REP_ERR_UNKNOWN, "export not found");
         return;
+    }
+    for (const uint8_t *p = data + 6 + name_len; p < data + c->opt_len; p += 2) {
+        sized |= get16(p) == NBD_INFO_BLOCK_SIZE;
+        if (get16(p) == NBD_INFO_NAME) {
+            send_info_text(c, NBD_INFO_NAME, e->name);
+        } else if (get16(p) == NBD_INFO_DESCRIPTION && e->description) {
+            send_info_text(c, NBD_INFO_DESCRIPTION, e->description);
+        }
     }
     put16(info, NBD_INFO_EXPORT);
     put64(info + 2, e->node->size);
     put16(info + 10, nbd_export_flags(e));
     send_reply(c, NBD_REP_INFO, info, 12);
+    /* A client that did not ask does not keep to it either. */
     put16(info, NBD_INFO_BLOCK_SIZE);
-    put32(info + 2, e->guest || e->node->secondary ? BLOCK_SECTOR : 1);
+    put32(info + 2, sized && (e->guest || e->node->secondary) ? BLOCK_SECTOR : 1);
     put32(info + 6, 4096);
     put32(info + 10, BLOCK_MAX_TRANSFER);
     send_reply(c, NBD_REP_INFO, info, 14);

@@ -42,7 +42,12 @@ enum {
 #define NBD_REP_ERR_UNKNOWN NBD_REP_ERR(6)
 #define NBD_REP_ERR_TOO_BIG NBD_REP_ERR(9)
 
-enum { NBD_INFO_EXPORT = 0, NBD_INFO_NAME = 1, NBD_INFO_BLOCK_SIZE = 3 };
+enum {
+    NBD_INFO_EXPORT = 0,
+    NBD_INFO_NAME = 1,
+    NBD_INFO_DESCRIPTION = 2,
+    NBD_INFO_BLOCK_SIZE = 3,
+};
 
 enum {
     NBD_TFLAG_HAS_FLAGS = 1 << 0,
@@ -53,6 +58,8 @@ enum {
     NBD_TFLAG_SEND_WRITE_ZEROES = 1 << 6,
     NBD_TFLAG_SEND_DF = 1 << 7,
     NBD_TFLAG_CAN_MULTI_CONN = 1 << 8,
+    NBD_TFLAG_SEND_CACHE = 1 << 10,
+    NBD_TFLAG_SEND_FAST_ZERO = 1 << 11,
 };
 
 enum {
@@ -61,6 +68,7 @@ enum {
     NBD_CMD_DISC = 2,
     NBD_CMD_FLUSH = 3,
     NBD_CMD_TRIM = 4,
+    NBD_CMD_CACHE = 5,
     NBD_CMD_WRITE_ZEROES = 6,
     NBD_CMD_BLOCK_STATUS = 7,
 };
@@ -70,6 +78,7 @@ enum {
     NBD_CMD_FLAG_NO_HOLE = 1 << 1,
     NBD_CMD_FLAG_DF = 1 << 2,
     NBD_CMD_FLAG_REQ_ONE = 1 << 3,
+    NBD_CMD_FLAG_FAST_ZERO = 1 << 4,
 };
 
 enum {

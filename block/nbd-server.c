@@ -26,6 +26,7 @@ struct NbdListener {
     GPtrArray *conns;   /* NbdConn */
     uint64_t max_conn;  /* 0: any number */
     TlsCreds *tls;      /* or NULL */
+    GSource *pause;     /* no descriptors left: accept later */
     bool guest;
 };
 
@@ -35,6 +36,8 @@ static struct {
     GPtrArray *guests; /* NbdListener of block_serve_child() */
     unsigned number;
 } servers;
+
+static void listener_update(NbdListener *l);
 
 NbdExport *nbd_listener_export(NbdListener *l, unsigned i)
 {
@@ -61,6 +64,9 @@ TlsCreds *nbd_listener_tls(NbdListener *l)
 void nbd_listener_forget(NbdListener *l, NbdConn *c)
 {
     g_ptr_array_remove_fast(l->conns, c);
+    if (l->watch) {
+        listener_update(l);
+    }
 }
 
 uint16_t nbd_export_flags(NbdExport *e)
@@ -74,13 +80,33 @@ uint16_t nbd_export_flags(NbdExport *e)
     } else {
         flags |= node->can_zero ? NBD_TFLAG_SEND_WRITE_ZEROES : 0;
         flags |= node->discard ? NBD_TFLAG_SEND_TRIM : 0;
+        flags |= node->fast_zero && node->can_zero && !node->secondary
+                     ? NBD_TFLAG_SEND_FAST_ZERO : 0;
     }
+    flags |= NBD_TFLAG_SEND_CACHE;
     /* A flush covers what came by any connection, and all see one content; but a log has
      * one connection's order. */
-    if (!node->secondary || block_secondary_multi_conn(node->secondary)) {
+    if (e->multi_conn && (!node->secondary || block_secondary_multi_conn(node->secondary))) {
         flags |= NBD_TFLAG_CAN_MULTI_CONN;
     }
     return flags;
+}
+
+/* A client more is wanted; beyond the limit they wait in the kernel's queue. */
+static void listener_update(NbdListener *l)
+{
+    bool full = l->max_conn && l->conns->len >= l->max_conn;
+
+    block_fd_set(l->watch, full || l->pause ? 0 : G_IO_IN);
+}
+
+static gboolean listener_goes_on(gpointer opaque)
+{
+    NbdListener *l = opaque;
+
+    io_source_destroy(&l->pause);
+    listener_update(l);
+    return G_SOURCE_REMOVE;
 }
 
 static void listener_event(void *opaque, GIOCondition cond)
@@ -91,23 +117,32 @@ static void listener_event(void *opaque, GIOCondition cond)
     int one = 1;
 
     if (fd < 0) {
-        return;
-    }
-    if (l->max_conn && l->conns->len >= l->max_conn) {
-        colo_report("NBD server: over max-connections=%" G_GUINT64_FORMAT, l->max_conn);
-        close(fd);
+        if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+            colo_report("NBD server: cannot take a client: %s", g_strerror(errno));
+            l->pause = io_thread_timer(block_thread(), 200, listener_goes_on, l);
+            listener_update(l);
+        }
         return;
     }
     /* Fails on a unix socket, which needs it not. */
     (void)!setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    NbdConn *c = nbd_conn_new(l, fd);
+    NbdConn *c = nbd_conn_new(l, fd, l->guest);
     g_ptr_array_add(l->conns, c);
+    listener_update(l);
     nbd_handshake_greet(c);
 }
 
 static void export_free(NbdExport *e)
 {
+    if (e->id) {
+        JsonObject *o = json_object_new();
+
+        json_object_set_string_member(o, "id", e->id);
+        block_event("BLOCK_EXPORT_DELETED", o);
+    }
     e->node->users--;
+    g_free(e->id);
+    g_free(e->description);
     g_free(e->name);
     g_free(e);
 }
@@ -115,6 +150,8 @@ static void export_free(NbdExport *e)
 static void listener_free(NbdListener *l)
 {
     block_fd_free(l->watch);
+    l->watch = NULL;
+    io_source_destroy(&l->pause);
     while (l->conns->len > 0) {
         nbd_conn_close(l->conns->pdata[0]);
     }
@@ -172,6 +209,7 @@ static NbdExport *listener_add(NbdListener *l, BlockNode *node, const char *name
     e->node = node;
     e->writable = writable;
     e->guest = guest;
+    e->multi_conn = l->max_conn != 1;
     node->users++;
     g_ptr_array_add(l->exports, e);
     return e;
@@ -292,61 +330,136 @@ bool block_nbd_server_start(JsonObject *addr, const char *tls_creds, uint64_t ma
     return ok;
 }
 
+static NbdExport *export_by_id(const char *id)
+{
+    NbdListener *l = servers.user;
+
+    for (guint i = 0; l && i < l->exports->len; i++) {
+        NbdExport *e = l->exports->pdata[i];
+
+        if (!g_strcmp0(e->id, id)) {
+            return e;
+        }
+    }
+    return NULL;
+}
+
+static bool export_check(const BlockExportOptions *o, BlockNode *node, GError **errp)
+{
+    if (!servers.user) {
+        colo_error_set(errp, "NBD server not running");
+    } else if (!node) {
+        colo_error_set(errp, "Cannot find device='%s' nor node-name='%s'",
+                       o->legacy ? o->node : "", o->node);
+    } else if (strlen(o->name) > NBD_NAME_MAX) {
+        colo_error_set(errp, "export name '%s' too long", o->name);
+    } else if (o->description && strlen(o->description) > NBD_NAME_MAX) {
+        colo_error_set(errp, "description '%s' too long", o->description);
+    } else if (export_by_id(o->id)) {
+        colo_error_set(errp, "Block export id '%s' is already in use", o->id);
+    } else if (nbd_listener_find(servers.user, o->name)) {
+        colo_error_set(errp, "NBD server already has export named '%s'", o->name);
+    } else if (o->writable && node->read_only) {
+        colo_error_set(errp, "Cannot export read-only node as writable");
+    } else {
+        return true;
+    }
+    return false;
+}
+
+bool block_export_add(const BlockExportOptions *o, GError **errp)
+{
+    block_lock();
+    BlockNode *node = block_node_find(o->node);
+    bool ok = export_check(o, node, errp);
+    if (ok) {
+        NbdExport *e = listener_add(servers.user, node, o->name, o->writable, false);
+
+        e->id = g_strdup(o->id);
+        e->description = g_strdup(o->description);
+        e->writethrough = o->writethrough;
+        if (o->writable) {
+            block_secondary_exported(node, o->name);
+        }
+    }
+    block_unlock();
+    return ok;
+}
+
 bool block_nbd_server_add(const char *name, const char *export_name, bool writable,
                           GError **errp)
 {
     const char *as = export_name ? export_name : name;
+    BlockExportOptions o = {
+        .id = as, .node = name, .name = as, .writable = writable, .legacy = true};
 
-    block_lock();
-    BlockNode *node = block_node_find(name);
-    bool ok = false;
-    if (!servers.user) {
-        colo_error_set(errp, "NBD server not running");
-    } else if (!node) {
-        colo_error_set(errp, "Cannot find device='%s' nor node-name='%s'", name, name);
-    } else if (strlen(as) > 255) {
-        colo_error_set(errp, "export name '%s' too long", as);
-    } else if (nbd_listener_find(servers.user, as)) {
-        colo_error_set(errp, "NBD server already has export named '%s'", as);
-    } else if (writable && node->read_only) {
-        colo_error_set(errp, "Node '%s' is read only and cannot be exported writable",
-                       name);
-    } else {
-        listener_add(servers.user, node, as, writable, false);
-        if (writable) {
-            block_secondary_exported(node, as);
+    return block_export_add(&o, errp);
+}
+
+/* Whether somebody uses @e; with @hard none does afterwards. */
+static bool export_in_use(NbdListener *l, NbdExport *e, bool hard)
+{
+    for (guint i = 0; i < l->conns->len;) {
+        NbdConn *c = l->conns->pdata[i];
+
+        if (c->export != e) {
+            i++;
+        } else if (!hard) {
+            return true;
+        } else {
+            nbd_conn_close(c);
+            i = 0;
         }
+    }
+    return false;
+}
+
+bool block_export_del(const char *id, bool hard, GError **errp)
+{
+    block_lock();
+    NbdListener *l = servers.user;
+    NbdExport *e = export_by_id(id);
+    bool ok = false;
+    if (!e) {
+        colo_error_set(errp, "Export '%s' is not found", id);
+    } else if (export_in_use(l, e, hard)) {
+        colo_error_set(errp, "export '%s' still in use", id);
+    } else {
+        block_secondary_exported(e->node, NULL);
+        g_ptr_array_remove(l->exports, e);
+        export_free(e);
         ok = true;
     }
     block_unlock();
     return ok;
 }
 
-bool block_nbd_server_remove(const char *export_name, GError **errp)
+bool block_nbd_server_running(void)
 {
     block_lock();
-    NbdListener *l = servers.user;
-    NbdExport *e = l ? nbd_listener_find(l, export_name) : NULL;
-    if (!e) {
-        colo_error_set(errp, "Export '%s' is not found", export_name);
-        block_unlock();
-        return false;
-    }
-    for (guint i = 0; i < l->conns->len;) {
-        NbdConn *c = l->conns->pdata[i];
-
-        if (c->export == e) {
-            nbd_conn_close(c);
-            i = 0;
-        } else {
-            i++;
-        }
-    }
-    block_secondary_exported(e->node, NULL);
-    g_ptr_array_remove(l->exports, e);
-    export_free(e);
+    bool running = servers.user != NULL;
     block_unlock();
-    return true;
+    return running;
+}
+
+JsonArray *block_export_query(void)
+{
+    JsonArray *a = json_array_new();
+
+    block_lock();
+    NbdListener *l = servers.user;
+    for (guint i = l ? l->exports->len : 0; i > 0; i--) { /* as stock: the newest first */
+        NbdExport *e = l->exports->pdata[i - 1];
+        JsonObject *o = json_object_new();
+
+        json_object_set_string_member(o, "node-name", e->node->name);
+        json_object_set_boolean_member(o, "shutting-down", FALSE);
+        json_object_set_string_member(o, "type", "nbd");
+        json_object_set_string_member(o, "id", e->id);
+        json_array_add_object_element(a, o);
+    }
+    block_unlock();
+    return a;
 }
 
 bool block_nbd_server_stop(GError **errp)
@@ -386,6 +499,17 @@ void nbd_server_kick(void)
         /* Closing one may close no other. */
         nbd_conn_resume(conns->pdata[i]);
     }
+}
+
+static gboolean kick_now(gpointer opaque)
+{
+    nbd_server_kick();
+    return G_SOURCE_REMOVE;
+}
+
+void nbd_server_kick_later(void)
+{
+    io_thread_post(block_thread(), kick_now, NULL);
 }
 
 void nbd_server_drop_writers(BlockNode *node)

@@ -27,6 +27,23 @@ const char *block_runtime_dir(void)
     return block.runtime_dir;
 }
 
+/* Room singleton, set once before there are nodes. */
+static void (*event_fn)(const char *name, JsonObject *data);
+
+void block_set_event_func(void (*fn)(const char *name, JsonObject *data))
+{
+    event_fn = fn;
+}
+
+void block_event(const char *name, JsonObject *data)
+{
+    if (event_fn) {
+        event_fn(name, data);
+    } else {
+        json_object_unref(data);
+    }
+}
+
 void block_lock(void)
 {
     io_thread_lock(block.io);

@@ -29,44 +29,6 @@ static QmpResult result(bool ok)
     return ok ? QMP_DONE : QMP_FAILED;
 }
 
-/* --- NBD server --- */
-
-QmpResult qmp_nbd_server_start(QmpRequest *req, JsonObject *args, JsonNode **ret,
-                               GError **errp)
-{
-    uint64_t max = json_object_get_int_member_with_default(args, "max-connections", 100);
-
-    if (json_object_has_member(args, "tls-authz")) {
-        colo_error_set(errp, "nbd-server-start: tls-authz is not supported; with "
-                             "verify-peer=on only clients with a certificate of the CA get in");
-        return QMP_FAILED;
-    }
-    return result(block_nbd_server_start(json_object_get_object_member(args, "addr"),
-                                         get_str(args, "tls-creds"), max, errp));
-}
-
-QmpResult qmp_nbd_server_add(QmpRequest *req, JsonObject *args, JsonNode **ret,
-                             GError **errp)
-{
-    const char *device = get_str(args, "device"), *name = get_str(args, "name");
-
-    return result(block_nbd_server_add(
-        device, name ? name : device,
-        json_object_get_boolean_member_with_default(args, "writable", FALSE), errp));
-}
-
-QmpResult qmp_nbd_server_remove(QmpRequest *req, JsonObject *args, JsonNode **ret,
-                                GError **errp)
-{
-    return result(block_nbd_server_remove(get_str(args, "name"), errp));
-}
-
-QmpResult qmp_nbd_server_stop(QmpRequest *req, JsonObject *args, JsonNode **ret,
-                              GError **errp)
-{
-    return result(block_nbd_server_stop(errp));
-}
-
 /* --- Nodes --- */
 
 QmpResult qmp_x_blockdev_change(QmpRequest *req, JsonObject *args, JsonNode **ret,

@@ -232,6 +232,7 @@ static int run(const CmdLine *cl, const char *argv0)
     g_unix_signal_add(SIGINT, on_signal, NULL);
     g_unix_signal_add(SIGHUP, on_signal, NULL);
     net_init();
+    block_set_event_func(monitor_event);
     bool ok = make_runtime_dir(&err) && block_init(self.runtime_dir, &err) &&
               plan_make(&self.plan, cl, argv0, &err);
     if (ok && self.plan.incoming) {

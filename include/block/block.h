@@ -55,8 +55,28 @@ bool block_nbd_server_start(JsonObject *addr, const char *tls_creds, uint64_t ma
                             GError **errp);
 bool block_nbd_server_add(const char *node, const char *export_name, bool writable,
                           GError **errp);
-bool block_nbd_server_remove(const char *export_name, GError **errp);
 bool block_nbd_server_stop(GError **errp);
+bool block_nbd_server_running(void);
+
+/** QMP block-export-add of type nbd; all strings borrowed. */
+typedef struct BlockExportOptions {
+    const char *id, *node, *name;
+    const char *description; /* or NULL */
+    bool writable, writethrough;
+    bool legacy; /* nbd-server-add: @node may be a drive's id */
+} BlockExportOptions;
+
+bool block_export_add(const BlockExportOptions *o, GError **errp);
+
+/** @hard: whether clients are sent away, else an export with clients stays. */
+bool block_export_del(const char *id, bool hard, GError **errp);
+
+/** query-block-exports. */
+JsonArray *block_export_query(void);
+
+/** @fn sends an event to QMP's clients: called in any thread, under the block lock, so it
+ * must only post. It takes @data. */
+void block_set_event_func(void (*fn)(const char *name, JsonObject *data));
 
 /** x-blockdev-change: attach node @node to, or detach child @child ("children.1" or a node
  * name) from quorum @parent. */

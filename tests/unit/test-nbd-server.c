@@ -124,7 +124,7 @@ static void test_stock_tools(void)
     g_assert_cmpmem(a, 8 * MIB, b, 8 * MIB);
 
     g_assert_false(block_node_del("d0", NULL));
-    g_assert_true(block_nbd_server_remove("d0", NULL));
+    g_assert_true(block_export_del("d0", false, NULL));
     g_assert_true(block_node_del("d0", NULL));
     g_assert_true(block_nbd_server_stop(NULL));
     g_assert_false(block_nbd_server_stop(NULL));
