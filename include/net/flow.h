@@ -39,10 +39,7 @@ static inline bool flow_key_equal(const FlowKey *a, const FlowKey *b)
  * whoever needs certainty compares the bytes too. */
 uint64_t flow_hash_bytes(const void *data, size_t len, uint64_t seed);
 
-static inline uint64_t flow_key_hash(const FlowKey *k, uint64_t seed)
-{
-    return flow_hash_bytes(k, sizeof(*k), seed);
-}
+uint64_t flow_key_hash(const FlowKey *k, uint64_t seed);
 
 /** A key on the wire: FLOW_KEY_WIRE bytes, big-endian, members in their order. Both return
  * the place behind it. */
