@@ -30,7 +30,8 @@ static struct {
     GPtrArray *netdevs;
     NetRole role;
     unsigned batch_depth;
-    GArray *batch; /* of Flush */
+    GArray *batch;     /* of Flush */
+    int64_t batch_now; /* 0: nobody has asked in this batch */
     GSource *announce_timer;
     unsigned announce_step;
     void (*nudge)(const char *netdev);
@@ -71,7 +72,20 @@ GPtrArray *netdev_list(void)
 
 void net_batch_begin(void)
 {
-    net.batch_depth++;
+    if (net.batch_depth++ == 0) {
+        net.batch_now = 0;
+    }
+}
+
+int64_t net_now(void)
+{
+    if (net.batch_depth == 0) {
+        return g_get_monotonic_time();
+    }
+    if (!net.batch_now) {
+        net.batch_now = g_get_monotonic_time();
+    }
+    return net.batch_now;
 }
 
 void net_batch_end(void)

@@ -39,6 +39,9 @@ void net_batch_end(void);
 bool net_batch_active(void);
 void net_batch_add(void (*flush)(void *opaque), void *opaque);
 void net_batch_remove(void (*flush)(void *opaque), void *opaque);
+/** The time (microseconds, monotonic); within a batch that of its first question: asking
+ * the clock for each frame would cost more than comparing it. */
+int64_t net_now(void);
 
 /** Who may speak: the role gates every backend, in both directions (RULES 16). */
 typedef enum NetRole {

@@ -122,14 +122,29 @@ static const CompareOps compare_ops = {
 #define LATE (2 * 1000)  /* us: this thread did not get to run when it should have */
 #define GRACE (2 * 1000) /* us: for what the twin sent meanwhile and lies in a socket */
 
+static gboolean compare_fire(gpointer opaque);
+
+/* The timer is only ever made earlier: moving it wakes the thread, and while frames match
+ * @due moves away with every batch. It then fires too early, once, and looks again. */
+static void compare_arm(ColoCompare *c)
+{
+    if (c->due < c->armed) {
+        c->armed = c->due;
+        colo_timer_at(&c->timer, c->due, compare_fire, c);
+    }
+}
+
 static gboolean compare_fire(gpointer opaque)
 {
     ColoCompare *c = opaque;
     int64_t now = g_get_monotonic_time();
 
-    if (now - c->due > LATE) {
+    c->armed = INT64_MAX;
+    if (now < c->due) {
+        compare_arm(c);
+    } else if (now - c->due > LATE) {
         c->due = now + GRACE;
-        colo_timer_at(&c->timer, c->due, compare_fire, c);
+        compare_arm(c);
     } else {
         colo_compare_tick(c);
     }
@@ -139,7 +154,7 @@ static gboolean compare_fire(gpointer opaque)
 void colo_compare_tick(ColoCompare *c)
 {
     c->due = compare_engine_tick(c->engine, g_get_monotonic_time());
-    colo_timer_at(&c->timer, c->due, compare_fire, c);
+    compare_arm(c);
 }
 
 static void compare_batch_end(void *opaque)
@@ -162,7 +177,7 @@ static void compare_primary_frame(void *opaque, Frame *f)
 {
     ColoCompare *c = opaque;
 
-    compare_engine_primary(c->engine, f, g_get_monotonic_time());
+    compare_engine_primary(c->engine, f, net_now());
     compare_fed(c);
 }
 
@@ -170,7 +185,7 @@ static void compare_secondary_frame(void *opaque, Frame *f)
 {
     ColoCompare *c = opaque;
 
-    compare_engine_secondary(c->engine, f, g_get_monotonic_time());
+    compare_engine_secondary(c->engine, f, net_now());
     compare_fed(c);
 }
 
@@ -293,6 +308,7 @@ ColoCompare *colo_compare_new(JsonObject *opts, GError **errp)
         return NULL;
     }
     CompareConfig cfg = compare_config(c);
+    c->due = c->armed = INT64_MAX;
     c->engine = compare_engine_new(&cfg, &compare_ops, c);
     if (compare_always) {
         compare_engine_set_mode(c->engine, COMPARE_MODE_COMPARE, g_get_monotonic_time());

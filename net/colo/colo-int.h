@@ -73,7 +73,8 @@ struct ColoCompare {
     uint64_t timeout_ms, scan_ms, queue_size;
     CompareEngine *engine;
     GSource *timer;
-    int64_t due;  /* when the engine wants its tick */
+    int64_t due;   /* when the engine wants its tick */
+    int64_t armed; /* when @timer fires: never later than @due */
     uint64_t gap; /* SVM frames known to be missing on this connection */
     uint64_t lost_out;
     /* notify_dev (notify.c) */

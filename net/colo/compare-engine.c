@@ -134,6 +134,12 @@ void compare_sample_lag(CompareEngine *e, int64_t stamp)
 
 /* --- Triggers --- */
 
+/* Within a batch frames carry its time, which may be older than that of a commit in it. */
+static void set_now(CompareEngine *e, int64_t now)
+{
+    e->now = MAX(e->now, now);
+}
+
 static bool may_trigger(CompareEngine *e)
 {
     return e->mode == COMPARE_MODE_COMPARE && !e->in_flight;
@@ -309,7 +315,7 @@ int64_t compare_engine_tick(CompareEngine *e, int64_t now)
 {
     int64_t next;
 
-    e->now = now;
+    set_now(e, now);
     next = compare_dgram_tick(e, now);
     if (compare_engine_full(e)) {
         trigger(e, NULL, COMPARE_CAUSE_BACKLOG);
@@ -378,7 +384,7 @@ static void primary(CompareEngine *e, Frame *f)
 
 void compare_engine_primary(CompareEngine *e, Frame *f, int64_t now)
 {
-    e->now = now;
+    set_now(e, now);
     f->epoch = e->p_epoch;
     e->stats.primary_frames++;
     e->stats.primary_bytes += f->len;
@@ -420,7 +426,7 @@ static void secondary(CompareEngine *e, Frame *f)
 
 void compare_engine_secondary(CompareEngine *e, Frame *f, int64_t now)
 {
-    e->now = now;
+    set_now(e, now);
     f->epoch = e->s_epoch;
     e->stats.secondary_frames++;
     e->stats.secondary_bytes += f->len;
@@ -527,7 +533,7 @@ void compare_engine_commit(CompareEngine *e, uint64_t epoch, int64_t now)
     if (epoch <= e->c_epoch) {
         return;
     }
-    e->now = now;
+    set_now(e, now);
     e->c_epoch = epoch;
     e->generation++;
     clear_secondary(e);
@@ -542,7 +548,7 @@ void compare_engine_loaded(CompareEngine *e, uint64_t epoch, int64_t now)
     if (epoch < e->p_epoch) {
         return; /* a further checkpoint has begun */
     }
-    e->now = now;
+    set_now(e, now);
     e->in_flight = false;
     e->loaded_at = now;
 }
@@ -563,7 +569,7 @@ void compare_engine_flush_all(CompareEngine *e, int64_t now)
 {
     CompareMode mode = e->mode;
 
-    e->now = now;
+    set_now(e, now);
     e->mode = COMPARE_MODE_PASS;
     flush(e);
     e->mode = mode;
@@ -574,7 +580,7 @@ void compare_engine_set_mode(CompareEngine *e, CompareMode mode, int64_t now)
     if (mode == e->mode) {
         return;
     }
-    e->now = now;
+    set_now(e, now);
     colo_trace(net_compare_mode, "%d -> %d, %u held", e->mode, mode, e->held.count);
     e->mode = mode;
     e->asked = false;

@@ -35,7 +35,7 @@ static void rewriter_batch_end(void *opaque)
 static Frame *rewriter_receive(NetFilter *nf, NetFilterDirection dir, Frame *f)
 {
     FilterRewriter *r = (FilterRewriter *)nf;
-    int64_t now = g_get_monotonic_time();
+    int64_t now = net_now();
 
     f = dir == NET_FILTER_TX ? rewriter_engine_to_guest(r->engine, f, now)
                              : rewriter_engine_from_guest(r->engine, f, now);
