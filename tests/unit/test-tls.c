@@ -231,7 +231,8 @@ static bool pump(Pump *p)
 
     if (p->sent < p->total) {
         /* In pieces, some of them of several parts; more of them after EAGAIN than before. */
-        size_t n = MIN(p->total - p->sent, (size_t)g_rand_int_range(p->r, 1, 60000));
+        size_t some = g_rand_int_range(p->r, 1, 60000); /* MIN() would roll twice */
+        size_t n = MIN(p->total - p->sent, some);
         struct iovec iov[2] = {{p->out + p->sent, MIN(n, 28)},
                                {p->out + p->sent + 28, n > 28 ? n - 28 : 0}};
         ssize_t r = g_rand_boolean(p->r) ? tls_session_sendv(p->s, iov, n > 28 ? 2 : 1)
@@ -243,7 +244,8 @@ static bool pump(Pump *p)
         moved = r > 0;
     }
     if (p->got < p->total) {
-        size_t n = MIN(p->total - p->got, (size_t)g_rand_int_range(p->r, 1, 40000));
+        size_t some = g_rand_int_range(p->r, 1, 40000);
+        size_t n = MIN(p->total - p->got, some);
         size_t pending = tls_session_pending(p->s);
         ssize_t r = tls_session_recv(p->s, p->in + p->got, n);
 
