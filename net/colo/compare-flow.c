@@ -232,7 +232,7 @@ void compare_flow_sync(CompareEngine *e, CompareFlow *fl)
     fl->vouched = fl->p_snd_max;
     fl->epoch_start = fl->vouched;
     fl->s_known = true;
-    fl->s_ack = fl->p_ack;
+    fl->s_ack = fl->s_own = fl->p_ack;
     fl->s_edge = fl->p_edge;
     fl->s_win = fl->p_win;
     fl->told_isn = fl->synack_out = true;

@@ -112,6 +112,7 @@ struct CompareFlow {
     uint32_t vouched;
     uint32_t p_snd_max, p_ack, p_edge, p_tsval, p_tsecr;
     uint32_t s_ack, s_edge;
+    uint32_t s_own; /* the SVM's own ACK; @s_ack may be ahead of it by the log */
     uint32_t s_log; /* the secondary has the client's bytes before this */
     bool s_log_known;
     uint32_t rel_ack, rel_edge, rel_tsval;

@@ -18,6 +18,8 @@
  */
 #include "compare-int.h"
 
+#define LOG_AHEAD (64u << 10)
+
 void compare_tcp_fill(const CompareFlow *fl, Item *it, const Packet *p)
 {
     it->seq = p->seq + !!(p->flags & TCP_SYN);
@@ -222,7 +224,7 @@ static void match_handshake(CompareEngine *e, CompareFlow *fl)
     fl->vouched = fl->p_syn.isn + 1;
     fl->epoch_start = fl->vouched;
     fl->s_known = true;
-    fl->s_ack = fl->s_syn.ack;
+    fl->s_ack = fl->s_own = fl->s_syn.ack;
     fl->s_edge = fl->s_syn.ack + fl->s_syn.win;
     fl->s_win = fl->s_syn.win;
     fl->s_syn.valid = false;
@@ -359,7 +361,7 @@ void compare_tcp_pass(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet 
     if (!(p->flags & TCP_RST)) {
         fl->v_known = fl->s_known = true;
         fl->vouched = fl->epoch_start = fl->p_snd_max;
-        fl->s_ack = fl->p_ack;
+        fl->s_ack = fl->s_own = fl->p_ack;
         fl->s_edge = fl->p_edge;
         fl->s_win = fl->p_win;
     }
@@ -375,10 +377,11 @@ void compare_tcp_pass(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet 
 }
 
 /* RULES 21: what lies in the secondary's log counts as acknowledged, within the SVM's
- * window: it will get it. */
+ * window: it will get it. Only so far ahead of the SVM's own ACK as its delay explains, so
+ * that the client is still paced by both: a queue before the SVM would delay its output. */
 static void use_log(CompareEngine *e, CompareFlow *fl)
 {
-    uint32_t to = seq_min(fl->s_log, fl->s_edge);
+    uint32_t to = seq_min(seq_min(fl->s_log, fl->s_edge), fl->s_own + LOG_AHEAD);
 
     if (fl->s_log_known && seq_lt(fl->s_ack, to)) {
         fl->s_ack = to;
@@ -429,10 +432,11 @@ void compare_tcp_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Pa
         edge = tcp_edge_of(fl, p);
         if (!fl->s_known) {
             fl->s_known = progress = true;
-            fl->s_ack = p->ack;
+            fl->s_ack = fl->s_own = p->ack;
             fl->s_edge = edge;
             fl->s_win = p->win;
         }
+        fl->s_own = seq_max(fl->s_own, p->ack);
         if (seq_le(fl->s_ack, p->ack)) {
             progress |= fl->s_ack != p->ack;
             fl->s_ack = p->ack;

@@ -82,6 +82,24 @@ static void test_log_within_window(void)
     world_free(w);
 }
 
+/* The client is paced by both guests: the log makes up for a late ACK, not for a guest
+ * that is far behind. */
+static void test_log_is_not_far_ahead(void)
+{
+    World *w = connected();
+
+    S(w, ACK(ISN + 1, CL, .win = 60000));
+    P(w, ACK(ISN + 1, CL + 500000, .win = 60000));
+    expect_none(w);
+    logged(w, CL + 400000);
+    expect_tcp(w, ISN + 1, 0, CL + 65536);
+    S(w, ACK(ISN + 1, CL + 1000, .win = 60000));
+    expect_tcp(w, ISN + 1, 0, CL + 66536);
+    S(w, ACK(ISN + 1, CL + 390000, .win = 60000));
+    expect_tcp(w, ISN + 1, 0, CL + 400000);
+    world_free(w);
+}
+
 static void test_log_of_another_epoch(void)
 {
     World *w = connected();
@@ -178,6 +196,7 @@ int main(int argc, char **argv)
 #define T(name, fn) g_test_add_func("/compare-rules/" name, fn)
     T("log-vouches-for-acks", test_log_vouches_for_acks);
     T("log-within-window", test_log_within_window);
+    T("log-is-not-far-ahead", test_log_is_not_far_ahead);
     T("log-of-another-epoch", test_log_of_another_epoch);
     T("log-of-a-reset-connection", test_log_of_a_reset_connection);
     T("lone-reset", test_lone_reset);
