@@ -172,6 +172,7 @@ typedef struct CompareStats {
     int64_t lag_us; /* smoothed lag of the SVM */
     uint64_t by_cause[COMPARE_CAUSE__MAX];
     uint64_t triggers, timeouts;
+    uint64_t steps;  /* entries of tables and lists looked at: must not grow with either */
     uint32_t n_last; /* entries valid in @last, newest first */
     CompareMismatch last[COMPARE_LAST];
 } CompareStats;

@@ -32,12 +32,14 @@ bool compare_is_query(const FlowKey *k)
     }
 }
 
-static Item *find_twin(CompareEngine *e, CompareFlow *fl, const Frame *f, const Packet *p,
-                       uint64_t hash, bool primary)
+/* Who in the table equals @f, of either side. It cannot be both: equal datagrams of both
+ * sides match at once. */
+static Item *find_equal(CompareEngine *e, CompareFlow *fl, const Frame *f, const Packet *p,
+                        uint64_t hash)
 {
     for (Item *it = e->dgrams[hash & e->dgram_mask]; it; it = it->snext) {
-        if (it->hash == hash && it->primary == primary && it->flow == fl &&
-            it->body_len == p->body_len &&
+        e->stats.steps++;
+        if (it->hash == hash && it->flow == fl && it->body_len == p->body_len &&
             memcmp(it->f->data + it->body, f->data + p->body, p->body_len) == 0) {
             return it;
         }
@@ -45,8 +47,10 @@ static Item *find_twin(CompareEngine *e, CompareFlow *fl, const Frame *f, const 
     return NULL;
 }
 
+/* Only the oldest of equal datagrams stands in the table; the others queue behind it, in
+ * a ring through fnext and fprev. */
 static void keep(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p,
-                 uint64_t hash, bool primary)
+                 uint64_t hash, bool primary, Item *first)
 {
     Item *it = compare_item_new(e, fl, f, primary);
     Item **bucket = &e->dgrams[hash & e->dgram_mask];
@@ -55,12 +59,47 @@ static void keep(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p,
     it->hash = hash;
     it->body = p->body;
     it->body_len = p->body_len;
+    it->in_stream = true;
+    if (first) {
+        it->follows = true;
+        it->fnext = first;
+        it->fprev = first->fprev;
+        first->fprev->fnext = it;
+        first->fprev = it;
+        return;
+    }
+    it->fnext = it->fprev = it;
     it->snext = *bucket;
     if (*bucket) {
         (*bucket)->sprev = it;
     }
     *bucket = it;
-    it->in_stream = true;
+}
+
+void compare_dgram_unlink(CompareEngine *e, Item *it)
+{
+    Item *next = it->fnext;
+
+    it->fprev->fnext = next;
+    next->fprev = it->fprev;
+    if (it->follows) {
+        return;
+    }
+    if (next != it) { /* which takes its place in the table */
+        next->follows = false;
+        next->sprev = it->sprev;
+        next->snext = it->snext;
+    } else {
+        next = it->snext;
+    }
+    if (it->sprev) {
+        it->sprev->snext = next;
+    } else {
+        e->dgrams[it->hash & e->dgram_mask] = next;
+    }
+    if (it->snext) {
+        it->snext->sprev = it->fnext != it ? next : it->sprev;
+    }
 }
 
 static uint64_t hash_of(CompareEngine *e, CompareFlow *fl, const Frame *f,
@@ -73,17 +112,17 @@ static uint64_t hash_of(CompareEngine *e, CompareFlow *fl, const Frame *f,
 void compare_dgram_primary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p)
 {
     uint64_t hash = hash_of(e, fl, f, p);
-    Item *twin = find_twin(e, fl, f, p, hash, false);
+    Item *equal = find_equal(e, fl, f, p, hash);
 
-    if (twin) {
-        compare_item_drop(e, twin);
+    if (equal && !equal->primary) {
+        compare_item_drop(e, equal);
         compare_sample_lag(e, e->now);
         e->stats.equal++;
         compare_release(e, f);
         compare_flow_wait(e, fl, true);
         return;
     }
-    keep(e, fl, f, p, hash, true);
+    keep(e, fl, f, p, hash, true, equal);
     compare_flow_wait(e, fl, false);
     compare_backlog(e, fl);
 }
@@ -91,15 +130,15 @@ void compare_dgram_primary(CompareEngine *e, CompareFlow *fl, Frame *f, const Pa
 void compare_dgram_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p)
 {
     uint64_t hash = hash_of(e, fl, f, p);
-    Item *twin = find_twin(e, fl, f, p, hash, true);
+    Item *equal = find_equal(e, fl, f, p, hash);
 
-    if (!twin) {
-        keep(e, fl, f, p, hash, false);
+    if (!equal || !equal->primary) {
+        keep(e, fl, f, p, hash, false, equal);
         return;
     }
-    compare_sample_lag(e, twin->stamp);
+    compare_sample_lag(e, equal->stamp);
     e->stats.equal++;
-    compare_release(e, compare_item_take(e, twin));
+    compare_release(e, compare_item_take(e, equal));
     frame_unref(f);
     compare_flow_wait(e, fl, true);
 }

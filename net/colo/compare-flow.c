@@ -130,7 +130,9 @@ static CompareFlow **slot_of(CompareEngine *e, const FlowKey *key)
 {
     CompareFlow **s = &e->table[flow_key_hash(key, e->seed) & e->table_mask];
 
+    e->stats.steps++;
     while (*s && !flow_key_equal(&(*s)->key, key)) {
+        e->stats.steps++;
         s = &(*s)->hnext;
     }
     return s;
@@ -147,6 +149,7 @@ static bool evict(CompareEngine *e)
     CompareFlow *fl = e->lru_tail;
 
     for (int i = 0; fl && i < EVICT_LOOK; i++, fl = fl->lru_prev) {
+        e->stats.steps++;
         if (fl->n_held || fl->n_kept) {
             continue;
         }
@@ -333,18 +336,6 @@ static void fifo_unlink(ItemList *l, Item *it)
     l->count--;
 }
 
-static void dgram_unlink(CompareEngine *e, Item *it)
-{
-    if (it->sprev) {
-        it->sprev->snext = it->snext;
-    } else {
-        e->dgrams[it->hash & e->dgram_mask] = it->snext;
-    }
-    if (it->snext) {
-        it->snext->sprev = it->sprev;
-    }
-}
-
 Frame *compare_item_take(CompareEngine *e, Item *it)
 {
     CompareFlow *fl = it->flow;
@@ -353,7 +344,7 @@ Frame *compare_item_take(CompareEngine *e, Item *it)
     list_unlink(list_of(e, it), it);
     if (it->in_stream) {
         if (it->kind == ITEM_DGRAM) {
-            dgram_unlink(e, it);
+            compare_dgram_unlink(e, it);
         } else {
             stream_unlink(it->primary ? &fl->p : &fl->s, it);
         }

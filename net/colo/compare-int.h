@@ -28,7 +28,8 @@ struct Item {
     Frame *f;
     CompareFlow *flow;
     Item *prev, *next;   /* the engine's list of its side, in the order of arrival */
-    Item *fprev, *fnext; /* the flow's FIFO it waits in; free items: the pool */
+    Item *fprev, *fnext; /* the flow's FIFO it waits in; datagrams: the ring of equal
+                          * ones; free items: the pool */
     Item *sprev, *snext; /* the flow's byte stream; datagrams: the hash bucket */
     int64_t stamp;
     uint64_t hash;
@@ -42,6 +43,7 @@ struct Item {
     ItemKind kind;
     bool fin;       /* one more place in the stream, after the bytes */
     bool in_stream; /* linked through sprev and snext */
+    bool follows;   /* an equal datagram stands in the table for it */
     bool primary;
     bool must_send; /* a pure ACK that repeats the last one: the PVM meant it so */
     bool partial;   /* checksum */
@@ -56,6 +58,7 @@ typedef struct ItemList {
 /* The bytes of one side beyond the vouched position: sorted, without overlap. */
 typedef struct Stream {
     Item *head, *tail;
+    Item *hint; /* the last that was linked in: the next is often its neighbour */
 } Stream;
 
 typedef struct Handshake {
@@ -233,6 +236,7 @@ void compare_dgram_primary(CompareEngine *e, CompareFlow *fl, Frame *f, const Pa
 void compare_dgram_secondary(CompareEngine *e, CompareFlow *fl, Frame *f,
                              const Packet *p);
 bool compare_is_query(const FlowKey *k);
+void compare_dgram_unlink(CompareEngine *e, Item *it);
 void compare_pass_primary(CompareEngine *e, Frame *f, const Packet *p);
 void compare_pass_secondary(CompareEngine *e, Frame *f, const Packet *p);
 /** Age SVM datagrams, forward lonely solicitations; next time due. */
@@ -248,9 +252,10 @@ typedef enum StreamResult {
 
 /** Link @it ([seq, seq + len + fin)) into @st; parts that are there already or lie
  * before @from (if @have_from) are cut off. Items that @it covers are unlinked and given
- * to @covered. */
+ * to @covered. *@steps grows by the number of items looked at. */
 StreamResult stream_insert(Stream *st, Item *it, bool have_from, uint32_t from,
-                           void (*covered)(Item *old, void *opaque), void *opaque);
+                           void (*covered)(Item *old, void *opaque), void *opaque,
+                           uint64_t *steps);
 void stream_unlink(Stream *st, Item *it);
 /** Cut off everything before @from; emptied items go to @covered. */
 void stream_trim(Stream *st, uint32_t from, void (*covered)(Item *old, void *opaque),

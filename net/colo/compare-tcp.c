@@ -299,8 +299,8 @@ static void primary_data(CompareEngine *e, CompareFlow *fl, Frame *f, const Pack
     it->kind = ITEM_DATA;
     compare_tcp_fill(fl, it, p);
     compare_fifo_push(&fl->fifo, it);
-    if (stream_insert(&fl->p, it, fl->v_known, fl->vouched, leave_item, e) ==
-        STREAM_CONFLICT) {
+    if (stream_insert(&fl->p, it, fl->v_known, fl->vouched, leave_item, e,
+                      &e->stats.steps) == STREAM_CONFLICT) {
         compare_force(e, fl, COMPARE_CAUSE_RETRANS, p->seq - fl->epoch_start);
     }
 }
@@ -452,7 +452,8 @@ void compare_tcp_secondary(CompareEngine *e, CompareFlow *fl, Frame *f, const Pa
     if (tcp_packet_len(p) && !(fl->v_known && seq_le(p->seq + tcp_packet_len(p), fl->vouched))) {
         it = compare_item_new(e, fl, f, false);
         compare_tcp_fill(fl, it, p);
-        switch (stream_insert(&fl->s, it, fl->v_known, fl->vouched, drop_item, e)) {
+        switch (stream_insert(&fl->s, it, fl->v_known, fl->vouched, drop_item, e,
+                              &e->stats.steps)) {
         case STREAM_NEW:
             progress = true;
             break;

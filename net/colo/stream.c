@@ -21,6 +21,9 @@ void stream_unlink(Stream *st, Item *it)
     } else {
         st->tail = it->sprev;
     }
+    if (st->hint == it) {
+        st->hint = it->sprev;
+    }
     it->sprev = it->snext = NULL;
     it->in_stream = false;
 }
@@ -40,6 +43,7 @@ static void link_after(Stream *st, Item *it, Item *prev)
         st->head = it;
     }
     it->in_stream = true;
+    st->hint = it;
 }
 
 void stream_consume(Item *it, uint32_t n)
@@ -79,10 +83,43 @@ static bool agree(const Item *a, const Item *b)
     return true;
 }
 
-StreamResult stream_insert(Stream *st, Item *it, bool have_from, uint32_t from,
-                           void (*covered)(Item *old, void *opaque), void *opaque)
+/* The last item that does not begin behind @it, or NULL. Looked for from the end, the
+ * beginning or the last that was linked in, whichever is nearest by sequence: holes are
+ * filled from one of their edges, segment by segment. */
+static Item *find_place(Stream *st, const Item *it, uint64_t *steps)
 {
-    Item *prev = st->tail;
+    Item *o = st->tail;
+    uint32_t from_hint;
+
+    if (!o || seq_le(o->seq, it->seq)) { /* nearly always */
+        return o;
+    }
+    if (seq_lt(it->seq, st->head->seq)) {
+        return NULL;
+    }
+    from_hint = st->hint ? seq_max(st->hint->seq, it->seq) - seq_min(st->hint->seq, it->seq)
+                         : UINT32_MAX;
+    if (it->seq - st->head->seq < MIN(from_hint, o->seq - it->seq)) {
+        o = st->head;
+    } else if (from_hint < o->seq - it->seq) {
+        o = st->hint;
+    }
+    while (o->snext && seq_le(o->snext->seq, it->seq)) {
+        ++*steps;
+        o = o->snext;
+    }
+    while (o && seq_lt(it->seq, o->seq)) {
+        ++*steps;
+        o = o->sprev;
+    }
+    return o;
+}
+
+StreamResult stream_insert(Stream *st, Item *it, bool have_from, uint32_t from,
+                           void (*covered)(Item *old, void *opaque), void *opaque,
+                           uint64_t *steps)
+{
+    Item *prev;
 
     if (have_from && seq_lt(it->seq, from)) {
         if (seq_le(stream_end(it), from)) {
@@ -90,13 +127,12 @@ StreamResult stream_insert(Stream *st, Item *it, bool have_from, uint32_t from,
         }
         stream_consume(it, from - it->seq);
     }
-    /* Nearly always it goes to the end. */
-    while (prev && seq_lt(it->seq, prev->seq)) {
-        prev = prev->sprev;
-    }
+    prev = find_place(st, it, steps);
+    ++*steps;
     /* First only look, so that a conflict changes nothing. */
     for (Item *o = prev ? prev : st->head; o && seq_lt(o->seq, stream_end(it));
          o = o->snext) {
+        ++*steps;
         if (seq_lt(it->seq, stream_end(o)) && !agree(o, it)) {
             return STREAM_CONFLICT;
         }
