@@ -78,6 +78,10 @@ void primary_lost(const char *why)
 
 static void on_proxy_trigger(ProxyTrigger t, const char *detail, void *opaque)
 {
+    if (t == PROXY_TRIGGER_GONE) {
+        primary_lost(detail);
+        return;
+    }
     static const ColoTrigger map[] = {
         [PROXY_TRIGGER_MISMATCH] = COLO_TRIGGER_MISMATCH,
         [PROXY_TRIGGER_TIMEOUT] = COLO_TRIGGER_TIMEOUT,
@@ -222,7 +226,6 @@ static bool capture_paused(Primary *p, uint64_t epoch, GError **errp)
         cap->n_barriers = block_primary_barriers(cap->barriers, COLO_DISKS_MAX);
         net_lock();
         proxy_cut(epoch);
-        cap->proxy = proxy_save();
         net_unlock();
         if (colo.opts.verify_ram) {
             ram_hash(colo.ram);
@@ -236,6 +239,9 @@ static bool capture_paused(Primary *p, uint64_t epoch, GError **errp)
     cap->pause_us = g_get_monotonic_time() - start;
     net_lock();
     proxy_release_input();
+    if (ok) {
+        cap->proxy = proxy_save();
+    }
     net_unlock();
     block_primary_hold(false);
     colo_step("resumed");
@@ -457,7 +463,8 @@ static bool start_rooms(Primary *p, GError **errp)
         return false;
     }
     net_lock();
-    bool ok = proxy_start_primary(on_proxy_trigger, NULL, errp);
+    bool ok = proxy_start_primary(on_proxy_trigger, NULL,
+                                  colo.opts.peer_timeout * G_TIME_SPAN_MILLISECOND, errp);
     net_unlock();
     return ok;
 }

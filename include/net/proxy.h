@@ -8,8 +8,8 @@
  * All functions: under the net lock; none blocks.
  *
  * Primary, a checkpoint that starts epoch e:
- *   proxy_hold_input(); [stop]; proxy_drain_output(); proxy_cut(e); proxy_save();
- *   [cont]; proxy_release_input(); ... RECEIVED: proxy_commit(e); LOADED: proxy_loaded(e)
+ *   proxy_hold_input(); [stop]; proxy_drain_output(); proxy_cut(e); [cont];
+ *   proxy_release_input(); proxy_save(); ... RECEIVED: proxy_commit(e); LOADED: proxy_loaded(e)
  * Secondary: proxy_rollback_begin(e); [stop]; proxy_rollback_stopped(); [load];
  *   proxy_restore(bytes); proxy_rollback_ready(e); [cont]; proxy_rollback_end(e)
  */
@@ -27,6 +27,7 @@ typedef enum ProxyTrigger {
     PROXY_TRIGGER_NO_TWIN,  /* the guest opened a flow that cannot have a twin */
     PROXY_TRIGGER_BACKLOG,  /* held output over its bound */
     PROXY_TRIGGER_STREAM,   /* a mirror or comparison stream lost frames or reconnected */
+    PROXY_TRIGGER_GONE, /* a stream stays down: no checkpoint helps, the peer is lost */
 } ProxyTrigger;
 
 const char *proxy_trigger_name(ProxyTrigger t);
@@ -39,9 +40,11 @@ typedef void (*ProxyTriggerFunc)(ProxyTrigger trigger, const char *detail, void 
 /**
  * Check that every NetDev with a NIC is mirrored, redirected and compared, and that the
  * streams are connected; allow control messages on them; compare passes everything until
- * the first proxy_loaded().
+ * the first proxy_loaded(). A stream that is down for @stream_timeout_us (0: for ever) is
+ * PROXY_TRIGGER_GONE: nothing reaches the guest meanwhile.
  */
-bool proxy_start_primary(ProxyTriggerFunc fn, void *opaque, GError **errp);
+bool proxy_start_primary(ProxyTriggerFunc fn, void *opaque, int64_t stream_timeout_us,
+                         GError **errp);
 
 /** Stop feeding the guest; frames that QEMU has not read yet are taken back and belong
  * to the next epoch. New input queues (bounded; then dropped before either VM sees it). */
@@ -60,7 +63,8 @@ bool proxy_output_was_tight(void);
 /** What was output so far belongs to the epochs before @epoch; the marker goes out. */
 void proxy_cut(uint64_t epoch);
 
-/** Flow table (offsets, sequence state) and the frames held back as of the last cut. */
+/** Flow table (offsets, sequence state) and the frames held back as of the last cut; once,
+ * between proxy_cut() and proxy_commit(). The guest may run: its new output waits aside. */
 GBytes *proxy_save(void);
 
 /** Feed the guest again: taken back frames first, through the chain (mirrored again). */

@@ -27,6 +27,8 @@ typedef struct ProxyLink {
     FilterRedirector *in, *out;
     /* Either */
     FilterRewriter *rew;
+    GByteArray *cut_cmp, *cut_rew; /* what had to be saved at the cut, or NULL */
+    int64_t mirror_down, cmp_down; /* since when, or 0 */
     FrameQueue owed; /* held frames of the checkpoint, where there is no rewriter */
 } ProxyLink;
 
@@ -37,7 +39,9 @@ typedef struct ProxyState {
     void *opaque;
     uint64_t epoch; /* of the last cut, or that the SVM runs in */
     GArray *links;  /* of ProxyLink */
-    uint64_t triggers[PROXY_TRIGGER_STREAM + 1];
+    uint64_t triggers[PROXY_TRIGGER_GONE + 1];
+    int64_t stream_timeout;
+    GSource *watch; /* over streams that are down */
 } ProxyState;
 
 extern ProxyState proxy; /* room singleton under the net lock */

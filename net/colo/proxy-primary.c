@@ -69,7 +69,8 @@ static bool check_primary(ProxyLink *l, GError **errp)
     return find_compare(l, errp);
 }
 
-bool proxy_start_primary(ProxyTriggerFunc fn, void *opaque, GError **errp)
+bool proxy_start_primary(ProxyTriggerFunc fn, void *opaque, int64_t stream_timeout_us,
+                         GError **errp)
 {
     if (proxy.primary || proxy.secondary) {
         colo_error_set(errp, "the network is already in use by COLO");
@@ -93,6 +94,7 @@ bool proxy_start_primary(ProxyTriggerFunc fn, void *opaque, GError **errp)
     proxy.protected = false;
     proxy.fn = fn;
     proxy.opaque = opaque;
+    proxy.stream_timeout = stream_timeout_us;
     proxy.epoch = 0;
     memset(proxy.triggers, 0, sizeof(proxy.triggers));
     net_set_role(NET_ROLE_PRIMARY);
@@ -121,6 +123,22 @@ static uint32_t count_repeats(ProxyLink *l)
     return n;
 }
 
+/* What will be different when the guest has run on. The comparison's table and held frames
+ * stay as they are: copying them can wait for the end of the pause. */
+static void save_at_cut(ProxyLink *l)
+{
+    g_clear_pointer(&l->cut_cmp, g_byte_array_unref);
+    g_clear_pointer(&l->cut_rew, g_byte_array_unref);
+    if (l->cmp && compare_engine_mode(l->cmp->engine) == COMPARE_MODE_PASS) {
+        l->cut_cmp = g_byte_array_new(); /* learns on; nothing is held */
+        compare_engine_save(l->cmp->engine, l->cut_cmp);
+    }
+    if (l->rew) {
+        l->cut_rew = g_byte_array_new(); /* flows of an earlier takeover: few */
+        rewriter_engine_save(l->rew->engine, l->cut_rew);
+    }
+}
+
 void proxy_cut(uint64_t epoch)
 {
     if (!proxy.primary) {
@@ -131,6 +149,7 @@ void proxy_cut(uint64_t epoch)
         if (l->cmp) {
             compare_engine_cut(l->cmp->engine, epoch);
         }
+        save_at_cut(l);
         if (l->mirror) {
             Chardev *c = l->mirror->out;
             l->mirror->strict = true;
@@ -154,23 +173,24 @@ static void append_blob(GByteArray *out, const void *data, uint32_t len)
 
 GBytes *proxy_save(void)
 {
+    g_autoptr(GByteArray) none = g_byte_array_new();
     GByteArray *out = g_byte_array_new();
     uint8_t head[12];
 
     proxy_put_int(proxy_put_int(head, SAVE_MAGIC, 8), proxy.links ? proxy.links->len : 0, 4);
     g_byte_array_append(out, head, sizeof(head));
     EACH_LINK (l) {
-        g_autoptr(GByteArray) cmp = g_byte_array_new();
-        g_autoptr(GByteArray) rew = g_byte_array_new();
-        if (l->cmp) {
-            compare_engine_save(l->cmp->engine, cmp);
+        GByteArray *rew = l->cut_rew ? l->cut_rew : none;
+        if (l->cmp && !l->cut_cmp) {
+            l->cut_cmp = g_byte_array_new();
+            compare_engine_save(l->cmp->engine, l->cut_cmp);
         }
-        if (l->rew) {
-            rewriter_engine_save(l->rew->engine, rew);
-        }
+        GByteArray *cmp = l->cut_cmp ? l->cut_cmp : none;
         append_blob(out, l->nd->id, strlen(l->nd->id));
         append_blob(out, cmp->data, cmp->len);
         append_blob(out, rew->data, rew->len);
+        g_clear_pointer(&l->cut_cmp, g_byte_array_unref);
+        g_clear_pointer(&l->cut_rew, g_byte_array_unref);
     }
     return g_byte_array_free_to_bytes(out);
 }
@@ -314,9 +334,55 @@ void proxy_compare_control(ColoCompare *c, const ChardevControl *msg)
     }
 }
 
+/* --- Streams that stay down --- */
+
+static gboolean watch_fire(gpointer opaque);
+
+static void watch_streams(void)
+{
+    int64_t at = INT64_MAX;
+
+    EACH_LINK (l) {
+        at = l->mirror_down ? MIN(at, l->mirror_down + proxy.stream_timeout) : at;
+        at = l->cmp_down ? MIN(at, l->cmp_down + proxy.stream_timeout) : at;
+    }
+    if (proxy.stream_timeout) {
+        colo_timer_at(&proxy.watch, at, watch_fire, NULL);
+    }
+}
+
+/* The guest has had no input, or no twin to be compared with, for too long. */
+static gboolean watch_fire(gpointer opaque)
+{
+    int64_t now = g_get_monotonic_time();
+
+    EACH_LINK (l) {
+        bool mirror = l->mirror_down && now - l->mirror_down >= proxy.stream_timeout;
+        bool cmp = l->cmp_down && now - l->cmp_down >= proxy.stream_timeout;
+
+        if (mirror || cmp) {
+            g_autofree char *detail =
+                g_strdup_printf("netdev '%s': the %s stream has been down for %d ms",
+                                l->nd->id, mirror ? "mirror" : "comparison",
+                                (int)(proxy.stream_timeout / 1000));
+            l->mirror_down = mirror ? 0 : l->mirror_down;
+            l->cmp_down = cmp ? 0 : l->cmp_down;
+            proxy_trigger(PROXY_TRIGGER_GONE, detail);
+        }
+    }
+    watch_streams();
+    return G_SOURCE_CONTINUE;
+}
+
 void proxy_compare_event(ColoCompare *c, bool connected)
 {
     c->gap = 0;
+    EACH_LINK (l) {
+        if (proxy.primary && l->cmp == c) {
+            l->cmp_down = connected ? 0 : g_get_monotonic_time();
+            watch_streams();
+        }
+    }
     if (proxy.primary) {
         proxy_trigger(PROXY_TRIGGER_STREAM, connected ? "the comparison stream came up again"
                                                 : "the comparison stream went down");
@@ -337,6 +403,12 @@ void proxy_mirror_event(FilterMirror *m, bool connected)
 {
     if (!is_mirror(m)) {
         return;
+    }
+    EACH_LINK (l) {
+        if (l->mirror == m) {
+            l->mirror_down = connected ? 0 : g_get_monotonic_time();
+            watch_streams();
+        }
     }
     if (connected && proxy.epoch) {
         proxy_send_marker(m->out, proxy.epoch, 0, 0);

@@ -48,8 +48,8 @@ ProxyState proxy;
 const char *proxy_trigger_name(ProxyTrigger t)
 {
     static const char *const names[] = {"mismatch", "timeout", "no-twin", "backlog",
-                                        "stream"};
-    return t <= PROXY_TRIGGER_STREAM ? names[t] : "unknown";
+                                        "stream",   "stream gone"};
+    return t <= PROXY_TRIGGER_GONE ? names[t] : "unknown";
 }
 
 void proxy_trigger(ProxyTrigger t, const char *detail)
@@ -166,7 +166,10 @@ void proxy_drop_links(void)
 {
     EACH_LINK (l) {
         frame_queue_clear(&l->owed);
+        g_clear_pointer(&l->cut_cmp, g_byte_array_unref);
+        g_clear_pointer(&l->cut_rew, g_byte_array_unref);
     }
+    io_source_destroy(&proxy.watch);
     g_clear_pointer(&proxy.links, g_array_unref);
 }
 

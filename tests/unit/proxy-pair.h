@@ -32,7 +32,7 @@ static Side p, s;
 static int cmd; /* to the secondary */
 static pid_t secondary;
 static int port[4];
-static gint triggers[8];
+static gint triggers[PROXY_TRIGGER_GONE + 1];
 
 /* --- Set-up of either side --- */
 
@@ -275,8 +275,8 @@ static inline GBytes *primary_cut(uint64_t e)
     proxy_hold_input();
     proxy_drain_output();
     proxy_cut(e);
-    GBytes *b = proxy_save();
     proxy_release_input();
+    GBytes *b = proxy_save();
     net_unlock();
     return b;
 }

@@ -133,6 +133,40 @@ static void test_log_of_a_reset_connection(void)
     world_free(w);
 }
 
+/* --- Saved after the pause --- */
+
+/* What the guest does after the cut is not in the table, whenever that is written. */
+static void test_saved_late(void)
+{
+    g_autoptr(GByteArray) at_once = g_byte_array_new(), late = g_byte_array_new();
+    World *w = connected();
+
+    P(w, DATA(ISN + 1, "abc", CL));
+    P(w, test_udp(1, 2, false, "held"));
+    compare_engine_cut(w->e, 1);
+    compare_engine_save(w->e, at_once);
+    P(w, DATA(ISN + 4, "def", CL + 10));
+    P(w, DATA(ISN + 1, "abc", CL)); /* again */
+    P(w, test_udp(1, 2, false, "new"));
+    P(w, SYNACK(99, .client_port = 7));
+    S(w, ACK(ISN + 1, CL + 10));
+    expect_none(w);
+    compare_engine_save(w->e, late);
+    g_assert_cmpmem(at_once->data, at_once->len, late->data, late->len);
+    S(w, DATA(ISN + 1, "abc", CL)); /* the old SVM vouches for it: it owes nothing */
+    expect_tcp(w, ISN + 1, 3, CL);
+    g_byte_array_set_size(late, 0);
+    compare_engine_save(w->e, late);
+    CompareTable *t = compare_table_parse(late->data, late->len, NULL);
+    g_assert_nonnull(t);
+    g_assert_cmpuint(t->n_flows, ==, 1);
+    g_assert_cmpuint(t->flows[0].snd_max, ==, ISN + 4);
+    g_assert_cmpuint(t->flows[0].ack, ==, CL);
+    g_assert_cmpuint(t->held.count, ==, 1);
+    compare_table_free(t);
+    world_free(w);
+}
+
 /* --- What must be noticed --- */
 
 /* The SVM alone gave the connection up: a takeover would break it. */
@@ -199,6 +233,7 @@ int main(int argc, char **argv)
     T("log-is-not-far-ahead", test_log_is_not_far_ahead);
     T("log-of-another-epoch", test_log_of_another_epoch);
     T("log-of-a-reset-connection", test_log_of_a_reset_connection);
+    T("saved-late", test_saved_late);
     T("lone-reset", test_lone_reset);
     T("blocked-client", test_blocked_client);
     return g_test_run();

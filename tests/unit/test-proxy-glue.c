@@ -7,6 +7,8 @@
  */
 #include "proxy-pair.h"
 
+#define STREAM_TIMEOUT (400 * 1000)
+
 static void test_unprotected(void)
 {
     g_autoptr(GError) err = NULL;
@@ -14,9 +16,9 @@ static void test_unprotected(void)
     g_assert_cmpuint(guest_gets(&p, 2000), ==, 1);
     tell("start");
     net_lock();
-    g_assert_true(proxy_start_primary(on_trigger, NULL, &err));
+    g_assert_true(proxy_start_primary(on_trigger, NULL, STREAM_TIMEOUT, &err));
     g_assert_no_error(err);
-    g_assert_false(proxy_start_primary(on_trigger, NULL, NULL));
+    g_assert_false(proxy_start_primary(on_trigger, NULL, 0, NULL));
     net_unlock();
     client_sends(&p, 2);
     g_assert_cmpuint(guest_gets(&p, 2000), ==, 2);
@@ -131,6 +133,8 @@ static void test_reconnect(void)
         net_unlock();
     }
     checkpoint(5);
+    g_usleep(STREAM_TIMEOUT);
+    g_assert_cmpint(wait_trigger(PROXY_TRIGGER_GONE, 0), ==, 0); /* it came up in time */
     client_sends(&p, 50);
     g_assert_cmpuint(guest_gets(&p, 2000), ==, 50);
     g_assert_cmpuint(guest_gets(&s, 2000), ==, 50);
@@ -179,6 +183,8 @@ static void test_primary_exit(void)
     g_assert_cmpint(wait_trigger(PROXY_TRIGGER_STREAM, 2000), >, 0);
     client_sends(&p, 69);
     g_assert_cmpuint(guest_gets(&p, 50), ==, 0); /* unmirrored: seen by neither */
+    /* The guest would be deaf for ever: not a checkpoint, the end of protection. */
+    g_assert_cmpint(wait_trigger(PROXY_TRIGGER_GONE, 2000), >, 0);
     net_lock();
     proxy_silence();
     net_unlock();

@@ -94,7 +94,7 @@ static void test_handshake(void)
 
     tell("start");
     net_lock();
-    g_assert_true(proxy_start_primary(on_trigger, NULL, NULL));
+    g_assert_true(proxy_start_primary(on_trigger, NULL, 0, NULL));
     net_unlock();
     checkpoint(1);
     client_out((TestTcp){.seq = CL - 1, .flags = TCP_SYN, .wscale = 7});
