@@ -35,8 +35,8 @@ import tempfile
 import time
 import traceback
 
-from e2e_guest import (Config, TWIN_MAC, make_image, primary_command, secondary_command,
-                       unprotected_command)
+from e2e_guest import (Config, TWIN_MAC, make_fs_image, make_image, primary_command,
+                       secondary_command, unprotected_command)
 from e2e_net import GUEST_IP, TWIN_IP, Network
 from e2e_proc import QMP, Process, QMPError
 
@@ -289,7 +289,8 @@ class Pair(Bed):
     def start(self, boot=True):
         """Steps 1 and 2; with boot=True the guest runs unprotected first."""
         if self.cfg.disk != "none":
-            make_image(self.a.image, self.cfg.disk_format, self.cfg.disk_mib)
+            make = make_fs_image if self.cfg.fs else make_image
+            make(self.a.image, self.cfg.disk_format, self.cfg.disk_mib)
             shutil.copy(self.a.image, self.b.image)
         self.a.spawn(primary_command(self.cfg, self.a.dir, self.a.image))
         # compare1 waits for the secondary: only then is the primary's monitor served.

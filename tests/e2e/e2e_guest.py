@@ -31,6 +31,7 @@ class Config:
     disk: str = "virtio"        # drive interface: virtio, ide, none (no disk)
     disk_format: str = "raw"    # or qcow2
     disk_mib: int = 64
+    fs: bool = False            # the disk holds an ext4, under load
     checkpoint_delay: int = 0   # ms; 0 leaves the default
     region: int = 32            # MiB that the guest rewrites
     dirty: int = 5              # MB/s at start
@@ -61,6 +62,17 @@ def make_image(path, fmt, mib):
     subprocess.run(["qemu-img", "create", "-q", "-f", fmt, path, "%dM" % mib], check=True)
 
 
+def make_fs_image(path, fmt, mib):
+    """An image that holds an empty ext4."""
+    raw = path if fmt == "raw" else path + ".raw"
+    make_image(raw, "raw", mib)
+    subprocess.run(["mkfs.ext4", "-q", "-F", raw], check=True)
+    if raw != path:
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", fmt, raw, path],
+                       check=True)
+        os.unlink(raw)
+
+
 def kernel_command_line(cfg):
     device = {"virtio": "/dev/vda", "ide": "/dev/sda", "none": ""}[cfg.disk]
     words = ["console=ttyS0", "quiet", "loglevel=4", "nokaslr", "mitigations=off",
@@ -68,7 +80,7 @@ def kernel_command_line(cfg):
              "colo.ip=%s" % cfg.ip, "colo.region=%d" % cfg.region,
              "colo.dirty=%d" % cfg.dirty, "colo.check=%d" % cfg.check,
              "colo.diskrate=%d" % cfg.diskrate, "colo.threads=%d" % cfg.smp,
-             "colo.ata=%d" % (cfg.disk == "ide")]
+             "colo.ata=%d" % (cfg.disk == "ide"), "colo.fs=%d" % cfg.fs]
     if device:
         words.append("colo.disk=" + device)
     return " ".join(words + ([cfg.append] if cfg.append else []))

@@ -150,6 +150,9 @@ void boot_modules(void)
     if (rtl) {
         load_list("rtl8139");
     }
+    if (workload.fs) {
+        load_list("ext4");
+    }
     /* Probing an empty IDE controller costs seconds: only where a disk is expected on it. */
     if (boot_arg_number("colo.ata", 1)) {
         if (ide) {
@@ -249,6 +252,9 @@ bool boot_network(void)
 
 void boot_poweroff(void)
 {
+    if (workload.fs) {
+        fs_stop();
+    }
     sync();
     reboot(RB_POWER_OFF);
     for (;;) {

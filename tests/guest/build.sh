@@ -13,7 +13,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/qemu-colo
-sources=(workload.c boot.c memory.c disk.c services.c workload.h pattern.h)
+sources=(workload.c boot.c memory.c disk.c fs.c services.c workload.h pattern.h)
 
 say() { echo "guest: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -71,7 +71,7 @@ if [ ! -s "$initrd" ]; then
     trap 'rm -rf "$root"' EXIT
     mkdir -p "$root"/{bin,dev,proc,sys,tmp,modules}
     (cd "$here" && "${CC:-gcc}" "${cflags[@]}" -o "$root/init" workload.c boot.c memory.c \
-        disk.c services.c)
+        disk.c fs.c services.c)
     strip "$root/init"
     cp /bin/busybox "$root/bin/busybox"
     ln -s busybox "$root/bin/sh"
@@ -94,6 +94,7 @@ if [ ! -s "$initrd" ]; then
     list rtl8139 8139cp 8139too
     list ide ata_piix sd_mod
     list ahci ahci sd_mod
+    list ext4 crc32c_generic ext4
     # The kernel refuses compressed modules through finit_module without a flag.
     for module in "$root"/modules/*.ko.xz; do
         [ -e "$module" ] && unxz "$module"

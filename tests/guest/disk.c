@@ -103,13 +103,69 @@ static void *writer_thread(void *opaque)
     return NULL;
 }
 
+/* "BENCH sync|write|read MS": 4 KiB writes each with fdatasync, or 1 MiB writes or reads in
+ * sequence, past all caches, for so long -> "DONE n us". By the guest's own clock. */
+static int disk_bench(int fd, const char *what, unsigned long long ms, char *out, size_t size)
+{
+    bool sync = !strcmp(what, "sync"), reading = !strcmp(what, "read");
+    size_t len = sync ? 4096 : 1 << 20;
+    uint64_t at = 0, n = 0, start = now_us();
+    void *p = NULL;
+
+    if (posix_memalign(&p, 4096, len)) {
+        abort();
+    }
+    memset(p, 0x5a, len);
+    while (now_us() - start < ms * 1000) {
+        memcpy(p, &n, sizeof(n));
+        ssize_t got = reading ? pread(fd, p, len, at) : pwrite(fd, p, len, at);
+        if (got != (ssize_t)len || (sync && fdatasync(fd))) {
+            free(p);
+            return snprintf(out, size, "ERROR %s\n", strerror(errno));
+        }
+        at += len;
+        at = at + len <= workload.disk_size ? at : 0;
+        n++;
+    }
+    free(p);
+    return snprintf(out, size, "DONE %llu %llu\n", (unsigned long long)n,
+                    (unsigned long long)(now_us() - start));
+}
+
+static int fs_command(const char *line, char *out, size_t size)
+{
+    unsigned long long n;
+
+    if (sscanf(line, "WRITE %llu", &n) == 1) {
+        bool ok = fs_record_write(n);
+
+        workload.disk_acked += ok;
+        return snprintf(out, size, "%s %llu\n", ok ? "OK" : "ERROR", n);
+    }
+    if (sscanf(line, "READ %llu", &n) == 1) {
+        int r = fs_record_read(n);
+
+        return r > 0 ? snprintf(out, size, "REC %llu %llu\n", n,
+                                (unsigned long long)workload.run)
+                     : snprintf(out, size, "%s %llu\n", r < 0 ? "BAD" : "EMPTY", n);
+    }
+    return snprintf(out, size, "ERROR unknown command\n");
+}
+
 /* "WRITE n" -> "OK n"; "READ n" -> "REC n RUN", "EMPTY n", "OTHER n M" or "BAD n". */
 static int disk_command(int fd, DiskRecord *r, const char *line, char *out, size_t size)
 {
     unsigned long long n;
+    char what[8];
 
     if (!workload.disk_size) {
         return snprintf(out, size, "ERROR no disk\n");
+    }
+    if (workload.fs) {
+        return fs_command(line, out, size);
+    }
+    if (sscanf(line, "BENCH %7s %llu", what, &n) == 2) {
+        return disk_bench(fd, what, n, out, size);
     }
     if (sscanf(line, "WRITE %llu", &n) == 1) {
         if (!record_write(fd, r, 1, n)) {
@@ -139,7 +195,7 @@ static int disk_command(int fd, DiskRecord *r, const char *line, char *out, size
 static void *client_thread(void *opaque)
 {
     int sock = (int)(intptr_t)opaque;
-    int fd = workload.disk_size ? open(workload.disk, O_RDWR | O_DIRECT | O_CLOEXEC) : -1;
+    int fd = workload.disk_size && !workload.fs ? open(workload.disk, O_RDWR | O_DIRECT | O_CLOEXEC) : -1;
     DiskRecord *r = record_new();
     char line[128], out[128];
     size_t have = 0;
@@ -217,6 +273,10 @@ bool disk_start(void)
         printf("guest: colo.disk=%s: %s\n", workload.disk, strerror(errno));
         workload.disk_size = 0;
         return false;
+    }
+    if (workload.fs) {
+        close(fd);
+        return fs_start();
     }
     zone0 = calloc(disk_zone_slots(workload.disk_size), sizeof(*zone0));
     start_thread(writer_thread, (void *)(intptr_t)fd, 0);

@@ -7,7 +7,7 @@
  * Kernel command line: colo.ip= colo.mask= colo.gw= (static address of eth0),
  * colo.disk=/dev/vda, colo.region=MiB, colo.dirty=MB/s, colo.check=MB/s,
  * colo.threads=N (memory threads), colo.diskrate=records/s, colo.run=N (stamped on disk
- * records), colo.ata=0 (no ATA probing), colo.ipv6=1, colo.shell=1 (a shell on ttyS0).
+ * records), colo.fs=1 (the disk holds an ext4), colo.ata=0 (no ATA probing), colo.ipv6=1, colo.shell=1 (a shell on ttyS0).
  * With --local the services run as an ordinary process, for trying them without a guest.
  */
 #include "workload.h"
@@ -165,6 +165,7 @@ static void configure(void)
     workload.disk_rate = boot_arg_number("colo.diskrate", 0);
     workload.run = boot_arg_number("colo.run", 1);
     boot_arg("colo.disk", workload.disk, sizeof(workload.disk));
+    workload.fs = boot_arg_number("colo.fs", 0);
     if (workload.dirty_threads < 1 || workload.dirty_threads > 64) {
         workload.dirty_threads = 1;
     }

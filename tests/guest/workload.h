@@ -38,6 +38,7 @@ typedef struct Workload {
     unsigned dirty_threads;
     uint64_t run;
     char disk[64];
+    bool fs;                   /* it holds a file system (fs.c) */
     uint64_t disk_size;        /* 0: no disk */
     /* counters */
     atomic_ullong mem_written, mem_checked, mem_errors;
@@ -63,6 +64,12 @@ void memory_start(void);
 bool disk_start(void);
 void disk_serve(int listen_fd);
 void services_run(void) __attribute__((noreturn));
+
+/* fs.c */
+bool fs_start(void);
+void fs_stop(void);
+bool fs_record_write(unsigned long long n);
+int fs_record_read(unsigned long long n);
 
 /* workload.c */
 uint64_t now_us(void);
