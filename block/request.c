@@ -8,17 +8,86 @@
 
 #include <stdlib.h>
 
+/*
+ * Buffers are kept for the next request: fresh memory costs a page fault for each 4 KiB,
+ * which for large requests is more than the copy. Up to 64 KiB there is a class for each power
+ * of two, up to 2 MiB one for each 64 KiB; larger buffers are not kept.
+ */
+#define POOL_SMALL 5 /* 4 KiB to 64 KiB */
+#define POOL_STEP (64u * 1024)
+#define POOL_LARGEST (2u * 1024 * 1024)
+#define POOL_CLASSES (POOL_SMALL + POOL_LARGEST / POOL_STEP - 1)
+#define POOL_BYTES (64ull * 1024 * 1024)
+
+/* Room singleton with a lock of its own: buffers are freed by any thread. */
+static struct {
+    GMutex lock;
+    GPtrArray *free[POOL_CLASSES];
+    uint64_t bytes;
+} pool;
+
+/* The class of @size, which becomes what buffers of the class have; -1: none. */
+static int pool_class(size_t *size)
+{
+    if (*size > POOL_LARGEST) {
+        return -1;
+    }
+    if (*size > POOL_STEP) {
+        *size = ROUND_UP(*size, POOL_STEP);
+        return POOL_SMALL + *size / POOL_STEP - 2;
+    }
+    for (int i = 0;; i++) {
+        if (*size <= 4096u << i) {
+            *size = 4096u << i;
+            return i;
+        }
+    }
+}
+
 BlockBuf *block_buf_new(size_t size)
 {
-    BlockBuf *buf = g_new(BlockBuf, 1);
+    BlockBuf *buf = NULL;
+    size_t room = MAX(size, 1);
+    int class = pool_class(&room);
 
+    g_mutex_lock(&pool.lock);
+    if (class >= 0 && pool.free[class] && pool.free[class]->len > 0) {
+        buf = g_ptr_array_steal_index_fast(pool.free[class], pool.free[class]->len - 1);
+        pool.bytes -= room;
+    }
+    g_mutex_unlock(&pool.lock);
+    if (!buf) {
+        buf = g_new(BlockBuf, 1);
+        /* Checked by the callers' bounds; like g_malloc() this does not return NULL. */
+        if (posix_memalign((void **)&buf->data, 4096, room) != 0) {
+            g_error("out of memory for a disk request of %zu bytes", size);
+        }
+    }
     buf->refs = 1;
     buf->size = size;
-    /* Checked by the callers' bounds; like g_malloc() this does not return NULL. */
-    if (posix_memalign((void **)&buf->data, 4096, MAX(size, 1)) != 0) {
-        g_error("out of memory for a disk request of %zu bytes", size);
-    }
     return buf;
+}
+
+static bool pool_keep(BlockBuf *buf)
+{
+    size_t room = MAX(buf->size, 1);
+    int class = pool_class(&room);
+    bool kept = false;
+
+    if (class < 0) {
+        return false;
+    }
+    g_mutex_lock(&pool.lock);
+    if (pool.bytes + room <= POOL_BYTES) {
+        if (!pool.free[class]) {
+            pool.free[class] = g_ptr_array_new();
+        }
+        g_ptr_array_add(pool.free[class], buf);
+        pool.bytes += room;
+        kept = true;
+    }
+    g_mutex_unlock(&pool.lock);
+    return kept;
 }
 
 BlockBuf *block_buf_ref(BlockBuf *buf)
@@ -29,7 +98,7 @@ BlockBuf *block_buf_ref(BlockBuf *buf)
 
 void block_buf_unref(BlockBuf *buf)
 {
-    if (buf && g_atomic_int_dec_and_test(&buf->refs)) {
+    if (buf && g_atomic_int_dec_and_test(&buf->refs) && !pool_keep(buf)) {
         free(buf->data);
         g_free(buf);
     }

@@ -122,7 +122,7 @@ static void log_arrival(BlockSecondary *s, void *conn, BlockRequest *req)
     log_map_insert(s->pending_map, e);
     s->pending_bytes += e->end - e->start;
     secondary_spill(s, e);
-    if (s->pending_bytes > LOG_SOFT) {
+    if (s->pending_bytes > MAX(LOG_SOFT, s->log_memory)) {
         secondary_ask(s, "the primary's guest has written much");
     }
     block_complete_later(req, 0);
