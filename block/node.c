@@ -350,8 +350,7 @@ static BlockNode *use_existing(const char *name, GError **errp)
     }
     block_unlock();
     if (!node) {
-        g_set_error(errp, COLO_ERROR, COLO_ERROR_GENERIC,
-                    "Cannot find device='' nor node-name='%s'", name);
+        colo_error_set(errp, "Cannot find device='%s' nor node-name='%s'", name, name);
     }
     return node;
 }
@@ -453,8 +452,10 @@ bool block_node_del(const char *name, GError **errp)
         nbd_server_unserve(node);
     }
     if (node->users > 0) {
+        colo_error_set(errp,
+                       node->inline_child ? "Node %s is not owned by the monitor"
+                                          : "Block device %s is in use", name);
         block_unlock();
-        colo_error_set(errp, "Node %s is in use", name);
         return false;
     }
     block_node_free(node);
@@ -488,10 +489,10 @@ bool block_change(const char *parent, const char *child, const char *node_name,
     BlockNode *n = node_name ? block_node_find(node_name) : NULL;
     bool ok = false;
     if (!p) {
-        colo_error_set(errp, "Cannot find device='' nor node-name='%s'", parent);
+        colo_error_set(errp, "Cannot find device='%s' nor node-name='%s'", parent, parent);
     } else if (!block_node_is_quorum(p)) {
-        colo_error_set(errp, "The node %s does not support adding or removing a child",
-                       parent);
+        colo_error_set(errp, "The node %s does not support %s a child", parent,
+                       node_name ? "adding" : "removing");
     } else if (node_name && !n) {
         colo_error_set(errp, "Node '%s' not found", node_name);
     } else if (n) {

@@ -8,26 +8,12 @@
  * modifying request on arrival (forward), and its failure is no failure of the disk. All
  * other children are local: writes go to each and succeed if vote-threshold of them do;
  * reads come from the first that works (fifo) or from the majority (quorum).
+ *
+ * A child that failed a write which others took is stale: it holds old data for some of the
+ * disk, nobody knows which. fifo never reads it again; in a vote it counts, but wins no tie.
+ * QEMU goes on reading it. To use it again, detach, copy and attach it.
  */
-#include "block-int.h"
-
-#include <stdlib.h>
-
-#define QUORUM_CHILDREN_MAX 32
-
-typedef struct QuorumChild {
-    BlockNode *node;
-    unsigned index; /* of its name, children.N */
-} QuorumChild;
-
-typedef struct Quorum {
-    QuorumChild child[QUORUM_CHILDREN_MAX];
-    unsigned n;
-    unsigned threshold;
-    bool fifo;
-    bool read_only_given;
-    bool written; /* by its user, ever */
-} Quorum;
+#include "quorum-int.h"
 
 typedef struct QuorumReq QuorumReq;
 
@@ -36,6 +22,7 @@ typedef struct QuorumSub {
     QuorumReq *parent;
     BlockNode *node;
     int ret;
+    bool stale;
 } QuorumSub;
 
 struct QuorumReq {
@@ -44,10 +31,12 @@ struct QuorumReq {
     unsigned n, left, threshold;
     unsigned current; /* fifo */
     bool vote;
+    bool quiet;            /* no write was in flight when it began, */
+    uint64_t writes_begun; /* and this many had begun */
     QuorumSub sub[];
 };
 
-static unsigned quorum_local(Quorum *q, BlockNode **out)
+unsigned block_quorum_local(Quorum *q, BlockNode **out)
 {
     unsigned n = 0;
 
@@ -59,10 +48,96 @@ static unsigned quorum_local(Quorum *q, BlockNode **out)
     return n;
 }
 
+static QuorumChild *quorum_child(Quorum *q, BlockNode *node)
+{
+    for (unsigned i = 0; i < q->n; i++) {
+        if (q->child[i].node == node) {
+            return &q->child[i];
+        }
+    }
+    return NULL; /* detached meanwhile */
+}
+
+/* --- Events; at most one a second of a kind and node, as QEMU has it --- */
+
+static void event_sectors(JsonObject *o, const BlockRequest *req)
+{
+    uint64_t start = 0, end = 0;
+
+    if (req->op != BLOCK_OP_FLUSH) {
+        start = req->offset / BLOCK_SECTOR;
+        end = (req->offset + req->bytes + BLOCK_SECTOR - 1) / BLOCK_SECTOR;
+    }
+    json_object_set_int_member(o, "sector-num", start);
+    json_object_set_int_member(o, "sectors-count", end - start);
+}
+
+static bool event_due(gint64 *last)
+{
+    gint64 now = g_get_monotonic_time();
+
+    if (*last && now - *last < G_USEC_PER_SEC) {
+        return false;
+    }
+    *last = now;
+    return true;
+}
+
+/* @ret: its error, or 0 for data that the majority does not have. */
+static void report_bad(QuorumReq *qr, BlockNode *child, int ret)
+{
+    Quorum *q = qr->quorum->opaque;
+    QuorumChild *c = quorum_child(q, child);
+    BlockOp op = qr->orig->op;
+    bool reads = op == BLOCK_OP_READ || op == BLOCK_OP_STATUS;
+    const char *type = reads ? "read" : op == BLOCK_OP_FLUSH ? "flush" : "write";
+
+    colo_trace(block_quorum_child_bad, "%s: %s: %s", child->name, block_op_name(op),
+               ret < 0 ? g_strerror(-ret) : "differs");
+    if (!c || !event_due(&c->reported)) {
+        return;
+    }
+    colo_report("disk '%s', child '%s': %s at offset %" G_GUINT64_FORMAT ": %s",
+                qr->quorum->name, child->name, block_op_name(op), qr->orig->offset,
+                ret < 0 ? g_strerror(-ret) : "differs from the other children");
+    JsonObject *o = json_object_new();
+    json_object_set_string_member(o, "type", type);
+    if (ret < 0) {
+        json_object_set_string_member(o, "error", g_strerror(-ret));
+    }
+    json_object_set_string_member(o, "node-name", child->name);
+    event_sectors(o, qr->orig);
+    block_event("QUORUM_REPORT_BAD", o);
+}
+
+static void report_failure(QuorumReq *qr)
+{
+    Quorum *q = qr->quorum->opaque;
+    BlockNode *node = qr->quorum;
+
+    if (!event_due(&q->failure_reported)) {
+        return;
+    }
+    colo_report("disk '%s': %s at offset %" G_GUINT64_FORMAT ": fewer than %u children agree",
+                node->name, block_op_name(qr->orig->op), qr->orig->offset, qr->threshold);
+    JsonObject *o = json_object_new();
+    json_object_set_string_member(o, "reference", node->id ? node->id : node->name);
+    event_sectors(o, qr->orig);
+    block_event("QUORUM_FAILURE", o);
+}
+
+/* --- The end of a request --- */
+
+static void quorum_submit(BlockNode *node, BlockRequest *req);
+
 static void quorum_finish(QuorumReq *qr, int ret)
 {
     BlockRequest *orig = qr->orig;
+    Quorum *q = qr->quorum->opaque;
 
+    if (block_op_modifies(orig->op)) {
+        q->writes--;
+    }
     for (unsigned i = 0; i < qr->n; i++) {
         block_node_unuse(qr->sub[i].node);
         if (qr->vote) {
@@ -74,39 +149,127 @@ static void quorum_finish(QuorumReq *qr, int ret)
     orig->done(orig, ret);
 }
 
+/* The error that most children had. */
+static int vote_error(QuorumReq *qr)
+{
+    unsigned best = 0;
+    int err = -EIO;
+
+    for (unsigned i = 0; i < qr->n; i++) {
+        unsigned votes = 0;
+
+        for (unsigned j = 0; qr->sub[i].ret < 0 && j < qr->n; j++) {
+            votes += qr->sub[j].ret == qr->sub[i].ret;
+        }
+        if (votes > best) {
+            best = votes;
+            err = qr->sub[i].ret;
+        }
+    }
+    return err;
+}
+
 static void quorum_all_done(BlockRequest *req, int ret)
 {
     QuorumSub *sub = req->opaque;
     QuorumReq *qr = sub->parent;
+    Quorum *q = qr->quorum->opaque;
     unsigned good = 0;
-    int err = -EIO;
 
     sub->ret = ret;
-    if (ret < 0) {
-        colo_trace(block_quorum_child_failed, "%s: %s: %s", sub->node->name,
-                   block_op_name(req->op), g_strerror(-ret));
-    }
     if (--qr->left > 0) {
         return;
     }
     for (unsigned i = 0; i < qr->n; i++) {
+        good += qr->sub[i].ret == 0;
+    }
+    for (unsigned i = 0; i < qr->n; i++) {
+        QuorumChild *c = quorum_child(q, qr->sub[i].node);
+
         if (qr->sub[i].ret == 0) {
-            good++;
-        } else {
-            err = qr->sub[i].ret;
+            continue;
+        }
+        report_bad(qr, qr->sub[i].node, qr->sub[i].ret);
+        if (c && good > 0 && !c->stale) {
+            c->stale = true;
+            colo_report("disk '%s': child '%s' missed a write that others took: it is not read "
+                        "any more; detach it, copy it again and attach it",
+                        qr->quorum->name, c->node->name);
         }
     }
-    if (good > 0 && good < qr->n) {
-        colo_report("disk '%s': %s failed on %u of %u children", qr->quorum->name,
-                    block_op_name(qr->orig->op), qr->n - good, qr->n);
+    if (good >= qr->threshold) {
+        quorum_finish(qr, 0);
+        return;
     }
-    quorum_finish(qr, good >= qr->threshold ? 0 : err);
+    if (qr->orig->op != BLOCK_OP_FLUSH) {
+        report_failure(qr);
+    }
+    quorum_finish(qr, vote_error(qr));
+}
+
+/* --- Votes --- */
+
+static void quorum_rewritten(BlockRequest *req, int ret)
+{
+    QuorumSub *sub = req->opaque;
+    QuorumReq *qr = sub->parent;
+    Quorum *q = qr->quorum->opaque;
+    BlockNode *quorum = qr->quorum;
+
+    if (ret < 0) {
+        report_bad(qr, sub->node, ret);
+    }
+    if (--qr->left > 0) {
+        return;
+    }
+    quorum->users++;
+    quorum_finish(qr, 0);
+    if (--q->rewriting == 0) {
+        BlockRequest *held;
+
+        while (!q->rewriting && (held = g_queue_pop_head(&q->held))) {
+            quorum_submit(quorum, held);
+        }
+    }
+    block_node_unuse(quorum);
+}
+
+/* Give the losers the winner's data. @lost: their bits. */
+static void quorum_rewrite(QuorumReq *qr, QuorumSub *winner, uint32_t lost)
+{
+    Quorum *q = qr->quorum->opaque;
+
+    qr->left = 1;
+    q->rewriting++;
+    for (unsigned i = 0; i < qr->n; i++) {
+        QuorumSub *sub = &qr->sub[i];
+
+        if (!(lost & 1u << i) || sub->node->read_only) {
+            continue;
+        }
+        memcpy(sub->req.data, winner->req.data, qr->orig->bytes);
+        sub->req.op = BLOCK_OP_WRITE;
+        sub->req.flags = 0;
+        sub->req.done = quorum_rewritten;
+        qr->left++;
+        block_submit(sub->node, &sub->req);
+    }
+    quorum_rewritten(&winner->req, 0);
+}
+
+static bool same_data(QuorumReq *qr, unsigned i, unsigned j)
+{
+    return i == j ||
+           !memcmp(qr->sub[i].req.data, qr->sub[j].req.data, qr->orig->bytes);
 }
 
 static void quorum_vote_done(BlockRequest *req, int ret)
 {
     QuorumSub *sub = req->opaque;
     QuorumReq *qr = sub->parent;
+    Quorum *q = qr->quorum->opaque;
+    unsigned best = 0, win = 0, good = 0;
+    uint32_t lost = 0;
 
     sub->ret = ret;
     if (--qr->left > 0) {
@@ -115,21 +278,36 @@ static void quorum_vote_done(BlockRequest *req, int ret)
     for (unsigned i = 0; i < qr->n; i++) {
         unsigned votes = 0;
 
-        for (unsigned j = 0; qr->sub[i].ret == 0 && j < qr->n; j++) {
-            votes += qr->sub[j].ret == 0 &&
-                     !memcmp(qr->sub[i].req.data, qr->sub[j].req.data, qr->orig->bytes);
+        if (qr->sub[i].ret < 0) {
+            report_bad(qr, qr->sub[i].node, qr->sub[i].ret);
+            continue;
         }
-        if (votes >= qr->threshold) {
-            if (votes < qr->n) {
-                colo_report("disk '%s': children differ at offset %" G_GUINT64_FORMAT,
-                            qr->quorum->name, qr->orig->offset);
-            }
-            memcpy(qr->orig->data, qr->sub[i].req.data, qr->orig->bytes);
-            quorum_finish(qr, 0);
-            return;
+        good++;
+        for (unsigned j = 0; j < qr->n; j++) {
+            votes += qr->sub[j].ret == 0 && same_data(qr, i, j);
+        }
+        if (votes > best || (votes == best && qr->sub[win].stale && !qr->sub[i].stale)) {
+            best = votes;
+            win = i;
         }
     }
-    quorum_finish(qr, -EIO);
+    if (best < qr->threshold) {
+        report_failure(qr);
+        quorum_finish(qr, good < qr->threshold ? vote_error(qr) : -EIO);
+        return;
+    }
+    for (unsigned i = 0; best < good && i < qr->n; i++) {
+        if (qr->sub[i].ret == 0 && !same_data(qr, win, i)) {
+            report_bad(qr, qr->sub[i].node, 0);
+            lost |= 1u << i;
+        }
+    }
+    memcpy(qr->orig->data, qr->sub[win].req.data, qr->orig->bytes);
+    if (lost && q->rewrite && qr->quiet && q->writes_begun == qr->writes_begun) {
+        quorum_rewrite(qr, &qr->sub[win], lost);
+    } else {
+        quorum_finish(qr, 0);
+    }
 }
 
 static void quorum_fifo_done(BlockRequest *req, int ret)
@@ -137,15 +315,18 @@ static void quorum_fifo_done(BlockRequest *req, int ret)
     QuorumSub *sub = req->opaque;
     QuorumReq *qr = sub->parent;
 
-    if (ret < 0 && qr->current + 1 < qr->n) {
-        colo_trace(block_quorum_child_failed, "%s: %s: %s", sub->node->name,
-                   block_op_name(req->op), g_strerror(-ret));
-        sub = &qr->sub[++qr->current];
-        block_submit(sub->node, &sub->req);
-        return;
+    if (ret < 0) {
+        report_bad(qr, sub->node, ret);
+        if (qr->current + 1 < qr->n) {
+            sub = &qr->sub[++qr->current];
+            block_submit(sub->node, &sub->req);
+            return;
+        }
     }
     quorum_finish(qr, ret);
 }
+
+/* --- Submission --- */
 
 bool block_quorum_written(BlockNode *node)
 {
@@ -154,14 +335,28 @@ bool block_quorum_written(BlockNode *node)
     return q->written;
 }
 
+/* Those that fifo may read. */
+static unsigned quorum_readable(Quorum *q, BlockNode **nodes, unsigned n)
+{
+    unsigned kept = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        if (!quorum_child(q, nodes[i])->stale) {
+            nodes[kept++] = nodes[i];
+        }
+    }
+    return kept;
+}
+
 static void quorum_submit(BlockNode *node, BlockRequest *req)
 {
     Quorum *q = node->opaque;
     BlockNode *local[QUORUM_CHILDREN_MAX];
-    unsigned n = quorum_local(q, local);
+    bool reads = req->op == BLOCK_OP_READ || req->op == BLOCK_OP_STATUS;
+    unsigned n = block_quorum_local(q, local);
 
-    if (n == 0) {
-        block_complete_later(req, -EIO);
+    if (q->rewriting && block_op_modifies(req->op)) {
+        g_queue_push_tail(&q->held, req);
         return;
     }
     if (req->op == BLOCK_OP_STATUS && n > 1) {
@@ -171,15 +366,28 @@ static void quorum_submit(BlockNode *node, BlockRequest *req)
         block_complete_later(req, 0);
         return;
     }
-    bool reads = req->op == BLOCK_OP_READ || req->op == BLOCK_OP_STATUS;
-    q->written = q->written || (!reads && req->op != BLOCK_OP_FLUSH);
+    bool vote = reads && n > 1 && !q->fifo;
+    if (reads && !vote) {
+        n = quorum_readable(q, local, n);
+    }
+    if (n == 0) {
+        block_complete_later(req, -EIO);
+        return;
+    }
+    if (block_op_modifies(req->op)) {
+        q->written = true;
+        q->writes++;
+        q->writes_begun++;
+    }
     QuorumReq *qr = g_malloc0(sizeof(*qr) + n * sizeof(QuorumSub));
 
     qr->orig = req;
     qr->quorum = node;
     qr->n = qr->left = n;
     qr->threshold = MIN(q->threshold, n);
-    qr->vote = reads && n > 1 && !q->fifo;
+    qr->vote = vote;
+    qr->quiet = q->writes == 0;
+    qr->writes_begun = q->writes_begun;
     node->users++;
     for (unsigned i = 0; i < n; i++) {
         QuorumSub *sub = &qr->sub[i];
@@ -188,8 +396,9 @@ static void quorum_submit(BlockNode *node, BlockRequest *req)
         sub->req.opaque = sub;
         sub->parent = qr;
         sub->node = local[i];
+        sub->stale = quorum_child(q, local[i])->stale;
         local[i]->users++;
-        if (qr->vote) {
+        if (vote) {
             sub->req.buf = block_buf_new(req->bytes);
             sub->req.data = sub->req.buf->data;
             sub->req.done = quorum_vote_done;
@@ -197,10 +406,12 @@ static void quorum_submit(BlockNode *node, BlockRequest *req)
             sub->req.done = reads ? quorum_fifo_done : quorum_all_done;
         }
     }
-    for (unsigned i = 0; i < (reads && !qr->vote ? 1 : n); i++) {
+    for (unsigned i = 0; i < (reads && !vote ? 1 : n); i++) {
         block_submit(local[i], &qr->sub[i].req);
     }
 }
+
+/* --- Forwarders --- */
 
 unsigned block_quorum_forwarders(BlockNode *node, BlockNode **out, unsigned max)
 {
@@ -251,6 +462,8 @@ static bool quorum_forwarding(BlockNode *node)
     return false;
 }
 
+/* --- The driver --- */
+
 static void quorum_close(BlockNode *node)
 {
     Quorum *q = node->opaque;
@@ -275,12 +488,15 @@ static void quorum_query(BlockNode *node, JsonObject *out)
 
         json_object_set_string_member(o, "child", name);
         json_object_set_string_member(o, "node-name", q->child[i].node->name);
+        if (q->child[i].stale) {
+            json_object_set_boolean_member(o, "stale", TRUE);
+        }
         json_array_add_object_element(a, o);
     }
     json_object_set_array_member(out, "children", a);
 }
 
-static const BlockDriver quorum_driver = {
+const BlockDriver block_quorum_driver = {
     .name = "quorum",
     .submit = quorum_submit,
     .forward = quorum_forward,
@@ -292,277 +508,5 @@ static const BlockDriver quorum_driver = {
 
 bool block_node_is_quorum(BlockNode *node)
 {
-    return node->drv == &quorum_driver;
-}
-
-/* The name that the next child gets: one above the highest, as QEMU numbers them. */
-static unsigned quorum_next_index(Quorum *q)
-{
-    unsigned next = 0;
-
-    for (unsigned i = 0; i < q->n; i++) {
-        next = MAX(next, q->child[i].index + 1);
-    }
-    return next;
-}
-
-static void quorum_update(BlockNode *node)
-{
-    Quorum *q = node->opaque;
-
-    node->can_zero = true;
-    node->discard = false;
-    node->read_only = q->read_only_given;
-    for (unsigned i = 0; i < q->n; i++) {
-        BlockNode *c = q->child[i].node;
-
-        if (!block_node_is_primary(c)) {
-            node->can_zero &= c->can_zero;
-            node->discard |= c->discard;
-            node->read_only |= c->read_only;
-        }
-    }
-}
-
-static bool is_ancestor(BlockNode *node, BlockNode *maybe_parent)
-{
-    Quorum *q = maybe_parent->opaque;
-
-    if (node == maybe_parent) {
-        return true;
-    }
-    for (unsigned i = 0; i < q->n; i++) {
-        if (block_node_is_quorum(q->child[i].node) &&
-            is_ancestor(node, q->child[i].node)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-bool block_quorum_add(BlockNode *node, BlockNode *child, GError **errp)
-{
-    Quorum *q = node->opaque;
-
-    if (q->n == QUORUM_CHILDREN_MAX) {
-        colo_error_set(errp, "Too many children of quorum '%s'", node->name);
-        return false;
-    }
-    if (child->users > 0) {
-        colo_error_set(errp, "Node '%s' already has a parent", child->name);
-        return false;
-    }
-    if (block_node_is_quorum(child) && is_ancestor(node, child)) {
-        colo_error_set(errp, "Making '%s' a child of '%s' would create a cycle",
-                       child->name, node->name);
-        return false;
-    }
-    if (child->size != node->size) {
-        colo_error_set(errp,
-                       "Node '%s' has %" G_GUINT64_FORMAT " bytes and quorum '%s' "
-                       "%" G_GUINT64_FORMAT "; both sides need disks of one size",
-                       child->name, child->size, node->name, node->size);
-        return false;
-    }
-    if (block_node_is_primary(child) && !block_primary_alive(child)) {
-        colo_error_set(errp, "Node '%s' has lost its NBD server", child->name);
-        return false;
-    }
-    child->users++;
-    q->child[q->n].index = quorum_next_index(q);
-    q->child[q->n++].node = child;
-    if (block_node_is_primary(child)) {
-        block_primary_attached(child, true);
-    }
-    quorum_update(node);
-    colo_trace(block_quorum_add, "%s: %s", node->name, child->name);
-    return true;
-}
-
-static int quorum_find(Quorum *q, const char *child)
-{
-    if (g_str_has_prefix(child, "children.")) {
-        char *end;
-        unsigned long nr = strtoul(child + strlen("children."), &end, 10);
-
-        if (*end || end == child + strlen("children.")) {
-            return -1;
-        }
-        for (unsigned i = 0; i < q->n; i++) {
-            if (q->child[i].index == nr) {
-                return i;
-            }
-        }
-        return nr < q->n ? (int)nr : -1;
-    }
-    for (unsigned i = 0; i < q->n; i++) {
-        if (!strcmp(q->child[i].node->name, child)) {
-            return i;
-        }
-    }
-    return -1;
-}
-
-bool block_quorum_del(BlockNode *node, const char *child, GError **errp)
-{
-    Quorum *q = node->opaque;
-    int at = quorum_find(q, child);
-
-    if (at < 0) {
-        colo_error_set(errp, "Node '%s' does not have child '%s'", node->name, child);
-        return false;
-    }
-    BlockNode *c = q->child[at].node;
-    BlockNode *local[QUORUM_CHILDREN_MAX];
-    if (!block_node_is_primary(c) && quorum_local(q, local) <= q->threshold) {
-        colo_error_set(errp,
-                       "The number of children of quorum '%s' cannot be lower than "
-                       "the vote threshold %u",
-                       node->name, q->threshold);
-        return false;
-    }
-    q->n--;
-    memmove(&q->child[at], &q->child[at + 1], (q->n - at) * sizeof(QuorumChild));
-    colo_trace(block_quorum_del, "%s: %s", node->name, c->name);
-    if (block_node_is_primary(c)) {
-        block_primary_attached(c, false);
-    }
-    block_node_unuse(c);
-    quorum_update(node);
-    block_front_kick_all();
-    return true;
-}
-
-/* "children" as {"0": ..., "1": ...} (keyval) or as a list, in one form. */
-static JsonObject *quorum_children(JsonObject *opts)
-{
-    JsonNode *n = json_object_get_member(opts, "children");
-
-    if (n && JSON_NODE_HOLDS_OBJECT(n)) {
-        return json_object_ref(json_node_get_object(n));
-    }
-    JsonObject *o = json_object_new();
-    if (n && JSON_NODE_HOLDS_ARRAY(n)) {
-        JsonArray *a = json_node_get_array(n);
-
-        for (guint i = 0; i < json_array_get_length(a); i++) {
-            g_autofree char *key = g_strdup_printf("%u", i);
-
-            json_object_set_member(o, key, json_node_copy(json_array_get_element(a, i)));
-        }
-    }
-    return o;
-}
-
-static bool quorum_open_children(Quorum *q, JsonObject *opts, JsonObject *children,
-                                 GError **errp)
-{
-    static const char *const passed[] = {"read-only", "discard", "cache", "aio"};
-
-    for (unsigned i = 0; i < json_object_get_size(children); i++) {
-        g_autofree char *nr = g_strdup_printf("%u", i);
-        g_autofree char *key = g_strdup_printf("children.%u", i);
-        g_autoptr(JsonObject) one = json_object_new();
-
-        if (!json_object_has_member(children, nr)) {
-            colo_error_set(errp, "Parameter '%s' is missing", key);
-            return false;
-        }
-        json_object_set_member(one, key,
-                               json_node_copy(json_object_get_member(children, nr)));
-        for (size_t k = 0; k < G_N_ELEMENTS(passed); k++) {
-            if (json_object_has_member(opts, passed[k])) {
-                json_object_set_member(
-                    one, passed[k],
-                    json_node_copy(json_object_get_member(opts, passed[k])));
-            }
-        }
-        BlockNode *child = block_node_open_child(one, key, errp);
-        if (!child) {
-            return false;
-        }
-        q->child[i].index = i;
-        q->child[i].node = child;
-        q->n++;
-        if (child->size != q->child[0].node->size) {
-            colo_error_set(errp, "quorum: '%s' and '%s' differ in size", child->name,
-                           q->child[0].node->name);
-            return false;
-        }
-    }
-    return true;
-}
-
-BlockNode *block_quorum_open(const char *name, JsonObject *opts, GError **errp)
-{
-    static const char *const known[] = {
-        "driver",       "children",      "vote-threshold",
-        "read-pattern", "blkverify",     "rewrite-corrupted",
-        "read-only",    "discard",       "cache",
-        "aio",          "detect-zeroes", NULL};
-    g_autofree char *what = g_strdup_printf("quorum '%s'", name ? name : "(inline)");
-    const char *pattern = options_get_str(opts, "read-pattern", "quorum");
-    g_autoptr(JsonObject) children = quorum_children(opts);
-    unsigned n = json_object_get_size(children);
-    bool verify = false, rewrite = false, read_only = false;
-    uint64_t threshold = 0;
-
-    if (!options_check_known(opts, what, known, errp) ||
-        !options_get_bool(opts, "blkverify", &verify, errp) ||
-        !options_get_bool(opts, "rewrite-corrupted", &rewrite, errp) ||
-        !options_get_bool(opts, "read-only", &read_only, errp)) {
-        return NULL;
-    }
-    if (verify || rewrite ||
-        strcmp(options_get_str(opts, "detect-zeroes", "off"), "off")) {
-        colo_error_set(errp, "%s: %s is not supported", what,
-                       verify    ? "blkverify"
-                       : rewrite ? "rewrite-corrupted"
-                                 : "detect-zeroes");
-        return NULL;
-    }
-    if (strcmp(pattern, "fifo") && strcmp(pattern, "quorum")) {
-        colo_error_set(errp,
-                       "%s: Parameter 'read-pattern' expects 'quorum' or 'fifo', "
-                       "not '%s'",
-                       what, pattern);
-        return NULL;
-    }
-    if (n == 0 || n > QUORUM_CHILDREN_MAX) {
-        colo_error_set(errp, "%s: Number of provided children must be 1 to %d", what,
-                       QUORUM_CHILDREN_MAX);
-        return NULL;
-    }
-    if (!options_get_uint(opts, "vote-threshold", &threshold, 1, n, errp)) {
-        return NULL;
-    }
-    if (threshold == 0) {
-        colo_error_set(errp, "%s: Parameter 'vote-threshold' is missing", what);
-        return NULL;
-    }
-
-    Quorum *q = g_new0(Quorum, 1);
-    q->fifo = !strcmp(pattern, "fifo");
-    q->threshold = threshold;
-    q->read_only_given = read_only;
-    bool ok = quorum_open_children(q, opts, children, errp);
-    block_lock();
-    if (!ok) {
-        for (unsigned i = 0; i < q->n; i++) {
-            block_node_unuse(q->child[i].node);
-        }
-        g_free(q);
-        block_unlock();
-        return NULL;
-    }
-    BlockNode *node = block_node_new(&quorum_driver, name, q);
-    node->size = q->child[0].node->size;
-    for (unsigned i = 0; i < q->n; i++) {
-        if (block_node_is_primary(q->child[i].node)) {
-            block_primary_attached(q->child[i].node, true);
-        }
-    }
-    quorum_update(node);
-    block_unlock();
-    return node;
+    return node->drv == &block_quorum_driver;
 }
