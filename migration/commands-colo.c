@@ -149,9 +149,12 @@ static void on_status(JsonNode *ret, const GError *err, void *opaque)
         /* What the user wants, not what a checkpoint does for two milliseconds. */
         JsonObject *o = json_node_get_object(copy);
         bool run = ours && !colo.user_paused;
+        bool io_error = !run && !strcmp(options_get_str(o, "status", ""), "io-error");
         json_object_set_boolean_member(o, "running", run);
-        json_object_set_string_member(
-            o, "status", waiting ? "inmigrate" : (run ? "running" : "paused"));
+        if (!io_error) {
+            json_object_set_string_member(
+                o, "status", waiting ? "inmigrate" : (run ? "running" : "paused"));
+        }
     }
     g_mutex_unlock(&colo.lock);
     qmp_request_finish(opaque, copy, err ? g_error_copy(err) : NULL);
@@ -204,6 +207,29 @@ static bool guest_ended(const char *name)
     return true;
 }
 
+/* RULES 8: an I/O error that stopped the PVM (werror=stop, enospc) stops the pair, as a user
+ * would, until cont; on the SVM it is a mismatch. */
+static void disk_stopped_guest(JsonObject *data)
+{
+    if (strcmp(options_get_str(data, "action", ""), "stop") != 0) {
+        return;
+    }
+    g_mutex_lock(&colo.lock);
+    ColoState state = colo.state;
+    if (colo.mode != COLO_MODE_SECONDARY) {
+        colo.user_paused = true;
+        colo.run_state_changed = true;
+        g_cond_broadcast(&colo.cond);
+    } else if (colo.channel) {
+        channel_try_text(colo.channel, CHANNEL_REQUEST, "BLOCK_IO_ERROR");
+    }
+    g_mutex_unlock(&colo.lock);
+    colo_trace(migration_disk_stopped_guest, "in state %s", colo_state_name(state));
+    colo_report("the guest stands still, as its disk '%s' has an I/O error (%s); cont lets it "
+                "try again", options_get_str(data, "device", ""),
+                options_get_str(data, "reason", "?"));
+}
+
 bool migration_guest_runs(void)
 {
     g_mutex_lock(&colo.lock);
@@ -239,6 +265,10 @@ bool migration_child_event(const char *name, JsonObject *data)
 {
     if (strcmp(name, "SHUTDOWN") == 0 || strcmp(name, "GUEST_PANICKED") == 0) {
         return guest_ended(name);
+    }
+    if (strcmp(name, "BLOCK_IO_ERROR") == 0 && data) {
+        disk_stopped_guest(data);
+        return true;
     }
     if (strcmp(name, "RESET") == 0) {
         g_mutex_lock(&colo.lock);

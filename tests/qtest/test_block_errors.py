@@ -106,5 +106,287 @@ def quorum_events_as_stock(b):
     compare(got)
 
 
+# --- The guest's own requests: a boot sector that writes 4 KiB apart for ever ---
+
+DONE, STATUS = 0x8000, 0x8004  # writes begun, and BIOS's last word on one
+
+
+def boot_sector():
+    """
+        xor ax,ax; mov ds,ax; mov es,ax; mov ss,ax; mov sp,0x7c00
+    l:  inc dword [DONE]; add dword [lba],8; and dword [lba],0x1fff8
+        mov word [dap+2],1    (the BIOS leaves 0 there after an error)
+        mov si,dap; mov ax,0x4300; mov dl,0x80; int 0x13; jc f; mov ah,0
+    f:  mov [STATUS],ah; jmp l
+    dap: db 16,0; dw 1; dw DONE; dw 0; lba: dq 0
+    """
+    head = bytes.fromhex("31c08ed88ec08ed0bc007c")
+    dap = 0x7c00 + 0x60
+    lba = (dap + 8).to_bytes(2, "little").hex()
+    body = bytes.fromhex(
+        "66ff060080" "668306" + lba + "08" "668126" + lba + "f8ff0100"
+        "c706" + (dap + 2).to_bytes(2, "little").hex() + "0100"
+        "be" + dap.to_bytes(2, "little").hex() + "b80043" "b280" "cd13" "7202" "b400"
+        "88260480")
+    loop = bytes([0xeb, (-len(body) - 2) & 0xff])
+    code = head + body + loop
+    assert len(code) < 0x60
+    code += bytes(0x60 - len(code)) + bytes.fromhex("10000100" "0080" "0000") + bytes(8)
+    return code + bytes(510 - len(code)) + b"\x55\xaa"
+
+
+def boot_image(path, mib=64):
+    with open(path, "wb") as f:
+        f.truncate(mib << 20)
+        f.write(boot_sector())
+    return path
+
+
+def word(host, address):
+    text = host.cmd("human-monitor-command", {"command-line": "xp /1wx 0x%x" % address})
+    return int(text.split(":")[1], 16)
+
+
+def writes(host):
+    before = word(host, DONE)
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        if word(host, DONE) != before:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def small_disk(b, name, kib):
+    """A directory that holds @kib."""
+    path = b.dir + "/" + name
+    os.mkdir(path)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dk" % kib, "colo-qtest", path],
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise Skip("a tmpfs cannot be mounted here: %s" % done.stderr.strip())
+    b.closers.append(Unmount(path))
+    return path
+
+
+class Unmount:
+    def __init__(self, path):
+        self.path = path
+
+    def close(self):
+        subprocess.run(["umount", "-l", self.path], check=True)
+
+
+def make_room(path, kib):
+    subprocess.run(["mount", "-o", "remount,size=%dk" % kib, path], check=True)
+
+
+def io_errors(host):
+    return [e["data"] for e in host.events("BLOCK_IO_ERROR")]
+
+
+def same_event(host, stock):
+    """What BLOCK_IO_ERROR says, without the names that the emulator made up."""
+    host.wait("BLOCK_IO_ERROR", lambda: io_errors(host))
+    data = dict(io_errors(host)[0])
+    data.pop("node-name", None)
+    return data
+
+
+def disk(b, path, werror, iface="ide"):
+    return ["-drive", "if=%s,id=d0,driver=raw,file.driver=file,file.filename=%s%s" % (
+        iface, path, ",werror=" + werror if werror else "")]
+
+
+@case
+def full_disk_stops_the_guest(b):
+    """werror=enospc is the default: ENOSPC arrives as such, cont goes on where it stood."""
+    said = {}
+    for name, extra in (("stock", []), ("ours", ["-colo", "checkpoint-events=on"])):
+        path = small_disk(b, name + "-disk", 512)
+        host = b.host(name, *extra, *disk(b, boot_image(path + "/d.raw"), ""))
+        said[name] = same_event(host, name == "stock")
+        host.wait("io-error", lambda: host.run_state() == "io-error")
+        stood = word(host, DONE)
+        time.sleep(0.2)
+        assert word(host, DONE) == stood, "the guest runs on"
+        host.cmd("cont")  # still full: it stops again
+        host.wait("stopped again", lambda: len(io_errors(host)) > 1)
+        host.wait("io-error", lambda: host.run_state() == "io-error")
+        make_room(path, 80 << 10)
+        host.cmd("cont")
+        assert writes(host), "the guest does not go on"
+        assert word(host, STATUS) & 0xff == 0, "the guest was told"
+        assert host.run_state() == "running"
+        host.close()
+    assert said["stock"] == said["ours"], said
+    assert said["ours"]["nospace"] and said["ours"]["action"] == "stop", said
+
+
+@case
+def full_disk_is_reported_or_ignored(b):
+    for iface in "ide", "virtio":
+        for policy in "report", "ignore":
+            path = small_disk(b, iface + policy, 512)
+            host = b.host(iface + policy, "-colo", "checkpoint-events=on",
+                          *disk(b, boot_image(path + "/d.raw"), policy, iface))
+            data = same_event(host, False)
+            assert data["action"] == policy, data
+            assert writes(host) and host.run_state() == "running"
+            told = set()
+            host.wait("a wrap", lambda: told.add(word(host, STATUS) & 0xff) or
+                      word(host, DONE) > 20000)
+            assert (told != {0}) == (policy == "report"), told
+            host.close()
+
+
+@case
+def io_error_is_no_lack_of_space(b):
+    """EIO by an NBD server's filter, and the server's death: both are EIO to the guest."""
+    if not os.access("/usr/bin/nbdkit", os.X_OK):
+        raise Skip("nbdkit is not installed")
+    image, sock = boot_image(b.dir + "/d.raw"), b.dir + "/nbd.sock"
+    for how in "error", "death":
+        command = ["nbdkit", "-f", "-U", sock, "--filter=error", "file", image]
+        if how == "error":
+            command += ["error-pwrite=EIO", "error-pwrite-rate=100%",
+                        "error-file=%s/broken" % b.dir]
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 10
+        while not os.path.exists(sock) and time.monotonic() < end:
+            time.sleep(0.01)
+        host = b.host(how, "-colo", "checkpoint-events=on", "-drive",
+                      "if=ide,id=d0,driver=raw,file.driver=nbd,file.server.type=unix,"
+                      "file.server.path=%s,werror=enospc" % sock)
+        try:
+            host.wait("guest writes", lambda: word(host, DONE) > 10 and writes(host))
+            if how == "error":
+                open(b.dir + "/broken", "w").close()
+            else:
+                server.kill()
+            data = same_event(host, False)
+            assert not data.get("nospace") and data["action"] == "report", data
+            host.wait("guest is told", lambda: word(host, STATUS) & 0xff)
+            assert host.run_state() == "running"
+        finally:
+            server.kill()
+            server.wait()
+        os.path.exists(sock) and os.unlink(sock)
+        host.close()
+
+
+# --- Pairs ---
+
+def pair(b, primary_image, secondary_image, active, werror=""):
+    """A protected pair of writers: images at these paths, the active disk in that folder."""
+    quorum = ("if=ide,id=d0,driver=quorum,read-pattern=fifo,vote-threshold=1%s," % (
+        ",werror=" + werror if werror else ""))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", active + "/active", "64M"],
+                   check=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", b.dir + "/hidden", "64M"],
+                   check=True)
+    p = b.primary("-S", "-drive", quorum + "children.0.driver=raw,children.0.file.filename=" +
+                  boot_image(primary_image))
+    s = b.secondary("-S", "-drive", "if=none,id=parent0,driver=raw,file.filename=" +
+                    boot_image(secondary_image),
+                    "-drive", "if=none,id=childs0,driver=replication,mode=secondary,top-id=d0,"
+                    "file.driver=qcow2,file.file.filename=%s/active,file.backing.driver=qcow2,"
+                    "file.backing.file.filename=%s/hidden,file.backing.backing=parent0" % (
+                        active, b.dir), "-drive", quorum + "children.0=childs0")
+    port = free_port()
+    s.cmd("nbd-server-start", {"addr": {"type": "inet", "data": {
+        "host": "127.0.0.1", "port": str(port)}}})
+    s.cmd("nbd-server-add", {"device": "parent0", "writable": True})
+    p.cmd("human-monitor-command", {"command-line": (
+        "drive_add -n buddy driver=replication,mode=primary,file.driver=nbd,"
+        "file.host=127.0.0.1,file.port=%d,file.export=parent0,node-name=rep0" % port)})
+    p.cmd("x-blockdev-change", {"parent": "d0", "node": "rep0"})
+    p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 1000})
+    b.protect(p, s)
+    assert writes(p) and writes(s)
+    return p, s
+
+
+@case
+def full_disk_stops_the_pair(b):
+    """The primary's disk is full, the guest stops on both sides; cont lets both go on, and
+    both stay protected all the time."""
+    path = small_disk(b, "full", 1024)
+    p, s = pair(b, path + "/p.raw", b.dir + "/s.raw", b.dir)
+    same_event(p, False)
+    p.wait("io-error", lambda: p.run_state() == "io-error")
+    s.wait("the secondary stops", lambda: s.run_state() == "paused")
+    stood = word(p, DONE), word(s, DONE)
+    time.sleep(1.5)  # more than one checkpoint
+    assert (word(p, DONE), word(s, DONE)) == stood, "a guest runs on"
+    assert p.status()["state"] == s.status()["state"] == "protected", p.status()
+    make_room(path, 80 << 10)
+    p.cmd("cont")
+    p.wait("running", lambda: p.run_state() == "running")
+    s.wait("running", lambda: s.run_state() == "running")
+    assert writes(p) and writes(s)
+    assert p.status()["state"] == s.status()["state"] == "protected", p.status()
+
+
+@case
+def stopped_pair_fails_over_stopped(b):
+    """The primary dies while the guest stands still for a full disk: the secondary has room,
+    but it stands still too, until cont."""
+    path = small_disk(b, "full", 1024)
+    p, s = pair(b, path + "/p.raw", b.dir + "/s.raw", b.dir)
+    same_event(p, False)
+    s.wait("the secondary stops", lambda: s.run_state() == "paused")
+    p.process.kill()
+    s.wait_state("lost")
+    s.cmd("x-colo-lost-heartbeat")
+    s.wait_state("alone")
+    stood = word(s, DONE)
+    time.sleep(0.3)
+    assert word(s, DONE) == stood and s.run_state() == "paused", s.run_state()
+    s.cmd("cont")
+    assert writes(s), "cont does not help"
+
+
+@case
+def full_image_of_the_secondary_ends_protection(b):
+    """The primary goes on serving, and says why it is no longer protected."""
+    path = small_disk(b, "full", 1024)
+    p, s = pair(b, b.dir + "/p.raw", path + "/s.raw", b.dir)
+    longest, last, end = 0, time.monotonic(), time.monotonic() + 30
+    begun = word(p, DONE)
+    while p.status()["state"] == "protected" and time.monotonic() < end:
+        if word(p, DONE) != begun:
+            begun, now = word(p, DONE), time.monotonic()
+            longest, last = max(longest, now - last), now
+    p.wait_state("lost", 1)
+    has_words(p.status()["error"], "parent0|disk", "No space left")
+    has_words(p.output(), "No space left")
+    p.cmd("x-colo-lost-heartbeat")
+    p.wait_state("alone")
+    assert writes(p) and p.run_state() == "running"
+    assert longest < 4, "the guest stood still for %.1f s" % longest
+    return "longest stall %.2f s" % longest
+
+
+@case
+def full_active_disk_of_the_secondary(b):
+    """Its guest's own writes fail; the primary's guest does not notice."""
+    path = small_disk(b, "full", 1024)
+    p, s = pair(b, b.dir + "/p.raw", b.dir + "/s.raw", path)
+    longest, last, end = 0, time.monotonic(), time.monotonic() + 8
+    begun = word(p, DONE)
+    while time.monotonic() < end:
+        if word(p, DONE) != begun:
+            begun, now = word(p, DONE), time.monotonic()
+            longest, last = max(longest, now - last), now
+    state = p.status()["state"]
+    if state == "lost":
+        p.cmd("x-colo-lost-heartbeat")
+    assert writes(p) and p.run_state() == "running"
+    assert word(p, STATUS) & 0xff == 0 and not io_errors(p), io_errors(p)
+    assert longest < 4, "the guest stood still for %.1f s" % longest
+    return "%s, %d errors over there, longest stall %.2f s" % (state, len(io_errors(s)), longest)
+
+
 if __name__ == "__main__":
     sys.exit(main())
