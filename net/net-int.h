@@ -9,6 +9,7 @@
 
 #include "net/filter.h"
 #include "net/net.h"
+#include "net/vnet.h"
 #include "util/error.h"
 #include "util/io-thread.h"
 #include "util/options.h"
@@ -109,6 +110,7 @@ typedef struct NetDevStats {
     uint64_t dropped_backend;     /* the outside did not take them */
     uint64_t nudges;              /* the NIC slept over unread frames and was woken */
     uint64_t taken_back;          /* unread by the guest at a hold */
+    VnetStats vnet;               /* what the backend left to us */
 } NetDevStats;
 
 struct NetDev {

@@ -4,7 +4,10 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Without a vnet header: frames of the two guests must be comparable, so no offloads.
+ * The guest's NIC has no vnet header: frames of the two guests must be comparable, so it
+ * gets no offloads. A tap may have one nevertheless (vnet_hdr=on, or a descriptor of
+ * somebody's): then the kernel may give us checksums to finish and large segments to
+ * split (vnet.c), and what we send has a header that asks for nothing.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +35,14 @@ typedef struct Tap {
     GSource *in;
     Frame *slot;
     uint8_t *tail; /* what does not fit a pooled frame */
+    int vnet;      /* bytes of vnet header before each frame */
 } Tap;
+
+static void tap_plain(Frame *f, void *opaque)
+{
+    f->vnet_len = 0;
+    netdev_input(opaque, f);
+}
 
 static gboolean tap_in(int fd, GIOCondition cond, gpointer opaque)
 {
@@ -43,23 +53,29 @@ static gboolean tap_in(int fd, GIOCondition cond, gpointer opaque)
     net_batch_begin();
     for (int i = 0; i < NET_BATCH && !nd->throttled; i++) {
         Frame *f = t->slot ? t->slot : frame_new(FRAME_POOLED);
-        struct iovec iov[2] = {{f->data, FRAME_POOLED},
+        struct iovec iov[2] = {{f->data - t->vnet, t->vnet + FRAME_POOLED},
                                {t->tail, FRAME_MAX - FRAME_POOLED}};
         t->slot = f;
         ssize_t n = readv(fd, iov, 2);
-        if (n <= 0) {
+        if (n <= t->vnet) {
             break;
         }
+        n -= t->vnet;
         if (n > FRAME_POOLED) {
             f = frame_new(n);
-            memcpy(f->data, t->slot->data, FRAME_POOLED);
+            memcpy(f->data - t->vnet, t->slot->data - t->vnet, t->vnet + FRAME_POOLED);
             memcpy(f->data + FRAME_POOLED, t->tail, n - FRAME_POOLED);
         } else {
             t->slot = NULL;
             f->len = n;
         }
         f->stamp = now;
-        netdev_input(nd, f);
+        if (t->vnet) {
+            f->vnet_len = t->vnet;
+            vnet_make_plain(f, tap_plain, nd, &nd->stats.vnet);
+        } else {
+            netdev_input(nd, f);
+        }
     }
     net_batch_end();
     return G_SOURCE_CONTINUE;
@@ -78,11 +94,13 @@ static void tap_throttle(NetDev *nd, bool stop)
 
 static void tap_send(NetDev *nd, Frame *f)
 {
+    static uint8_t zero[FRAME_HEADROOM];
     Tap *t = nd->backend;
+    struct iovec iov[2] = {{zero, t->vnet}, {f->data, f->len}};
     ssize_t n;
 
     do {
-        n = write(t->fd, f->data, f->len);
+        n = t->vnet ? writev(t->fd, iov, 2) : write(t->fd, f->data, f->len);
     } while (n < 0 && errno == EINTR);
     if (n < 0) {
         nd->stats.dropped_backend++; /* interface down or queue full: as on a wire */
@@ -129,7 +147,7 @@ static void tap_close(NetDev *nd)
 static const NetBackend tap_ops = {
     .type = "tap", .send = tap_send, .throttle = tap_throttle, .close = tap_close};
 
-static int open_tun(const char *ifname, struct ifreq *ifr, GError **errp)
+static int open_tun(const char *ifname, bool vnet, struct ifreq *ifr, GError **errp)
 {
     int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 
@@ -141,7 +159,7 @@ static int open_tun(const char *ifname, struct ifreq *ifr, GError **errp)
         return -1;
     }
     memset(ifr, 0, sizeof(*ifr));
-    ifr->ifr_flags = IFF_TAP | IFF_NO_PI;
+    ifr->ifr_flags = IFF_TAP | IFF_NO_PI | (vnet ? IFF_VNET_HDR : 0);
     g_strlcpy(ifr->ifr_name, ifname ? ifname : "tap%d", IFNAMSIZ);
     if (ioctl(fd, TUNSETIFF, ifr) < 0) {
         int err = errno;
@@ -155,7 +173,7 @@ static int open_tun(const char *ifname, struct ifreq *ifr, GError **errp)
     return fd;
 }
 
-/* A device that others opened must be a tap without a vnet header. */
+/* A device that others opened must be a tap; it may have a vnet header. */
 static bool check_given(int fd, struct ifreq *ifr, GError **errp)
 {
     memset(ifr, 0, sizeof(*ifr));
@@ -165,12 +183,6 @@ static bool check_given(int fd, struct ifreq *ifr, GError **errp)
     }
     if (!(ifr->ifr_flags & IFF_TAP) || !(ifr->ifr_flags & IFF_NO_PI)) {
         colo_error_set(errp, "'%s' is not a tap device without packet information",
-                       ifr->ifr_name);
-        return false;
-    }
-    if (ifr->ifr_flags & IFF_VNET_HDR) {
-        colo_error_set(errp, "tap device '%s' was opened with a vnet header (offloads); "
-                             "open it without IFF_VNET_HDR",
                        ifr->ifr_name);
         return false;
     }
@@ -245,8 +257,29 @@ static int run_helper(const char *helper, const char *br, GError **errp)
     return fd;
 }
 
+/* Bytes of the header before each frame of @fd; with @offload the kernel may use it. */
+static int setup_header(int fd, const struct ifreq *ifr, bool offload)
+{
+    int len = 0, little = 1;
+
+    if (ifr->ifr_flags & IFF_VNET_HDR) {
+        ioctl(fd, TUNSETVNETLE, &little);
+        if (ioctl(fd, TUNGETVNETHDRSZ, &len) < 0 || len < VNET_HDR_LEN ||
+            len > FRAME_HEADROOM) {
+            len = VNET_HDR_LEN;
+            ioctl(fd, TUNSETVNETHDRSZ, &len);
+        }
+    }
+    unsigned wanted = len && offload ? TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
+                                     : 0;
+    if (ioctl(fd, TUNSETOFFLOAD, wanted) < 0) {
+        ioctl(fd, TUNSETOFFLOAD, 0);
+    }
+    return len;
+}
+
 static bool tap_finish(NetDev *nd, int fd, struct ifreq *ifr, uint64_t sndbuf,
-                       GError **errp)
+                       bool offload, GError **errp)
 {
     int size = MIN(sndbuf, INT_MAX);
 
@@ -257,9 +290,9 @@ static bool tap_finish(NetDev *nd, int fd, struct ifreq *ifr, uint64_t sndbuf,
         close(fd);
         return false;
     }
-    ioctl(fd, TUNSETOFFLOAD, 0);
     Tap *t = g_new0(Tap, 1);
     t->fd = fd;
+    t->vnet = setup_header(fd, ifr, offload);
     g_strlcpy(t->ifname, ifr->ifr_name, sizeof(t->ifname));
     t->tail = g_malloc(FRAME_MAX);
     nd->backend = t;
@@ -273,10 +306,10 @@ static const char *const tap_options[] = {
     "type", "id",    "ifname", "script",    "downscript", "helper", "br",
     "fd",   "sndbuf", "vhost", "vhostforce", "vnet_hdr",  NULL};
 
-/* Options that would bypass the comparison or need offloads. */
-static bool refuse_offloads(NetDev *nd, JsonObject *opts, GError **errp)
+/* Options that would bypass the comparison. */
+static bool refuse_bypass(NetDev *nd, JsonObject *opts, GError **errp)
 {
-    static const char *const must_be_off[] = {"vhost", "vhostforce", "vnet_hdr"};
+    static const char *const must_be_off[] = {"vhost", "vhostforce"};
     static const char *const never[] = {"queues",   "fds",     "vhostfd",
                                         "vhostfds", "poll-us", NULL};
 
@@ -307,11 +340,13 @@ bool net_tap_open(NetDev *nd, JsonObject *opts, GError **errp)
 {
     g_autofree char *what = g_strdup_printf("netdev '%s'", nd->id);
     uint64_t sndbuf = INT_MAX, given = 0;
+    bool vnet = false;
     struct ifreq ifr;
 
-    if (!refuse_offloads(nd, opts, errp) ||
+    if (!refuse_bypass(nd, opts, errp) ||
         !options_check_known(opts, what, tap_options, errp) ||
         !options_get_size(opts, "sndbuf", 1, &sndbuf, errp) ||
+        !options_get_bool(opts, "vnet_hdr", &vnet, errp) ||
         !options_get_uint(opts, "fd", &given, 0, INT_MAX, errp)) {
         return false;
     }
@@ -335,7 +370,7 @@ bool net_tap_open(NetDev *nd, JsonObject *opts, GError **errp)
     }
     if (has_fd) {
         return check_given(given, &ifr, errp) &&
-               tap_finish(nd, given, &ifr, sndbuf, errp);
+               tap_finish(nd, given, &ifr, sndbuf, vnet, errp);
     }
     if (helper) {
         int fd = run_helper(helper, options_get_str(opts, "br", DEFAULT_BRIDGE), errp);
@@ -346,9 +381,9 @@ bool net_tap_open(NetDev *nd, JsonObject *opts, GError **errp)
             close(fd);
             return false;
         }
-        return tap_finish(nd, fd, &ifr, sndbuf, errp);
+        return tap_finish(nd, fd, &ifr, sndbuf, vnet, errp);
     }
-    int fd = open_tun(ifname, &ifr, errp);
+    int fd = open_tun(ifname, vnet, &ifr, errp);
     if (fd < 0) {
         return false;
     }
@@ -357,7 +392,7 @@ bool net_tap_open(NetDev *nd, JsonObject *opts, GError **errp)
         close(fd);
         return false;
     }
-    if (!tap_finish(nd, fd, &ifr, sndbuf, errp)) {
+    if (!tap_finish(nd, fd, &ifr, sndbuf, vnet, errp)) {
         return false;
     }
     bool run_down = down ? *down && !g_str_equal(down, "no")
@@ -384,5 +419,5 @@ bool net_bridge_open(NetDev *nd, JsonObject *opts, GError **errp)
         close(fd);
         return false;
     }
-    return tap_finish(nd, fd, &ifr, INT_MAX, errp);
+    return tap_finish(nd, fd, &ifr, INT_MAX, false, errp);
 }

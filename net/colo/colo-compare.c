@@ -173,11 +173,21 @@ static void compare_fed(ColoCompare *c)
 
 /* --- Chardevs --- */
 
+static void compare_primary_plain(Frame *f, void *opaque)
+{
+    compare_engine_primary(((ColoCompare *)opaque)->engine, f, net_now());
+}
+
+static void compare_secondary_plain(Frame *f, void *opaque)
+{
+    compare_engine_secondary(((ColoCompare *)opaque)->engine, f, net_now());
+}
+
 static void compare_primary_frame(void *opaque, Frame *f)
 {
     ColoCompare *c = opaque;
 
-    compare_engine_primary(c->engine, f, net_now());
+    vnet_make_plain(f, compare_primary_plain, c, &c->vnet);
     compare_fed(c);
 }
 
@@ -185,7 +195,7 @@ static void compare_secondary_frame(void *opaque, Frame *f)
 {
     ColoCompare *c = opaque;
 
-    compare_engine_secondary(c->engine, f, net_now());
+    vnet_make_plain(f, compare_secondary_plain, c, &c->vnet);
     compare_fed(c);
 }
 

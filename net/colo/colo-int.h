@@ -12,6 +12,7 @@
 #include "net/filter.h"
 #include "net/proxy.h"
 #include "net/rewriter-engine.h"
+#include "net/vnet.h"
 #include "util/trace.h"
 
 typedef struct ColoCompare ColoCompare;
@@ -55,6 +56,7 @@ typedef struct FilterRedirector {
     bool bypass; /* @out is of the past: frames go through */
     MirrorInput mi;
     uint64_t redirected, injected, lost;
+    VnetStats vnet;
 } FilterRedirector;
 
 typedef struct FilterRewriter {
@@ -77,6 +79,7 @@ struct ColoCompare {
     int64_t armed; /* when @timer fires: never later than @due */
     uint64_t gap; /* SVM frames known to be missing on this connection */
     uint64_t lost_out;
+    VnetStats vnet;
     /* notify_dev (notify.c) */
     Chardev *notify;
     bool notified; /* the comparison runs for it */

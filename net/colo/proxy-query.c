@@ -17,6 +17,14 @@ static JsonObject *begin(JsonArray *out, const char *type, const char *id)
     return o;
 }
 
+static void query_vnet(JsonObject *o, const VnetStats *s)
+{
+    json_object_set_int_member(o, "vnet-completed", s->completed);
+    json_object_set_int_member(o, "vnet-split", s->split);
+    json_object_set_int_member(o, "vnet-made", s->made);
+    json_object_set_int_member(o, "vnet-bad", s->bad);
+}
+
 static void query_compare(JsonArray *out, ColoCompare *c)
 {
     JsonObject *o = begin(out, "colo-compare", c->id);
@@ -75,6 +83,7 @@ static void query_compare(JsonArray *out, ColoCompare *c)
         json_array_add_object_element(last, m);
     }
     json_object_set_array_member(o, "last", last);
+    query_vnet(o, &c->vnet);
 }
 
 static void query_filter(JsonArray *out, NetFilter *nf)
@@ -94,6 +103,7 @@ static void query_filter(JsonArray *out, NetFilter *nf)
         json_object_set_int_member(o, "lost", r->lost);
         json_object_set_int_member(o, "held", r->mi.held.count);
         json_object_set_int_member(o, "discarded", r->mi.discarded);
+        query_vnet(o, &r->vnet);
     } else if (nf->class == &filter_rewriter_class) {
         RewriterStats s;
         rewriter_engine_stats(((FilterRewriter *)nf)->engine, &s);
@@ -138,6 +148,7 @@ static void query_netdev(JsonArray *out, NetDev *nd)
     json_object_set_int_member(o, "taken-back", s->taken_back);
     json_object_set_int_member(o, "nudges", s->nudges);
     json_object_set_int_member(o, "kept", nd->kept.count);
+    query_vnet(o, &s->vnet);
 }
 
 JsonNode *proxy_query(void)

@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
 A Vm is qemu-colo or, with stock=True, the emulator itself, started with the same words. Its
-netdevs listen on a port: what is sent there goes towards the guest ("tx"), what comes from
+netdevs are servers on unix sockets: what is sent there goes towards the guest ("tx"), what comes from
 there was sent by it ("rx"). The NIC has no driver, so a redirector swallows what would reach
 it, as in QEMU's own tests; "rx" frames are made by a redirector with an indev.
 """
@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 
-from colo_qtest import Host, QMPError, free_port
+from colo_qtest import Host, QMPError
 
 STOCK = "qemu-system-x86_64"
 
@@ -114,11 +114,11 @@ class Wire:
 class Vm:
     def __init__(self, bed, name, stock=False, netdevs=("n0",), unix=True, args=()):
         self.bed, self.name, self.stock = bed, name, stock
-        self.ports = {n: free_port() for n in netdevs}
         self.unix = unix
         command = [] if stock else ["-colo", "checkpoint-events=on"]
         for n in netdevs:
-            command += ["-netdev", "socket,id=%s,listen=127.0.0.1:%d" % (n, self.ports[n]),
+            command += ["-netdev", "stream,id=%s,server=on,addr.type=unix,"
+                        "addr.path=%s" % (n, self.path(n)),
                         "-device", "e1000,netdev=%s,id=nic-%s" % (n, n)]
         command += ["-object", "iothread,id=io0", "-object", "iothread,id=io1", *args]
         program = STOCK if stock else bed.program
@@ -147,7 +147,7 @@ class Vm:
         return w
 
     def outside(self, netdev="n0"):
-        w = Wire(("127.0.0.1", self.ports[netdev]))
+        w = Wire(self.path(netdev))
         self.bed.closers.append(w)
         return w
 

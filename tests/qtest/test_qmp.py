@@ -45,7 +45,7 @@ def commands_of_ours_complain(b):
               "x-checkpoint-delay")
     has_words(host.error("object-add", {"qom-type": "filter-mirror", "id": "m",
                                         "netdev": "none", "outdev": "none",
-                                        "queue": "tx"}), "none")
+                                        "queue": "tx"}), "netdev")
     has_words(host.error("object-del", {"id": "none"}), "none")
     has_words(host.error("chardev-remove", {"id": "none"}), "none")
     has_words(host.error("nbd-server-add", {"device": "none"}), "nbd|none")
