@@ -198,7 +198,7 @@ static bool split(const Frame *f, const VnetHeader *h, VnetFunc fn, void *opaque
     return true;
 }
 
-void vnet_make_plain(Frame *f, VnetFunc fn, void *opaque, VnetStats *stats)
+void vnet_make_plain_slow(Frame *f, VnetFunc fn, void *opaque, VnetStats *stats)
 {
     if (f->vnet_len < VNET_HDR_LEN) {
         if (f->vnet_len) {

@@ -32,6 +32,15 @@ typedef void (*VnetFunc)(Frame *f, void *opaque); /* gets the reference */
  * no GSO, their vnet headers (as long as that of @f) all zero. A frame without a header
  * goes on as it is. A frame that has to be split and cannot be is dropped and counted.
  */
-void vnet_make_plain(Frame *f, VnetFunc fn, void *opaque, VnetStats *stats);
+void vnet_make_plain_slow(Frame *f, VnetFunc fn, void *opaque, VnetStats *stats);
+
+static inline void vnet_make_plain(Frame *f, VnetFunc fn, void *opaque, VnetStats *stats)
+{
+    if (f->vnet_len) {
+        vnet_make_plain_slow(f, fn, opaque, stats);
+    } else {
+        fn(f, opaque);
+    }
+}
 
 #endif
