@@ -3,14 +3,14 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-    host a: qemu-colo -- QEMU's hub -- bad-wire -- eth0 of namespace p   (the PVM's stack)
-    host b: qemu-colo -- QEMU's hub -- bad-wire -- eth0 of namespace s   (the SVM's stack)
+    host a: qemu-colo -- bad-wire -- eth0 of namespace p   (the PVM's stack)
+    host b: qemu-colo -- bad-wire -- eth0 of namespace s   (the SVM's stack)
 
-Both pairs of qemu-colo and QEMU are the real ones, protected by the documented procedure.
-Their machines have no operating system and no NIC: a hub joins the child's netdev to a
-wire, whose other end is the only NIC of a namespace with the guest's address and the test's
-server in it. So client, PVM and SVM are three Linux stacks, and what is tested is all that
-lies between them.
+Both front-ends are the real ones, each with its stock emulator, protected by the documented
+procedure. But the machines have no operating system and no NIC: their netdev's socket is
+given to a wire, whose other end is the only NIC of a namespace with the guest's address and
+the test's server in it. So client, PVM and SVM are three Linux stacks, and what is tested is
+all that lies between them.
 
 A checkpoint copies nothing of such a stack. So connections are made after the last one,
 wishes for others are counted and not followed (-colo ignore-wishes=on), and a case says how
@@ -35,10 +35,18 @@ GUEST_IP6 = "fd00:66::10"
 STACK = {"a": "p", "b": "s"}  # whose namespace is whose guest
 
 EMULATOR = """#!/bin/sh
-# The stock emulator, with a wire on the hub.
-exec qemu-system-x86_64 "$@" -netdev hubport,id=hub0,hubid=0,netdev=hn0 \\
-    -netdev stream,id=wire,server=off,addr.type=unix,addr.path=%s \\
-    -netdev hubport,id=hub1,hubid=0,netdev=wire
+# The stock emulator; its netdev's socket goes to a wire.
+for word; do
+    case "$word" in
+    dgram,id=hn0,local.type=fd,local.str=*)
+        fd=${word##*=}
+        word=hubport,id=hn0,hubid=0;;
+    esac
+    set -- "$@" "$word"
+    shift
+done
+%s --fd "$fd" >%s 2>&1 &
+exec qemu-system-x86_64 "$@"
 """
 
 
@@ -58,6 +66,8 @@ class StackNetwork(Network):
                     "net.ipv6.conf.eth0.accept_ra=0", "net.ipv6.conf.eth0.accept_dad=0",
                     "net.ipv6.conf.eth0.router_solicitations=0")
         _ip("-n", ns, "link", "set", "eth0", "address", GUEST_MAC)
+        # A burst must not be lost here: losses are the wire's.
+        _ip("-n", ns, "link", "set", "eth0", "txqueuelen", "20000")
         _ip("-n", ns, "link", "set", "eth0", "up")
         _ip("-n", ns, "addr", "add", GUEST_IP + "/24", "dev", "eth0")
         _ip("-n", ns, "addr", "add", GUEST_IP6 + "/64", "dev", "eth0", "nodad")
@@ -101,48 +111,54 @@ class StackPair(Pair):
     def __init__(self, t, sysctl=(), isn=(0, 0), ts=(0, 0), **changes):
         t.network = lambda rundir: StackNetwork()
         colo = "ignore-wishes=on,peer-timeout=5000,emulator="
-        self.isn, self.ts = isn, ts
         self.wires = {}
         super().__init__(t, disk="none", boots=False, reconnect="reconnect-ms=50", mem=16,
                          checkpoint_delay=10 ** 8, **changes)
         self.sysctl = ["net.ipv4.tcp_congestion_control=reno", "net.ipv4.tcp_fastopen=0",
                        *sysctl]
-        for host in self.hosts.values():
-            path = host.dir + "/emulator"
-            with open(path, "w") as f:
-                f.write(EMULATOR % (host.dir + "/wire"))
-            os.chmod(path, 0o755)
-        self.cfg.extra_primary += ("-colo", colo + self.a.dir + "/emulator")
+        for i, who in enumerate("ab"):
+            rundir = self.hosts[who].dir
+            os.mkfifo(rundir + "/control")
+            wire = self.net.wrap(STACK[who], [
+                find_program("bad-wire", None), "--tap", "eth0", "--control",
+                rundir + "/control", "--seed", str(t.rng.randrange(1 << 30)),
+                "--isn", str(isn[i]), "--ts", str(ts[i])])
+            with open(rundir + "/emulator", "w") as f:
+                f.write(EMULATOR % (" ".join(wire), rundir + "/wire.log"))
+            os.chmod(rundir + "/emulator", 0o755)
+        self.cfg.extra_primary += ("-trace", "colo:net_compare_trigger", "-colo",
+                                   colo + self.a.dir + "/emulator")
         self.cfg.extra_secondary += ("-colo", colo + self.b.dir + "/emulator")
 
     def start(self):
         """Both machines, both stacks with a server in each."""
-        for i, who in enumerate("ab"):
-            ns, rundir = STACK[who], self.hosts[who].dir
-            words = [find_program("bad-wire", None), "--tap", "eth0", "--listen",
-                     rundir + "/wire", "--seed", str(self.t.rng.randrange(1 << 30)),
-                     "--isn", str(self.isn[i]), "--ts", str(self.ts[i])]
-            wire = Process("bad-wire", self.net.wrap(ns, words), rundir + "/wire.log",
-                           stdin=subprocess.PIPE)
-            self.others.append(wire)
-            self.wires[ns] = wire
-            self.wait_for_word(wire, "ready")
+        super().start(boot=False)
+        for who, ns in STACK.items():
+            rundir = self.hosts[who].dir
+            self.wait_for_word(self.hosts[who].process, "ready", rundir + "/wire.log")
+            self.wires[ns] = rundir + "/control"
             self.net.set_up_stack(ns)
         for ns in "cps":
             self.net.run_in(self.net.ns[ns], "sysctl", "-qw", *self.sysctl)
-        super().start(boot=False)
         for ns in "ps":
             server = Process("server", self.net.wrap(ns, [
                 sys.executable, HERE + "/stack_peer.py", "serve", GUEST_IP, GUEST_IP6,
                 str(PORT)]), "%s/server-%s.log" % (self.dir, ns))
             self.others.append(server)
-            self.wait_for_word(server, "ready")
+            self.wait_for_word(server, "ready", server.log)
 
     @staticmethod
-    def wait_for_word(process, word):
+    def wait_for_word(process, word, path):
         end = time.monotonic() + 10
-        while word not in process.output():
-            if not process.alive() or time.monotonic() > end:
+        while True:
+            if os.path.exists(path):
+                with open(path) as f:
+                    text = f.read()
+                if word in text:
+                    return
+                if time.monotonic() > end:
+                    raise RuntimeError("%s: %s" % (path, text))
+            if not process.alive():
                 raise RuntimeError("%s: %s" % (process.name, process.output()))
             time.sleep(0.01)
 
@@ -161,10 +177,9 @@ class StackPair(Pair):
     def wire(self, who="ps", way="in out", **faults):
         """Set faults of the wires: delay, jitter (us), loss, dup, reorder (0 to 1)."""
         for ns in who:
-            for d in way.split():
-                line = d + "".join(" %s=%g" % item for item in faults.items()) + "\n"
-                self.wires[ns].popen.stdin.write(line.encode())
-            self.wires[ns].popen.stdin.flush()
+            with open(self.wires[ns], "w") as f:
+                for d in way.split():
+                    f.write(d + "".join(" %s=%g" % item for item in faults.items()) + "\n")
 
     def open(self, *groups, host=GUEST_IP):
         opener = Opener(self, len(self.clients), {

@@ -9,6 +9,7 @@ the primary's host die in the middle of them, and asks for all bytes, both ways,
 end of each connection.
 """
 
+import os
 import sys
 
 from colo_e2e import case, main
@@ -22,12 +23,21 @@ def group(name, n=1, options=None, seconds=0, every=0, **spec):
             "seconds": seconds, "every": every}
 
 
-def live_through(t, groups, before=(1.0, 2.0), host=GUEST_IP, faults=None, wishes=0, **pair):
+# ms that a client may get nothing where the wires lose nothing. It was 50 to 170 when this was
+# written, on two cores; what is stuck needs a timer of TCP, and has to show.
+GAP_MAX = 900
+
+
+def live_through(t, groups, before=(1.0, 2.0), host=GUEST_IP, faults=None, gap_max=GAP_MAX,
+                 **pair):
     """Open @groups, take over in the middle, and check all of them."""
     with StackPair(t, **pair) as p:
         p.start()
         p.protect()
         p.capture()
+        if os.environ.get("COLO_STACKS_CAPTURE"):
+            for ns in "ps":
+                p.capture("stack-" + ns, ns, "eth0")
         if faults:
             faults(p)
         opener = p.open(*groups, host=host)
@@ -40,6 +50,7 @@ def live_through(t, groups, before=(1.0, 2.0), host=GUEST_IP, faults=None, wishe
         assert status == 0, "%s\nproxy before: %s" % (opener.why(), stats)
         server = p.server_status()
         assert server["failed"] == 0, "server: %s" % server
+        assert opener.gap_ms() <= gap_max, "a client got nothing for %d ms" % opener.gap_ms()
         comp = next(o for o in stats if o["type"] == "colo-compare")
         return "wishes %d, lag %d us, takeover %.0f ms, gap %d ms, %s" % (
             comp["triggers"], comp["secondary-lag-us"], ms, opener.gap_ms(), ", ".join(
@@ -129,6 +140,9 @@ def add_option_cases():
 add_option_cases()
 
 
+LOSSY = 10000  # ms: what only the SVM lost waits for timers of TCP where no checkpoint comes
+
+
 def lossy(who, way, **faults):
     return lambda p: p.wire(who, way, **faults)
 
@@ -139,7 +153,7 @@ def loss_before_the_client(t):
     return live_through(t, [
         group("both", 10, up=200000, down=200000, up_rate=60000, down_rate=60000),
         group("bulk", down=10 * MB), group("bulk up", up=10 * MB, flags="kK")],
-        faults=lossy("ps", "in", loss=0.01), **skewed(t))
+        faults=lossy("ps", "in", loss=0.01), gap_max=LOSSY, **skewed(t))
 
 
 @case()
@@ -147,7 +161,7 @@ def secondary_loses_input(t):
     return live_through(t, [
         group("both", 10, up=200000, down=200000, up_rate=60000, down_rate=60000, flags="kK"),
         group("bulk up", up=10 * MB, flags="kK")],
-        faults=lossy("s", "in", loss=0.01), **skewed(t))
+        faults=lossy("s", "in", loss=0.01), gap_max=LOSSY, **skewed(t))
 
 
 @case()
@@ -155,7 +169,7 @@ def secondary_loses_output(t):
     return live_through(t, [
         group("both", 10, up=200000, down=200000, up_rate=60000, down_rate=60000),
         group("bulk", down=10 * MB)],
-        faults=lossy("s", "out", loss=0.01), **skewed(t))
+        faults=lossy("s", "out", loss=0.01), gap_max=LOSSY, **skewed(t))
 
 
 @case()
@@ -173,7 +187,7 @@ def primary_loses_and_reorders(t):
         group("both", 10, up=200000, down=200000, up_rate=60000, down_rate=60000),
         group("bulk", down=10 * MB), group("bulk up", up=10 * MB, flags="kK")],
         faults=lossy("p", "in out", loss=0.01, reorder=0.01, delay=1000, jitter=1000),
-        **skewed(t))
+        gap_max=LOSSY, **skewed(t))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 /*
- * bad-wire: the cable between a network stack of this machine and an emulator's hub.
+ * bad-wire: the cable between a network stack of this machine and a front-end.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Usage: bad-wire --tap NAME --listen PATH [--seed N] [--isn N] [--ts N]
+ * Usage: bad-wire --tap NAME --fd N --control FIFO [--seed N] [--isn N] [--ts N]
  *
- * Makes a tap device, which a network namespace uses as its only NIC, and joins it to the
- * one that connects to PATH (frames behind their be32 length, as QEMU's stream netdev sends
- * them). Two Linux stacks in two namespaces then play the two guests of a protected pair.
+ * Takes the place of an emulator's NIC. Makes a tap device, which a network namespace uses
+ * as its only NIC, and joins it to the datagram socket N that a front-end has made for its
+ * emulator. Two Linux stacks in two namespaces then play the two guests of a protected pair.
+ * It ends with its parent.
  *
- * The wire can be bad, each direction by itself: "in" is towards the stack. Lines on
- * standard input set it at any time, and its end ends the program:
+ * The wire can be bad, each direction by itself: "in" is towards the stack. Lines on the
+ * FIFO set it at any time:
  *     in delay=US jitter=US loss=P dup=P reorder=P      (P from 0 to 1)
  * Frames keep their order but for those that are picked to be reordered (4 ms later).
  * Only TCP suffers: lost ARP would only make tests slow.
@@ -24,18 +25,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <inttypes.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -53,7 +54,7 @@ typedef struct Waiting {
 typedef struct Direction {
     double loss, dup, reorder;
     int64_t delay, jitter, last; /* @last: when the frame before is due */
-    Waiting *head;
+    Waiting *head, *tail;
     unsigned waiting;
     uint64_t frames, lost;
 } Direction;
@@ -61,9 +62,8 @@ typedef struct Direction {
 static Direction in, out;
 static uint32_t isn_shift, ts_shift;
 static uint64_t rnd_state = 1;
-static int tap = -1, peer = -1;
-static uint8_t *unsent; /* what the peer's socket did not take */
-static size_t unsent_at, unsent_len, unsent_size;
+static int tap = -1, peer = -1, control = -1;
+static Waiting *unsent, **unsent_end = &unsent; /* what the peer's socket did not take */
 
 static void die(const char *what)
 {
@@ -194,6 +194,20 @@ static void shift(uint8_t *frame, uint8_t *tcp, uint32_t left, bool inward)
 
 /* --- Delay and loss --- */
 
+static Waiting *waiting_new(const uint8_t *data, uint32_t len, int64_t due)
+{
+    Waiting *w = malloc(sizeof(*w) + len);
+
+    if (!w) {
+        die("malloc");
+    }
+    w->next = NULL;
+    w->due = due;
+    w->len = len;
+    memcpy(w->data, data, len);
+    return w;
+}
+
 static void enqueue(Direction *d, const uint8_t *data, uint32_t len, int64_t due)
 {
     Waiting **at = &d->head, *w;
@@ -202,18 +216,18 @@ static void enqueue(Direction *d, const uint8_t *data, uint32_t len, int64_t due
         d->lost++;
         return;
     }
-    w = malloc(sizeof(*w) + len);
-    if (!w) {
-        die("malloc");
+    w = waiting_new(data, len, due);
+    if (d->tail && d->tail->due <= due) {
+        at = &d->tail->next;
     }
-    w->due = due;
-    w->len = len;
-    memcpy(w->data, data, len);
     while (*at && (*at)->due <= due) {
         at = &(*at)->next;
     }
     w->next = *at;
     *at = w;
+    if (!w->next) {
+        d->tail = w;
+    }
     d->waiting++;
 }
 
@@ -224,41 +238,30 @@ static void to_stack(const uint8_t *data, uint32_t len)
     }
 }
 
+/* Whether the peer has taken it, or never will. */
+static bool send_to_peer(const uint8_t *data, uint32_t len)
+{
+    return send(peer, data, len, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0 ||
+           (errno != EAGAIN && errno != ENOBUFS && errno != EINTR);
+}
+
 static void flush_peer(void)
 {
-    while (peer >= 0 && unsent_at < unsent_len) {
-        ssize_t n = send(peer, unsent + unsent_at, unsent_len - unsent_at,
-                         MSG_NOSIGNAL | MSG_DONTWAIT);
+    Waiting *w;
 
-        if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
-            return;
-        }
-        if (n < 0) {
-            unsent_at = unsent_len;
-            break;
-        }
-        unsent_at += n;
+    while ((w = unsent) && send_to_peer(w->data, w->len)) {
+        unsent = w->next;
+        unsent_end = unsent ? unsent_end : &unsent;
+        free(w);
     }
-    unsent_at = unsent_len = 0;
 }
 
 static void to_peer(const uint8_t *data, uint32_t len)
 {
-    uint32_t be = htonl(len);
-
-    if (peer < 0 || unsent_len > 16u << 20) {
-        return; /* nobody there, or a peer that stands still */
+    if (unsent || !send_to_peer(data, len)) {
+        *unsent_end = waiting_new(data, len, 0);
+        unsent_end = &(*unsent_end)->next;
     }
-    if (unsent_len + len + 4 > unsent_size) {
-        unsent_size = (unsent_len + len + 4) * 2;
-        unsent = realloc(unsent, unsent_size);
-        if (!unsent) {
-            die("realloc");
-        }
-    }
-    memcpy(unsent + unsent_len, &be, 4);
-    memcpy(unsent + unsent_len + 4, data, len);
-    unsent_len += len + 4;
 }
 
 static void pass(Direction *d, const uint8_t *data, uint32_t len)
@@ -307,6 +310,7 @@ static void release_due(Direction *d, int64_t now)
 
     while ((w = d->head) && w->due <= now) {
         d->head = w->next;
+        d->tail = d->head ? d->tail : NULL;
         d->waiting--;
         pass(d, w->data, w->len);
         free(w);
@@ -331,35 +335,16 @@ static void read_tap(void)
 
 static void read_peer(void)
 {
-    static uint8_t buf[4 * FRAME_SIZE];
-    static size_t have;
-    size_t at = 0;
-    ssize_t n = recv(peer, buf + have, sizeof(buf) - have, MSG_DONTWAIT);
+    static uint8_t buf[FRAME_SIZE];
 
-    if (n <= 0) {
-        if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
-            close(peer);
-            peer = -1;
-            have = 0;
-        }
-        return;
-    }
-    have += n;
-    while (have - at >= 4) {
-        uint32_t len = get32(buf + at);
+    for (int i = 0; i < 64; i++) {
+        ssize_t n = recv(peer, buf, sizeof(buf), MSG_DONTWAIT);
 
-        if (len > FRAME_SIZE) {
-            fprintf(stderr, "bad-wire: a frame of %u bytes\n", len);
-            exit(1);
+        if (n <= 0) {
+            return;
         }
-        if (have - at - 4 < len) {
-            break;
-        }
-        take(&in, buf + at + 4, len);
-        at += 4 + len;
+        take(&in, buf, n);
     }
-    memmove(buf, buf + at, have - at);
-    have -= at;
 }
 
 static void set_direction(char *line)
@@ -380,24 +365,14 @@ static void set_direction(char *line)
     }
 }
 
-static void finish(void)
-{
-    fprintf(stderr, "in %" PRIu64 " frames, %" PRIu64 " lost; out %" PRIu64 ", %" PRIu64 "\n",
-            in.frames, in.lost, out.frames, out.lost);
-    exit(0);
-}
-
 static void read_control(void)
 {
     static char buf[1024];
     static size_t have;
-    ssize_t n = read(0, buf + have, sizeof(buf) - 1 - have);
+    ssize_t n = read(control, buf + have, sizeof(buf) - 1 - have);
     char *end;
 
-    if (n <= 0) {
-        finish();
-    }
-    have += n;
+    have += n > 0 ? n : 0;
     buf[have] = 0;
     while ((end = strchr(buf, '\n'))) {
         *end = 0;
@@ -419,28 +394,15 @@ static int make_tap(const char *name)
     return fd;
 }
 
-static int listen_at(const char *path)
+static void run(void)
 {
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 || listen(fd, 1) < 0) {
-        die(path);
-    }
-    return fd;
-}
-
-static void run(int listener)
-{
-    enum { CONTROL, TAP, LISTENER, PEER };
+    enum { CONTROL, TAP, PEER };
 
     for (;;) {
         struct pollfd p[] = {
-            {0, POLLIN, 0},
+            {control, POLLIN, 0},
             {tap, POLLIN, 0},
-            {peer < 0 ? listener : -1, POLLIN, 0},
-            {peer, POLLIN | (unsent_len ? POLLOUT : 0), 0},
+            {peer, POLLIN | (unsent ? POLLOUT : 0), 0},
         };
         int64_t due = INT64_MAX, left;
         struct timespec t;
@@ -450,7 +412,7 @@ static void run(int listener)
         left = due == INT64_MAX ? 3600000000ll : due - now_us();
         left = left < 0 ? 0 : left;
         t = (struct timespec){left / 1000000, left % 1000000 * 1000};
-        if (ppoll(p, 4, &t, NULL) < 0 && errno != EINTR) {
+        if (ppoll(p, 3, &t, NULL) < 0 && errno != EINTR) {
             die("poll");
         }
         if (p[CONTROL].revents) {
@@ -459,10 +421,10 @@ static void run(int listener)
         if (p[TAP].revents) {
             read_tap();
         }
-        if (p[LISTENER].revents) {
-            peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        if (p[PEER].revents & POLLHUP) {
+            exit(0);
         }
-        if (p[PEER].revents & (POLLIN | POLLHUP | POLLERR)) {
+        if (p[PEER].revents & POLLIN) {
             read_peer();
         }
         release_due(&in, now_us());
@@ -474,28 +436,33 @@ static void run(int listener)
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"tap", 1, 0, 't'},  {"listen", 1, 0, 'l'}, {"seed", 1, 0, 's'},
-        {"isn", 1, 0, 'i'},  {"ts", 1, 0, 'T'},     {0, 0, 0, 0}};
-    const char *name = NULL, *path = NULL;
-    int o, listener;
+        {"tap", 1, 0, 't'},  {"fd", 1, 0, 'f'}, {"control", 1, 0, 'c'}, {"seed", 1, 0, 's'},
+        {"isn", 1, 0, 'i'},  {"ts", 1, 0, 'T'}, {0, 0, 0, 0}};
+    const char *name = NULL, *fifo = NULL;
+    int o;
 
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     while ((o = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (o) {
         case 't': name = optarg; break;
-        case 'l': path = optarg; break;
+        case 'f': peer = atoi(optarg); break;
+        case 'c': fifo = optarg; break;
         case 's': rnd_state = strtoull(optarg, NULL, 0) * 2 + 1; break;
         case 'i': isn_shift = strtoul(optarg, NULL, 0); break;
         case 'T': ts_shift = strtoul(optarg, NULL, 0); break;
         default: return 2;
         }
     }
-    if (!name || !path) {
-        fprintf(stderr, "usage: bad-wire --tap NAME --listen PATH\n");
+    if (!name || peer < 0 || !fifo || getppid() == 1) {
+        fprintf(stderr, "usage: bad-wire --tap NAME --fd N --control FIFO\n");
         return 2;
     }
+    control = open(fifo, O_RDWR | O_NONBLOCK | O_CLOEXEC); /* never at its end */
+    if (control < 0) {
+        die(fifo);
+    }
     tap = make_tap(name);
-    listener = listen_at(path);
     puts("bad-wire: ready");
     fflush(stdout);
-    run(listener);
+    run();
 }
