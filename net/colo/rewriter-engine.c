@@ -345,7 +345,10 @@ static Frame *tcp_from_guest(RewriterEngine *r, Frame *f, const Packet *p, int64
     if (fl->off_known) {
         rw_answer(r, fl, p, seq, seq + len, now);
     }
-    if (len && !r->live && fl->off_known && !(p->flags & (TCP_SYN | TCP_RST))) {
+    if ((p->flags & TCP_RST) && !bare_rst) {
+        len = 1; /* nothing acknowledges it: it is kept as long as the flow */
+    }
+    if (len && !r->live && fl->off_known && !(p->flags & TCP_SYN)) {
         rw_keep_segment(r, fl, f, seq, seq + len, now);
     }
     return f;

@@ -488,6 +488,26 @@ static void test_timestamps(void)
     world_free(w);
 }
 
+/* The PVM's RST may have died with it, and nobody would send another. */
+static void test_takeover_repeats_a_reset(void)
+{
+    World *w = connected(true, false);
+    Packet p;
+    Frame *f;
+
+    OUT(.seq = SVM_ISN + 1, .ack = CL, .data = "abc", .len = 3);
+    IN(.seq = CL, .ack = PVM_ISN + 4);
+    OUT(.seq = SVM_ISN + 4, .ack = CL, .flags = TCP_RST | TCP_ACK);
+    IN(.seq = CL, .ack = PVM_ISN + 4);
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    f = pop(w, &p);
+    g_assert_cmpuint(p.flags, ==, TCP_RST | TCP_ACK);
+    g_assert_cmpuint(p.seq, ==, PVM_ISN + 4);
+    g_assert_null(w->out.head);
+    frame_unref(f);
+    world_free(w);
+}
+
 /* Two machines' clocks have nothing to do with each other. */
 static void test_clocks_of_two_machines(void)
 {
@@ -868,6 +888,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 #define T(name, fn) g_test_add_func("/rewriter/" name, fn)
+    T("takeover-repeats-a-reset", test_takeover_repeats_a_reset);
     T("clocks-of-two-machines", test_clocks_of_two_machines);
     T("takeover-in-handshake", test_takeover_in_handshake);
     T("offsets", test_offsets);
