@@ -5,6 +5,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "client.h"
+#include "workload.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -198,13 +199,26 @@ void run_report_json(Run *r, FILE *out)
     fprintf(out, "]%s}", r->extra);
 }
 
-int net_connect(Run *r, int port, int type)
+static void set_up(Run *r, int fd, int type)
 {
     struct timeval stall = {r->opt->stall_ms / 1000, r->opt->stall_ms % 1000 * 1000};
+    int one = 1;
+
+    run_progress(r);
+    fcntl(fd, F_SETFL, 0);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &stall, sizeof(stall));
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &stall, sizeof(stall));
+    if (type == SOCK_STREAM) {
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    }
+}
+
+static int connect_to(Run *r, int port, int type)
+{
     struct sockaddr_in sin = {.sin_family = AF_INET,
                               .sin_port = htons(port + r->opt->port_offset)};
     struct pollfd pfd = {.events = POLLOUT};
-    int fd, one = 1, err = 0;
+    int fd, err = 0;
     socklen_t len = sizeof(err);
 
     if (inet_pton(AF_INET, r->opt->host, &sin.sin_addr) != 1) {
@@ -232,14 +246,47 @@ int net_connect(Run *r, int port, int type)
         close(fd);
         return -1;
     }
-    run_progress(r);
-    fcntl(fd, F_SETFL, 0);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &stall, sizeof(stall));
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &stall, sizeof(stall));
-    if (type == SOCK_STREAM) {
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    }
+    set_up(r, fd, type);
     return fd;
+}
+
+/* Ask the guest to open the connection. */
+static int let_dial(Run *r, int port)
+{
+    struct sockaddr_in sin = {.sin_family = AF_INET};
+    socklen_t len = sizeof(sin);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), asker, fd = -1;
+    struct pollfd pfd = {.fd = listener, .events = POLLIN};
+    char line[64];
+
+    if (listener < 0 || bind(listener, (void *)&sin, sizeof(sin)) || listen(listener, 1) ||
+        getsockname(listener, (void *)&sin, &len)) {
+        run_fail(r, "listen: %s", strerror(errno));
+        return -1;
+    }
+    asker = connect_to(r, PORT_DIAL, SOCK_STREAM);
+    snprintf(line, sizeof(line), "%d %d\n", ntohs(sin.sin_port), port);
+    if (asker >= 0 && net_send(r, asker, line, strlen(line))) {
+        if (poll(&pfd, 1, r->opt->connect_ms) == 1) {
+            fd = accept(listener, NULL, NULL);
+        }
+        if (fd < 0) {
+            run_fail(r, "the guest opened no connection for port %d", port);
+        } else {
+            set_up(r, fd, SOCK_STREAM);
+        }
+    }
+    if (asker >= 0) {
+        close(asker);
+    }
+    close(listener);
+    return fd;
+}
+
+int net_connect(Run *r, int port, int type)
+{
+    return r->opt->dial && type == SOCK_STREAM && port != PORT_CONTROL ? let_dial(r, port)
+                                                                       : connect_to(r, port, type);
 }
 
 static const char *wait_error(Run *r, int err)

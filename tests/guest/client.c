@@ -52,6 +52,7 @@ static const char usage[] =
     "  --gap-ms N          list waits from N ms on (20)\n"
     "  --interval-us N     pause between requests of lines and http (1000)\n"
     "  --concurrency N     connections of http (1); --keepalive: requests share them\n"
+    "  --dial              the guest opens the connections\n"
     "  --bytes N           size of a download or upload (8388608)\n"
     "  --rate MB/S         of download, upload, echo each (0: as fast as it goes)\n"
     "  --udp-rate N        datagrams a second (200); --udp-loss N: more lost is an error\n"
@@ -216,7 +217,7 @@ int main(int argc, char **argv)
     static const struct option longs[] = {
         {"host", 1, 0, 'h'}, {"port-offset", 1, 0, 'o'}, {"seconds", 1, 0, 's'},
         {"connect-ms", 1, 0, 'c'}, {"stall-ms", 1, 0, 't'}, {"gap-ms", 1, 0, 'g'},
-        {"interval-us", 1, 0, 'i'}, {"concurrency", 1, 0, 'n'}, {"keepalive", 0, 0, 'k'},
+        {"interval-us", 1, 0, 'i'}, {"concurrency", 1, 0, 'n'}, {"keepalive", 0, 0, 'k'}, {"dial", 0, 0, 'a'},
         {"bytes", 1, 0, 'b'}, {"rate", 1, 0, 'r'}, {"udp-rate", 1, 0, 'u'},
         {"udp-loss", 1, 0, 'U'}, {"disk-rate", 1, 0, 'd'}, {"first", 1, 0, 'f'},
         {"log", 1, 0, 'l'}, {"seed", 1, 0, 'S'}, {"no-disk", 0, 0, 'D'},
@@ -243,6 +244,7 @@ int main(int argc, char **argv)
         case 'i': opt.interval_us = number(name, optarg); break;
         case 'n': opt.concurrency = number(name, optarg); break;
         case 'k': opt.keepalive = true; break;
+        case 'a': opt.dial = true; break;
         case 'b': opt.bytes = number(name, optarg); break;
         case 'r': opt.rate = number(name, optarg); break;
         case 'u': opt.udp_rate = number(name, optarg); break;

@@ -23,6 +23,7 @@ typedef struct Options {
     int interval_us;
     int concurrency;
     bool keepalive;
+    bool dial;        /* the guest opens the connections */
     uint64_t bytes;   /* of one download or upload */
     uint64_t rate;    /* MB/s of a download or upload, 0 unbounded */
     uint64_t udp_rate;

@@ -12,6 +12,8 @@
  *   7004  UDP: datagrams come back
  *   7005  STATUS, SET key=value, POWEROFF (see workload.c); its answers differ on twins
  *   7006  the disk on request (see disk.c)
+ *   7007  "PORT SERVICE\n": the guest itself opens a connection to the asker's PORT, and
+ *         serves on it what it serves on port SERVICE
  *
  * Same input, same bytes: no time and nothing random in an answer, apart from /date and
  * 7005, so that twins differ only in when they answer.
@@ -19,6 +21,7 @@
 #include "workload.h"
 #include "pattern.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -313,9 +316,32 @@ static void process_upload(Conn *c)
     }
 }
 
+static void dial(Conn *asker, int port, int service);
+
+static void process_dial(Conn *c)
+{
+    char *nl;
+
+    while ((nl = memchr(c->in, '\n', c->in_len))) {
+        int port, service;
+
+        *nl = '\0';
+        if (sscanf(c->in, "%d %d", &port, &service) != 2) {
+            c->dead = true;
+            return;
+        }
+        in_drop(c, nl + 1 - c->in);
+        dial(c, port, service);
+    }
+    c->dead |= c->in_len == IN_SIZE;
+}
+
 static void process(Conn *c)
 {
     switch (c->port) {
+    case PORT_DIAL:
+        process_dial(c);
+        break;
     case PORT_HTTP:
         process_http(c);
         break;
@@ -411,30 +437,55 @@ static void stream_tick(void)
     }
 }
 
+/* A connection of the guest's, however it came to be. */
+static void conn_new(int fd, int port)
+{
+    struct epoll_event ev = {.events = EPOLLIN};
+    Conn *c = calloc(1, sizeof(*c));
+    int one = 1;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    c->fd = fd;
+    c->port = port;
+    c->in = malloc(IN_SIZE);
+    c->events = ev.events;
+    ev.data.ptr = c;
+    epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev);
+    workload.conns++;
+    if (c->port == PORT_STREAM) {
+        stream_start(c);
+    }
+    conn_ready(c, 0);
+}
+
+static void dial(Conn *asker, int port, int service)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct sockaddr_in sin;
+    socklen_t len = sizeof(sin);
+
+    if (fd < 0 || getpeername(asker->fd, (void *)&sin, &len) < 0) {
+        asker->dead = true;
+        return;
+    }
+    sin.sin_port = htons(port);
+    if (connect(fd, (void *)&sin, sizeof(sin)) < 0 && errno != EINPROGRESS) {
+        close(fd);
+        asker->dead = true;
+        return;
+    }
+    conn_new(fd, service);
+}
+
 static void listener_ready(Conn *l)
 {
     for (int i = 0; i < 64; i++) {
         int fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        int one = 1;
-        Conn *c;
-        struct epoll_event ev = {.events = EPOLLIN};
 
         if (fd < 0) {
             return;
         }
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-        c = calloc(1, sizeof(*c));
-        c->fd = fd;
-        c->port = l->port;
-        c->in = malloc(IN_SIZE);
-        c->events = ev.events;
-        ev.data.ptr = c;
-        epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev);
-        workload.conns++;
-        if (c->port == PORT_STREAM) {
-            stream_start(c);
-        }
-        conn_ready(c, 0);
+        conn_new(fd, l->port);
     }
 }
 
@@ -469,7 +520,7 @@ static void add_special(int fd, int port)
 void services_run(void)
 {
     static const int ports[] = {PORT_LINES, PORT_ECHO, PORT_UPLOAD, PORT_STREAM,
-                                PORT_CONTROL, PORT_HTTP};
+                                PORT_CONTROL, PORT_DIAL, PORT_HTTP};
 
     epfd = epoll_create1(EPOLL_CLOEXEC);
     tick_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);

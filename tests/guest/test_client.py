@@ -199,6 +199,11 @@ def main():
             print("%s %-9s %-12s exit status %d%s" % (
                 "ok  " if good else "FAIL", mode, name, status,
                 "" if good else ", expected %d: %s" % (expected, text[:300])), flush=True)
+        for mode in ("lines", "echo", "upload", "stream"):
+            status, text = run(client, base, mode, 7007, clean, "--dial")
+            failures += status != 0
+            print("%s %-9s the guest dials %s" % ("FAIL" if status else "ok  ", mode,
+                                                  text[:300] if status else ""))
         status, text = run(client, base, "udp", 7004, udp_repeat)
         good = '"dup":1,' in text
         failures += not good

@@ -21,6 +21,7 @@ enum {
     PORT_UDP = 7004,
     PORT_CONTROL = 7005,
     PORT_DISK = 7006,
+    PORT_DIAL = 7007,
     PORT_HTTP = 80,
 };
 
