@@ -161,6 +161,7 @@ typedef struct CompareStats {
     uint64_t known;         /* released because nothing in them was new */
     uint64_t lowered;       /* released with a lowered ACK or window */
     uint64_t acks_made;     /* pure ACKs made for an owed one */
+    uint64_t parts;         /* frames whose front left by itself */
     uint64_t logged;        /* ACKs vouched for by the secondary's log alone */
     uint64_t acks_absorbed; /* pure ACKs overtaken by data that carried as much */
     uint64_t svm_dropped;   /* SVM frames dropped without a twin */

@@ -43,6 +43,7 @@
 #define MAX_FLOOR (80 * 1000)
 #define FLOOR_HALVES (10 * 1000 * 1000) /* without a silent twin */
 #define ACK_PATIENCE (60 * 1000) /* delayed ACKs: 40 ms and more */
+#define PART_PATIENCE (4 * 1000)
 #define ASK_AGAIN (100 * 1000)
 #define DAMPING_MIN (5 * 1000)
 #define DAMPING_MAX (100 * 1000)
@@ -280,6 +281,19 @@ static CompareCause cause_of(const CompareFlow *fl, WaitClass c)
                              : COMPARE_CAUSE_SILENT;
 }
 
+/* Two stacks that cut the stream at other places, one of them at the end of its congestion
+ * window, would wait for each other: half a frame is better than none. */
+static int64_t release_parts(CompareEngine *e)
+{
+    CompareFlow *fl;
+
+    while ((fl = e->wait[WAIT_PART].head) && fl->base + PART_PATIENCE <= e->now) {
+        compare_tcp_leave_part(e, fl);
+        compare_flow_wait_on(e, fl);
+    }
+    return fl ? fl->base + PART_PATIENCE : INT64_MAX;
+}
+
 /* Find who has waited too long; the time at which somebody will have. */
 static int64_t check_waits(CompareEngine *e)
 {
@@ -320,6 +334,7 @@ int64_t compare_engine_tick(CompareEngine *e, int64_t now)
     if (compare_engine_full(e)) {
         trigger(e, NULL, COMPARE_CAUSE_BACKLOG);
     }
+    next = MIN(next, release_parts(e));
     return MIN(next, check_waits(e));
 }
 

@@ -91,7 +91,7 @@ static WaitClass wait_class(const CompareFlow *fl)
         return compare_is_query(&fl->key) ? WAIT_QUERY : WAIT_DATA;
     }
     if (fl->fifo.head) {
-        return WAIT_DATA;
+        return compare_tcp_has_part(fl) ? WAIT_PART : WAIT_DATA;
     }
     if (fl->acks.head || compare_tcp_owes_ack(fl) ||
         (fl->s_rst && fl->p_known && !fl->closed)) {
@@ -103,6 +103,23 @@ static WaitClass wait_class(const CompareFlow *fl)
     return WAIT_NONE;
 }
 
+static void wait_link(CompareEngine *e, CompareFlow *fl, WaitClass c, CompareFlow *after)
+{
+    fl->wait = c;
+    fl->wait_prev = after;
+    fl->wait_next = after ? after->wait_next : e->wait[c].head;
+    if (fl->wait_prev) {
+        fl->wait_prev->wait_next = fl;
+    } else {
+        e->wait[c].head = fl;
+    }
+    if (fl->wait_next) {
+        fl->wait_next->wait_prev = fl;
+    } else {
+        e->wait[c].tail = fl;
+    }
+}
+
 void compare_flow_wait(CompareEngine *e, CompareFlow *fl, bool progress)
 {
     WaitClass c = e->mode == COMPARE_MODE_COMPARE ? wait_class(fl) : WAIT_NONE;
@@ -112,18 +129,25 @@ void compare_flow_wait(CompareEngine *e, CompareFlow *fl, bool progress)
     }
     wait_unlink(e, fl);
     fl->base = e->now;
+    if (c != WAIT_NONE) {
+        wait_link(e, fl, c, e->wait[c].tail);
+    }
+}
+
+void compare_flow_wait_on(CompareEngine *e, CompareFlow *fl)
+{
+    WaitClass c = e->mode == COMPARE_MODE_COMPARE ? wait_class(fl) : WAIT_NONE;
+    CompareFlow *after;
+
+    wait_unlink(e, fl);
     if (c == WAIT_NONE) {
         return;
     }
-    fl->wait = c;
-    fl->wait_next = NULL;
-    fl->wait_prev = e->wait[c].tail;
-    if (fl->wait_prev) {
-        fl->wait_prev->wait_next = fl;
-    } else {
-        e->wait[c].head = fl;
+    /* Not far: the others that came later came within the wait that was. */
+    for (after = e->wait[c].tail; after && after->base > fl->base;) {
+        after = after->wait_prev;
     }
-    e->wait[c].tail = fl;
+    wait_link(e, fl, c, after);
 }
 
 static CompareFlow **slot_of(CompareEngine *e, const FlowKey *key)

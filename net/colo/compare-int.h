@@ -79,6 +79,7 @@ typedef enum WaitClass {
                     has reset the connection */
     WAIT_BLOCKED, /* a window is owed to a client that cannot send: compare_timeout */
     WAIT_WINDOW,  /* only a wider window is owed: no time limit */
+    WAIT_PART,    /* the next frame's front is vouched for, and may leave by itself soon */
     WAIT__MAX,
     WAIT_NONE = WAIT__MAX,
 } WaitClass;
@@ -109,10 +110,12 @@ struct CompareFlow {
     bool p_known, s_known, v_known, rel_known, has_ts;
     bool told_isn, synack_out; /* the rewriter knows; the PVM's SYN|ACK is vouched for */
     bool norewrite;            /* its segments are signed */
+    bool part_known;
     uint8_t wscale, closed, s_rst;
     uint16_t p_win, s_win, vnet_len;
     uint32_t epoch_start; /* stream position where offsets are counted from */
     uint32_t vouched;
+    uint32_t part; /* end of the last front that left, see compare_tcp_leave_part() */
     uint32_t p_snd_max, p_ack, p_edge, p_tsval, p_tsecr;
     uint32_t s_ack, s_edge;
     uint32_t s_own; /* the SVM's own ACK; @s_ack may be ahead of it by the log */
@@ -181,6 +184,8 @@ CompareFlow *compare_flow_get(CompareEngine *e, const FlowKey *key);
 CompareFlow *compare_flow_find(CompareEngine *e, const FlowKey *key);
 /** Relink @fl in the wait list it belongs to; @progress: its twin has moved. */
 void compare_flow_wait(CompareEngine *e, CompareFlow *fl, bool progress);
+/** The same for a flow that waits for something else now, but no less long. */
+void compare_flow_wait_on(CompareEngine *e, CompareFlow *fl);
 Item *compare_item_new(CompareEngine *e, CompareFlow *fl, Frame *f, bool primary);
 /** Unlink @it from every list and free it; returns its frame. */
 Frame *compare_item_take(CompareEngine *e, Item *it);
@@ -217,6 +222,10 @@ void compare_tcp_release_known(CompareEngine *e, CompareFlow *fl, Frame *f,
 void compare_tcp_release_item(CompareEngine *e, Item *it);
 /** compare_tcp_drain(), and the flow's wait begins anew. */
 void compare_tcp_settle(CompareEngine *e, CompareFlow *fl);
+/** Whether the front of the next frame could leave by itself, and has not. */
+bool compare_tcp_has_part(const CompareFlow *fl);
+/** Let it leave. */
+void compare_tcp_leave_part(CompareEngine *e, CompareFlow *fl);
 bool compare_tcp_owes_ack(const CompareFlow *fl);
 bool compare_tcp_owes_window(const CompareFlow *fl);
 /** Whether the client can hardly send for want of window. */

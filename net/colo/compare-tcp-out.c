@@ -5,7 +5,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Bytes leave in the order in which the PVM sent them, with ACK, window and SACK blocks
- * lowered to what both sides said. What was held back of an ACK is owed: a pure ACK makes
+ * lowered to what both sides said. A frame leaves when its last byte is vouched for; but
+ * where only its front is, and the twin stands still for 4 ms, the front leaves by itself:
+ * the twin may be at the end of its congestion window and wait for the client's ACK. What was held back of an ACK is owed: a pure ACK makes
  * up for it as soon as the SVM has got there, if it tells the client something new.
  */
 #include "compare-int.h"
@@ -166,6 +168,7 @@ void compare_tcp_release_item(CompareEngine *e, Item *it)
     Item copy = *it;
     Frame *f = compare_item_take(e, it);
 
+    fl->part_known = false;
     if (is_pure_ack(&copy) && fl->rel_known && !copy.must_send &&
         seq_le(copy.ack, fl->rel_ack) && seq_le(copy.edge, fl->rel_edge)) {
         e->stats.acks_absorbed++;
@@ -238,6 +241,87 @@ static void pay_owed_ack(CompareEngine *e, CompareFlow *fl)
     compare_release(e, packet_make_ack(&a));
 }
 
+/* --- Parts of frames --- */
+
+/* A frame with the bytes of [@from, @to) of @f alone; @to is not in its middle of a FIN. */
+static Frame *cut_frame(const CompareFlow *fl, const Item *it, const Frame *f,
+                        uint32_t from, uint32_t to)
+{
+    uint32_t fin = !!(it->tcp_flags & TCP_FIN), start = it->end - fin - it->body_len;
+    uint32_t l3 = fl->l2_len, skip = from - start;
+    uint32_t len = seq_min(to, it->end - fin) - from;
+    Frame *cut = frame_new(MAX(it->body + len, 60u));
+    Packet p = {.l3 = l3, .l4 = it->l4, .body = it->body, .body_len = len};
+    uint8_t *ip = cut->data + l3, *tcp = cut->data + it->l4;
+
+    memset(cut->data, 0, cut->len);
+    memcpy(cut->data, f->data, it->body);
+    memcpy(cut->data + it->body, f->data + it->body + skip, len);
+    cut->stamp = f->stamp;
+    cut->epoch = f->epoch;
+    if (ip[0] >> 4 == 6) {
+        put_be16(ip + 4, it->body + len - l3 - 40);
+    } else {
+        put_be16(ip + 2, it->body + len - l3);
+    }
+    put_be32(tcp + 4, from);
+    if (to != it->end) {
+        tcp[13] &= ~TCP_FIN;
+    }
+    packet_tcp_checksum(cut, &p);
+    return cut;
+}
+
+/* The first byte of @it that has not left; whether its frame can be cut at all. */
+static bool part_start(const CompareFlow *fl, const Item *it, uint32_t *from)
+{
+    *from = it->end - !!(it->tcp_flags & TCP_FIN) - it->body_len;
+    if (fl->part_known && seq_lt(*from, fl->part) && seq_lt(fl->part, it->end)) {
+        *from = fl->part;
+    }
+    return it->kind == ITEM_DATA && !it->norewrite && !it->partial && !it->f->vnet_len &&
+           it->body_len > 0;
+}
+
+bool compare_tcp_has_part(const CompareFlow *fl)
+{
+    const Item *it = fl->fifo.head;
+    uint32_t from;
+
+    return it && fl->v_known && fl->s_known && !fl->broken &&
+           seq_lt(fl->vouched, it->end) && part_start(fl, it, &from) &&
+           seq_lt(from, fl->vouched);
+}
+
+void compare_tcp_leave_part(CompareEngine *e, CompareFlow *fl)
+{
+    const Item *it = fl->fifo.head;
+    Item copy = *it;
+    uint32_t from;
+
+    part_start(fl, it, &from);
+    copy.tcp_flags &= ~TCP_FIN;
+    fl->part_known = true;
+    fl->part = fl->vouched;
+    e->stats.parts++;
+    compare_tcp_leave(e, fl, &copy, cut_frame(fl, it, it->f, from, fl->vouched), false);
+}
+
+/* The frame of @it, which is not in any list any more, without what has left already. */
+static Frame *rest_of(const CompareFlow *fl, const Item *it, Frame *f)
+{
+    uint32_t from;
+    Frame *rest;
+
+    if (!fl->part_known || it->kind != ITEM_DATA || !part_start(fl, it, &from) ||
+        from != fl->part) {
+        return f;
+    }
+    rest = cut_frame(fl, it, f, fl->part, it->end);
+    frame_unref(f);
+    return rest;
+}
+
 static bool may_leave(const CompareFlow *fl, const Item *it)
 {
     if (it->norewrite &&
@@ -271,7 +355,8 @@ void compare_tcp_drain(CompareEngine *e, CompareFlow *fl)
         }
         compare_sample_lag(e, it->stamp);
         e->stats.equal++;
-        compare_tcp_leave(e, fl, &copy, compare_item_take(e, it), false);
+        compare_tcp_leave(e, fl, &copy, rest_of(fl, &copy, compare_item_take(e, it)), false);
+        fl->part_known = fl->part_known && seq_lt(copy.end, fl->part);
     }
     while ((it = fl->acks.head) && may_leave(fl, it)) {
         Item copy = *it;

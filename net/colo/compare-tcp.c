@@ -68,7 +68,7 @@ static void begin_connection(CompareEngine *e, CompareFlow *fl)
         stream_unlink(&fl->p, fl->p.head);
     }
     fl->p_known = fl->s_known = fl->v_known = fl->rel_known = false;
-    fl->has_ts = fl->norewrite = fl->told_isn = fl->synack_out = false;
+    fl->has_ts = fl->norewrite = fl->told_isn = fl->synack_out = fl->part_known = false;
     fl->wscale = 255;
     fl->closed = 0;
     fl->s_rst = 0;

@@ -48,6 +48,7 @@ static void query_compare(JsonArray *out, ColoCompare *c)
         {"known", s.known},
         {"lowered", s.lowered},
         {"acks-made", s.acks_made},
+        {"parts", s.parts},
         {"acks-absorbed", s.acks_absorbed},
         {"acks-by-log", s.logged},
         {"secondary-dropped", s.svm_dropped},

@@ -23,9 +23,9 @@ def group(name, n=1, options=None, seconds=0, every=0, **spec):
             "seconds": seconds, "every": every}
 
 
-# ms that a client may get nothing where the wires lose nothing. It was 50 to 170 when this was
-# written, on two cores; what is stuck needs a timer of TCP, and has to show.
-GAP_MAX = 900
+# ms that a client may get nothing where the wires lose nothing. It was 50 to 250 when this was
+# written, on two busy cores; what stands still until the takeover has to show.
+GAP_MAX = 1500
 
 
 def live_through(t, groups, before=(1.0, 2.0), host=GUEST_IP, faults=None, gap_max=GAP_MAX,
@@ -79,7 +79,7 @@ def upload(t):
 @case()
 def hundred_connections(t):
     return live_through(t, [
-        group("both", 100, up=200000, down=200000, up_rate=50000, down_rate=50000, spread=0)],
+        group("both", 100, up=200000, down=200000, up_rate=50000, down_rate=50000)],
         **skewed(t))
 
 

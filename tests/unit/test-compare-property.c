@@ -419,7 +419,7 @@ static void test_fuzz(void)
         g_assert_cmpuint(st.held_bytes, ==, 0);
         g_assert_cmpuint(st.svm_bytes, ==, 0);
         /* Nothing is lost: each frame left, or said no more than others did. */
-        g_assert_cmpuint(fed + st.acks_made + st.svm_forwarded, ==,
+        g_assert_cmpuint(fed + st.acks_made + st.parts + st.svm_forwarded, ==,
                          st.released_frames + st.acks_absorbed);
         world_free(w);
     }

@@ -175,6 +175,62 @@ static void test_segmentation(void)
     world_free(w);
 }
 
+/* The SVM has cut the stream elsewhere and waits, at the end of its congestion window, for
+ * an ACK of the client: the client must get what it can. */
+static void test_front_of_a_frame(void)
+{
+    for (int fin = 0; fin < 4; fin++) {
+        World *w = connected();
+        uint8_t flags = TCP_ACK | (fin & 1 ? TCP_FIN : 0);
+        bool v6 = fin & 2;
+        CompareStats st;
+        Packet p;
+        Frame *f;
+
+        if (v6) { /* a flow that is older than our knowledge */
+            P(w, DATA(ISN + 1, "x", CL, .v6 = true));
+            S(w, DATA(ISN + 1, "x", CL, .v6 = true));
+            expect_n(w, 1);
+        }
+        uint32_t seq = ISN + 1 + v6;
+        P(w, DATA(seq, "0123456789", CL, .flags = flags, .v6 = v6));
+        S(w, DATA(seq, "012345", CL, .v6 = v6));
+        expect_none(w);
+        compare_engine_tick(w->e, w->now + 3000);
+        expect_none(w); /* the rest may be on its way */
+        w->now += 5000;
+        g_assert_cmpint(compare_engine_tick(w->e, w->now), >, w->now);
+        f = pop(w, &p);
+        g_assert_cmpuint(p.seq, ==, seq);
+        g_assert_cmpuint(p.flags & TCP_FIN, ==, 0);
+        g_assert_cmpmem(f->data + p.body, p.body_len, "012345", 6);
+        g_assert_true(test_checksum_ok(f));
+        frame_unref(f);
+        compare_engine_tick(w->e, w->now + 2000);
+        expect_none(w); /* once */
+        w->now += 2000;
+        S(w, DATA(seq + 6, "67", CL, .v6 = v6));
+        w->now += 5000;
+        compare_engine_tick(w->e, w->now);
+        f = pop(w, &p);
+        g_assert_cmpuint(p.seq, ==, seq + 6);
+        g_assert_cmpmem(f->data + p.body, p.body_len, "67", 2);
+        frame_unref(f);
+        S(w, DATA(seq + 8, "89", CL, .flags = flags, .v6 = v6));
+        f = pop(w, &p);
+        g_assert_cmpuint(p.seq, ==, seq + 8);
+        g_assert_cmpuint(p.flags & TCP_FIN, ==, flags & TCP_FIN);
+        g_assert_cmpmem(f->data + p.body, p.body_len, "89", 2);
+        g_assert_true(test_checksum_ok(f));
+        frame_unref(f);
+        expect_none(w);
+        g_assert_cmpuint(w->triggers, ==, 0);
+        compare_engine_stats(w->e, &st);
+        g_assert_cmpuint(st.parts, ==, 2);
+        world_free(w);
+    }
+}
+
 static void test_payload_differs(void)
 {
     World *w = connected();
@@ -967,6 +1023,7 @@ int main(int argc, char **argv)
     T("reconnect-same-ports", test_reconnect_same_ports);
     T("guest-opens", test_guest_opens);
     T("segmentation", test_segmentation);
+    T("front-of-a-frame", test_front_of_a_frame);
     T("payload-differs", test_payload_differs);
     T("retransmission-differs", test_retransmission_differs);
     T("retransmission-passes", test_retransmission_passes);
