@@ -159,6 +159,8 @@ typedef struct BlockDriver {
     /** Free node->opaque; requests have ended. Must not wait for a peer. */
     void (*close)(BlockNode *node);
     void (*query)(BlockNode *node, JsonObject *out);
+    /** The nodes that this one's writes go to, at most @max; or NULL. */
+    unsigned (*below)(BlockNode *node, BlockNode **out, unsigned max);
 } BlockDriver;
 
 typedef struct BlockFront BlockFront;
@@ -185,6 +187,11 @@ struct BlockNode {
     char *serve_path; /* of block_serve_child() */
     /* hook.h: what sees each modification before, and after the driver made it. */
     struct BlockHook *track, *mirror;
+    /* The export that a mirror made equal to this node, until the guest writes. */
+    char *mirrored_to;
+    /* Of an image that holds parts of two checkpoints: the marker's path. It takes a copy of
+     * the peer's and nothing else. */
+    char *torn;
 };
 
 /** New registered node with one reference less: @users is 0. Takes @opaque. */
@@ -205,6 +212,11 @@ void block_node_unuse(BlockNode *node);
 BlockNode *block_node_open_child(JsonObject *parent_opts, const char *key, GError **errp);
 
 void block_submit(BlockNode *node, BlockRequest *req);
+/** The nodes that @node's writes go to, at most @max. */
+/** The image that a guest with disk @node would read, if it holds parts of two checkpoints. A
+ * secondary's may: nobody reads it before it was made whole. */
+BlockNode *block_node_torn(BlockNode *node);
+unsigned block_node_below(BlockNode *node, BlockNode **out, unsigned max);
 
 /* --- drivers: open functions; all are called without the lock and may wait --- */
 
@@ -282,6 +294,9 @@ bool block_node_is_primary(BlockNode *node);
 void block_primary_forward(BlockNode *node, BlockRequest *req);
 bool block_primary_blocked(BlockNode *node);
 bool block_primary_alive(BlockNode *node);
+/** Submit flush @req to the secondary that gets what is written to @image; false (and
+ * @req is not submitted) if there is none. */
+bool block_primary_flush_peer(BlockNode *image, BlockRequest *req);
 void block_primary_attached(BlockNode *node, bool attached);
 
 typedef struct BlockSecondary BlockSecondary;

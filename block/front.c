@@ -243,6 +243,8 @@ void block_front_submit(BlockNode *node, void *conn, BlockRequest *client)
                 fr->sub.flags |= BLOCK_REQ_MAY_UNMAP;
             }
             node->drv->forward(node, &fr->sub);
+        } else if (node->mirrored_to) {
+            g_clear_pointer(&node->mirrored_to, g_free);
         }
     }
     fr->range.start = client->offset;

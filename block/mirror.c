@@ -435,6 +435,9 @@ static void target_flushed(BlockRequest *req, int ret)
 
     m->flushing = false;
     io_source_destroy(&m->kill);
+    if (ret < 0) {
+        g_clear_pointer(&m->source->mirrored_to, g_free);
+    }
     if (ret == 0 && m->job->complete && !m->job->cancel && !m->ending) {
         mirror_unhook(m);
         mirror_pivot(m->source, g_steal_pointer(&m->target));
@@ -475,7 +478,11 @@ static void guest_excluded(BlockRange *range)
         m->kill = io_thread_timer(block_thread(), ACTIVE_PATIENCE_MS,
                                   mirror_out_of_patience, m);
     } else {
+        NbdClient *nbd = block_nbd_client(m->target);
+
         mirror_unhook(m);
+        g_free(m->source->mirrored_to);
+        m->source->mirrored_to = nbd ? g_strdup(nbd_client_export(nbd)) : NULL;
         block_front_include(m->source, range);
     }
     flush_target(m, target_flushed);

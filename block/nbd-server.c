@@ -234,6 +234,12 @@ const char *block_serve_child(const char *name, GError **errp)
     BlockNode *node = block_node_find(name);
     if (!node) {
         colo_error_set(errp, "Cannot find device='' nor node-name='%s'", name);
+    } else if (block_node_torn(node)) {
+        colo_error_set(errp,
+                       "image '%s' was left between two checkpoints by a replication that did "
+                       "not end properly: let the other host bring it up to date, or copy it "
+                       "and remove '%s'",
+                       block_node_torn(node)->filename, block_node_torn(node)->torn);
     } else if (!node->serve_path) {
         g_autofree char *path =
             g_strdup_printf("%s/disk-%u.sock", block_runtime_dir(), servers.number++);

@@ -5,6 +5,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "block-int.h"
+#include "activity-log-file.h"
+#include "activity-log.h"
 #include "hook.h"
 #include "job.h"
 
@@ -57,9 +59,12 @@ void block_node_free(BlockNode *node)
     colo_trace(block_node_free, "%s", node->name);
     g_assert(node->users == 0);
     g_hash_table_remove(block_nodes(), node->name);
+    activity_log_close(node, block_front_in_flight(node->front) == 0);
     node->drv->close(node);
     block_front_free(node->front);
     g_free(node->serve_path);
+    g_free(node->mirrored_to);
+    g_free(node->torn);
     g_free(node->filename);
     g_free(node->format);
     g_free(node->id);
@@ -89,6 +94,25 @@ void block_submit(BlockNode *node, BlockRequest *req)
     } else {
         node->drv->submit(node, req);
     }
+}
+
+unsigned block_node_below(BlockNode *node, BlockNode **out, unsigned max)
+{
+    return node->drv->below ? node->drv->below(node, out, max) : 0;
+}
+
+BlockNode *block_node_torn(BlockNode *node)
+{
+    BlockNode *below[32], *torn = node->torn ? node : NULL;
+
+    if (!torn && block_node_is_quorum(node)) {
+        unsigned n = block_node_below(node, below, G_N_ELEMENTS(below));
+
+        for (unsigned i = 0; i < n && !torn; i++) {
+            torn = block_node_torn(below[i]);
+        }
+    }
+    return torn;
 }
 
 /* --- Options --- */
@@ -226,11 +250,17 @@ static bool opts_normalise(JsonObject *opts, const char *what, bool *writethroug
     return true;
 }
 
-static bool image_is_consistent(const char *filename, GError **errp)
+/* Whether the image may be opened; *@torn: only to be made equal to the peer's. */
+static bool image_is_consistent(const char *filename, char **torn, GError **errp)
 {
     g_autofree char *marker = g_strconcat(filename, ".colo", NULL);
+    g_autofree char *log = activity_log_path(filename);
 
     if (access(marker, F_OK) != 0) {
+        return true;
+    }
+    if (access(log, F_OK) == 0) {
+        *torn = g_steal_pointer(&marker);
         return true;
     }
     colo_error_set(errp,
@@ -239,6 +269,15 @@ static bool image_is_consistent(const char *filename, GError **errp)
                    "it again from the other host, then remove '%s'",
                    filename, marker);
     return false;
+}
+
+static BlockNode *image_opened(BlockNode *node, const char *torn)
+{
+    if (node && node->filename && !block_file_is_shared(node)) {
+        node->torn = g_strdup(torn);
+        activity_log_open(node);
+    }
+    return node;
 }
 
 /* Open the tree of @opts, normalised except for "file". */
@@ -289,7 +328,8 @@ static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
                        what);
         return NULL;
     }
-    if (filename && local && !image_is_consistent(filename, errp)) {
+    g_autofree char *torn = NULL;
+    if (filename && local && !image_is_consistent(filename, &torn, errp)) {
         return NULL;
     }
     bool probed = false;
@@ -308,7 +348,7 @@ static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
     bool raw = !strcmp(driver, "raw") || !strcmp(driver, "file") ||
                !strcmp(driver, "host_device");
     if (raw && local && block_file_suits(opts)) {
-        return block_file_open(name, opts, driver, probed, errp);
+        return image_opened(block_file_open(name, opts, driver, probed, errp), torn);
     }
     bool shared = false;
     if (!options_get_bool(opts, "shared-disk", &shared, errp)) {
@@ -323,7 +363,7 @@ static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
         return NULL;
     }
     json_object_remove_member(opts, "shared-disk");
-    return block_daemon_open(name, opts, driver, filename, errp);
+    return image_opened(block_daemon_open(name, opts, driver, filename, errp), torn);
 }
 
 /* --- Children --- */

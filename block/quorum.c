@@ -326,6 +326,15 @@ static void quorum_fifo_done(BlockRequest *req, int ret)
     quorum_finish(qr, ret);
 }
 
+static unsigned quorum_below(BlockNode *node, BlockNode **out, unsigned max)
+{
+    BlockNode *local[QUORUM_CHILDREN_MAX];
+    unsigned n = MIN(block_quorum_local(node->opaque, local), max);
+
+    memcpy(out, local, n * sizeof(*out));
+    return n;
+}
+
 /* --- Submission --- */
 
 bool block_quorum_written(BlockNode *node)
@@ -504,6 +513,7 @@ const BlockDriver block_quorum_driver = {
     .forwarding = quorum_forwarding,
     .close = quorum_close,
     .query = quorum_query,
+    .below = quorum_below,
 };
 
 bool block_node_is_quorum(BlockNode *node)

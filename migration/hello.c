@@ -136,6 +136,9 @@ bool hello_check(const char *text, bool we_are_primary, GError **errp)
     g_autoptr(JsonArray) ours =
         we_are_primary ? block_primary_disks() : block_secondary_disks();
     JsonArray *theirs = json_node_get_array(disks);
+    if (!we_are_primary) {
+        block_secondary_peer_disks(theirs);
+    }
     return check_disks(we_are_primary ? ours : theirs, we_are_primary ? theirs : ours, errp);
 }
 

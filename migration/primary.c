@@ -422,6 +422,7 @@ static bool checkpoint(Primary *p, GError **errp)
     proxy_loaded(epoch);
     net_unlock();
     colo_step("loaded");
+    block_primary_committed();
     return true;
 }
 

@@ -259,7 +259,16 @@ void secondary_apply_again(BlockSecondary *s)
 void secondary_check_settled(BlockSecondary *s)
 {
     bool busy = s->layers->len > 0 || s->applying || s->through;
+    bool live = s->state == SECONDARY_LOGGING && !s->error;
+    BlockRequest *flush;
 
+    while ((!busy || !live) && (flush = g_queue_pop_head(&s->peer_flushes))) {
+        if (live) {
+            block_front_submit(s->parent, NULL, flush);
+        } else {
+            block_complete_later(flush, -EIO);
+        }
+    }
     if (s->settlers->len && (!busy || (s->error && !s->applying))) {
         for (guint i = 0; i < s->settlers->len; i++) {
             block_wait_done(s->settlers->pdata[i], s->error ? -EIO : 0);

@@ -5,6 +5,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "secondary-int.h"
+#include "../activity-log.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -87,6 +88,54 @@ JsonArray *block_secondary_disks(void)
     return a;
 }
 
+void block_secondary_peer_disks(JsonArray *disks)
+{
+    block_lock();
+    for (guint i = 0; i < json_array_get_length(disks); i++) {
+        JsonNode *n = json_array_get_element(disks, i);
+        JsonObject *o = JSON_NODE_HOLDS_OBJECT(n) ? json_node_get_object(n) : NULL;
+        BlockSecondary *s = secondary_of_disk(options_get_str(o, "disk", ""));
+        bool mirrored = false;
+
+        if (s) {
+            options_get_bool(o, "mirrored", &mirrored, NULL);
+            g_free(s->peer_generation);
+            s->peer_generation = g_strdup(options_get_str(o, "generation", NULL));
+            s->peer_mirrored = mirrored;
+        }
+    }
+    block_unlock();
+}
+
+/* What arrived before the start is on the disk, and this is where the generation begins. Its
+ * log is empty: the primary's has what differs from here on. */
+static bool secondary_begin_generation(BlockSecondary *s, GError **errp)
+{
+    BlockNode *image = s->parent;
+
+    if (!image->filename) {
+        return true;
+    }
+    int r = block_flush_wait(image, 30000);
+    if (r < 0) {
+        colo_error_set_errno(errp, -r, "disk '%s' cannot be flushed", image->name);
+        return false;
+    }
+    if (!s->peer_generation || strlen(s->peer_generation) != 36) {
+        block_lock();
+        activity_log_drop(image);
+        block_unlock();
+        return true;
+    }
+    if (!activity_log_begin(image, s->peer_generation, false, errp)) {
+        return false;
+    }
+    block_lock();
+    activity_log_set_mode(activity_log_of(image), ACTIVITY_LOG_FOLLOWING);
+    block_unlock();
+    return true;
+}
+
 /* --- The marker --- */
 
 static bool marker_sync_dir(const char *path)
@@ -147,6 +196,13 @@ static bool secondary_can_start(BlockSecondary *s, GError **errp)
                        s->parent->name, s->parent->name);
         return false;
     }
+    if (s->parent->torn && !s->peer_mirrored) {
+        colo_error_set(errp,
+                       "disk '%s': its image '%s' was left between two checkpoints; bring "
+                       "it up to date with drive-mirror from the primary first",
+                       s->parent->name, s->parent->filename);
+        return false;
+    }
     return true;
 }
 
@@ -176,6 +232,9 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
             marker_remove(markers->pdata[k]);
         }
     }
+    for (guint i = 0; ok && i < all->len; i++) {
+        ok = secondary_begin_generation(all->pdata[i], errp);
+    }
     if (!ok) {
         return false;
     }
@@ -187,6 +246,7 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
         char *path = markers->pdata[i];
 
         s->marker = *path ? g_strdup(path) : NULL;
+        g_clear_pointer(&s->parent->torn, g_free);
         overlay_clear_all(s->overlay);
         s->generation++;
         s->asked = false;
@@ -370,6 +430,17 @@ bool block_secondary_takeover(GError **errp)
     block_lock();
     g_autoptr(GPtrArray) all = secondaries();
     g_autofree BlockWait *waits = g_new0(BlockWait, all->len);
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+
+        if (s->parent->torn) {
+            colo_error_set(errp, "disk '%s': image '%s' was left between two checkpoints and "
+                                 "nobody has brought it up to date", s->parent->name,
+                           s->parent->filename);
+            block_unlock();
+            return false;
+        }
+    }
     control.arrived_fn = NULL;
     for (guint i = 0; i < all->len; i++) {
         BlockSecondary *s = all->pdata[i];

@@ -15,6 +15,7 @@
  * it forwards nothing more, says so once, and the guest goes on.
  */
 #include "../block-int.h"
+#include "../activity-log.h"
 #include "block/replication.h"
 
 #define QUEUE_BOUND (64ull * 1024 * 1024)
@@ -27,6 +28,9 @@ typedef struct Primary {
     NbdClient *client;
     char *name;
     char *error;
+    char *generation; /* for the activity logs of both sides */
+    bool paired;      /* they have begun it */
+    bool peer_flushing, peer_flushed; /* since the log began */
     bool attached;
     uint64_t sequence;
     uint64_t queued; /* bytes that the secondary has not acknowledged */
@@ -79,6 +83,7 @@ static void primary_unref(Primary *p)
     if (p->closed && p->in_flight == 0) {
         g_free(p->name);
         g_free(p->error);
+        g_free(p->generation);
         g_free(p);
     }
 }
@@ -282,6 +287,166 @@ static GPtrArray *primaries(void)
     return out;
 }
 
+/* The quorum that @p is attached to, or NULL. */
+static BlockNode *primary_quorum(Primary *p)
+{
+    GHashTableIter it;
+    BlockNode *node, *fw[32];
+
+    g_hash_table_iter_init(&it, block_nodes());
+    while (g_hash_table_iter_next(&it, NULL, (gpointer *)&node)) {
+        unsigned n = block_node_is_quorum(node)
+                         ? block_quorum_forwarders(node, fw, G_N_ELEMENTS(fw))
+                         : 0;
+
+        for (unsigned i = 0; i < n; i++) {
+            if (fw[i] == p->node) {
+                return node;
+            }
+        }
+    }
+    return NULL;
+}
+
+/* The images whose writes @p forwards; the caller frees. */
+static GPtrArray *primary_images(Primary *p)
+{
+    BlockNode *quorum = primary_quorum(p);
+
+    return quorum ? activity_log_images(quorum) : g_ptr_array_new();
+}
+
+bool block_primary_flush_peer(BlockNode *image, BlockRequest *req)
+{
+    g_autoptr(GPtrArray) all = primaries();
+
+    for (guint i = 0; i < all->len; i++) {
+        Primary *p = all->pdata[i];
+        g_autoptr(GPtrArray) images = primary_images(p);
+
+        if (!p->error && g_ptr_array_find(images, image, NULL)) {
+            nbd_client_submit(p->client, req);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* From here on a write is in the log; all before it is durable on both sides. */
+static bool primary_begin_log(Primary *p, GPtrArray *images, GError **errp)
+{
+    for (guint i = 0; i < images->len; i++) {
+        BlockNode *image = images->pdata[i];
+
+        block_lock();
+        bool has = activity_log_of(image) != NULL;
+        block_unlock();
+        if (!has && !activity_log_begin(image, "", true, errp)) {
+            return false;
+        }
+        int r = block_flush_wait(image, 30000);
+        if (r < 0) {
+            colo_error_set_errno(errp, -r, "disk '%s' cannot be flushed", image->name);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* What the secondary got before the log began is on its disk. */
+static void peer_flush_done(BlockRequest *req, int ret)
+{
+    Primary *p = req->opaque;
+
+    g_free(req);
+    p->in_flight--;
+    p->peer_flushing = false;
+    p->peer_flushed = ret == 0;
+    primary_unref(p);
+}
+
+static void primary_flush_secondary(Primary *p)
+{
+    if (p->peer_flushing || p->peer_flushed) {
+        return;
+    }
+    BlockRequest *req = g_new0(BlockRequest, 1);
+
+    req->op = BLOCK_OP_FLUSH;
+    req->done = peer_flush_done;
+    req->opaque = p;
+    p->peer_flushing = true;
+    p->in_flight++;
+    nbd_client_submit(p->client, req);
+    g_main_context_wakeup(io_thread_context(block_thread()));
+}
+
+/* Activity logs of all disks that are replicated. Without the lock. */
+static bool primaries_begin_logs(GError **errp)
+{
+    bool ok = true;
+
+    block_lock();
+    g_autoptr(GPtrArray) all = primaries();
+    block_unlock();
+    for (guint i = 0; ok && i < all->len; i++) {
+        Primary *p = all->pdata[i];
+
+        block_lock();
+        g_autoptr(GPtrArray) images = p->error ? g_ptr_array_new() : primary_images(p);
+        block_unlock();
+        ok = primary_begin_log(p, images, errp);
+    }
+    return ok;
+}
+
+static void primaries_set_mode(ActivityLogMode mode)
+{
+    g_autoptr(GPtrArray) all = primaries();
+
+    for (guint i = 0; i < all->len; i++) {
+        g_autoptr(GPtrArray) images = primary_images(all->pdata[i]);
+
+        for (guint k = 0; k < images->len; k++) {
+            activity_log_set_mode(activity_log_of(images->pdata[k]), mode);
+        }
+    }
+}
+
+void block_primary_committed(void)
+{
+    block_lock();
+    g_autoptr(GPtrArray) all = primaries();
+    block_unlock();
+    for (guint i = 0; i < all->len; i++) {
+        Primary *p = all->pdata[i];
+        g_autoptr(GError) err = NULL;
+
+        block_lock();
+        g_autoptr(GPtrArray) images = p->error ? g_ptr_array_new() : primary_images(p);
+        bool begin = !p->error && !p->paired && p->generation && p->peer_flushed;
+        if (!p->error && !p->paired) {
+            primary_flush_secondary(p);
+        }
+        block_unlock();
+        for (guint k = 0; k < images->len; k++) {
+            BlockNode *image = images->pdata[k];
+
+            if (begin && !activity_log_begin(image, p->generation, true, &err)) {
+                colo_report("disk '%s': %s", p->name, err->message);
+                g_clear_error(&err);
+            }
+            block_lock();
+            if (begin && !p->error) {
+                activity_log_set_mode(activity_log_of(image), ACTIVITY_LOG_PAIRED);
+            }
+            activity_log_committed(activity_log_of(image));
+            block_unlock();
+        }
+        p->paired |= begin;
+    }
+}
+
 static void primary_disk_error(const char *message)
 {
     if (control.fn) {
@@ -339,6 +504,13 @@ bool block_primary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
         block_front_set_error_func(primary_disk_error);
     }
     block_unlock();
+    if (ok && !primaries_begin_logs(errp)) {
+        block_lock();
+        control.fn = NULL;
+        block_front_set_error_func(NULL);
+        block_unlock();
+        ok = false;
+    }
     return ok;
 }
 
@@ -358,6 +530,11 @@ unsigned block_primary_barriers(BlockBarrier *out, unsigned max)
         Primary *p = all->pdata[i];
 
         if (!p->error) {
+            g_autoptr(GPtrArray) images = primary_images(p);
+
+            for (guint k = 0; k < images->len; k++) {
+                activity_log_barrier(activity_log_of(images->pdata[k]));
+            }
             g_strlcpy(out[n].disk, nbd_client_export(p->client), sizeof(out[n].disk));
             out[n++].sequence = p->sequence;
         }
@@ -379,6 +556,7 @@ void block_primary_stop(void)
     block_lock();
     control.fn = NULL;
     block_front_set_error_func(NULL);
+    primaries_set_mode(ACTIVITY_LOG_ALONE);
     g_autoptr(GPtrArray) all = primaries();
     for (guint i = 0; i < all->len; i++) {
         Primary *p = all->pdata[i];
@@ -405,6 +583,14 @@ JsonArray *block_primary_disks(void)
 
         json_object_set_string_member(o, "disk", nbd_client_export(p->client));
         json_object_set_int_member(o, "size", p->node->size);
+        if (!p->generation) {
+            p->generation = activity_log_new_generation();
+        }
+        json_object_set_string_member(o, "generation", p->generation);
+        BlockNode *quorum = primary_quorum(p);
+        if (quorum && !g_strcmp0(quorum->mirrored_to, nbd_client_export(p->client))) {
+            json_object_set_boolean_member(o, "mirrored", TRUE);
+        }
         json_array_add_object_element(a, o);
     }
     block_unlock();

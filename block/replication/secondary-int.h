@@ -74,6 +74,9 @@ struct BlockSecondary {
     char *top_id;
     char *export_name;
     char *marker; /* path, while it exists */
+    char *peer_generation; /* what the primary calls the moment when both are equal */
+    bool peer_mirrored;    /* the primary made our image equal by a mirror */
+    GQueue peer_flushes;   /* BlockRequest: until what was committed is on the image */
     SecondaryState state;
     char *error;
 

@@ -154,6 +154,11 @@ void block_secondary_export_submit(BlockSecondary *s, void *conn, BlockRequest *
             BlockExtent e = {.bytes = req->bytes};
 
             g_array_append_val(req->extents, e);
+        } else if (s->state == SECONDARY_LOGGING) {
+            /* The primary forgets what was committed once it is durable here. */
+            g_queue_push_tail(&s->peer_flushes, req);
+            secondary_check_settled(s);
+            return;
         }
         block_complete_later(req, 0);
     }

@@ -52,6 +52,7 @@ static void secondary_close(BlockNode *node)
     block_node_unuse(s->parent);
     g_free(s->top_id);
     g_free(s->export_name);
+    g_free(s->peer_generation);
     g_free(s->marker);
     g_free(s->error);
     g_free(s);
@@ -78,11 +79,20 @@ static void secondary_query(BlockNode *node, JsonObject *o)
     }
 }
 
+static unsigned secondary_below(BlockNode *node, BlockNode **out, unsigned max)
+{
+    BlockSecondary *s = node->opaque;
+
+    out[0] = s->parent;
+    return 1;
+}
+
 static const BlockDriver secondary_driver = {
     .name = "replication",
     .submit = secondary_submit,
     .close = secondary_close,
     .query = secondary_query,
+    .below = secondary_below,
 };
 
 static bool node_is_secondary(BlockNode *node)

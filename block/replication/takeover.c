@@ -10,6 +10,7 @@
  * then overwrites. When nothing is left the image is flushed, and the node becomes it.
  */
 #include "secondary-int.h"
+#include "../activity-log.h"
 
 typedef struct MergeOp {
     BlockSecondary *s;
@@ -182,6 +183,7 @@ void secondary_takeover_begin(BlockSecondary *s)
                "%s: log %" G_GUINT64_FORMAT ", overlay %" G_GUINT64_FORMAT,
                s->parent->name, s->log.memory, overlay_bytes(s->overlay));
     secondary_step("takeover-begin");
+    activity_log_set_mode(activity_log_of(s->parent), ACTIVITY_LOG_ALONE);
     if (s->state == SECONDARY_IDLE) {
         /* No checkpoint ever came: the overlay of a machine that never ran means nothing.
          */

@@ -48,6 +48,11 @@ void block_primary_hold(bool hold);
  * @out holds @max entries; returns how many were filled. */
 unsigned block_primary_barriers(BlockBarrier *out, unsigned max);
 
+/** The checkpoint of the last barriers is the secondary's: called once it was loaded there.
+ * Soon after the first one the activity logs begin their generation. May wait for the disk;
+ * without the lock. */
+void block_primary_committed(void);
+
 /** Whether every flush answered early up to the last block_primary_hold(false) is really
  * on the disk; if not, @done is called once it is (block thread), and false returned. */
 bool block_primary_flushed(GSourceFunc done, void *opaque);
@@ -61,6 +66,8 @@ void block_primary_stop(void);
 /** Names and sizes of exported images, [{"disk", "size"}], for the handshake. */
 JsonArray *block_secondary_disks(void);
 JsonArray *block_primary_disks(void);
+/** What the primary said of its disks (block_primary_disks()); before the start. */
+void block_secondary_peer_disks(JsonArray *disks);
 
 /**
  * Start: exports log from now on instead of writing through; overlay empty. Each image gets

@@ -89,6 +89,10 @@ JsonArray *block_primary_disks(void)
     return json_array_new();
 }
 
+void block_secondary_peer_disks(JsonArray *disks)
+{
+}
+
 JsonArray *block_secondary_disks(void)
 {
     JsonArray *a = json_array_new();
