@@ -80,6 +80,7 @@ typedef struct RewriterStats {
     uint32_t flows, flows_with_offset;
     uint64_t to_guest, from_guest;    /* TCP frames seen */
     uint64_t rewritten;               /* frames changed */
+    uint64_t icmp_rewritten;          /* ICMP errors among them */
     uint64_t kept_frames, kept_bytes; /* now, held frames of the checkpoint included */
     uint64_t kept_bytes_max;
     uint64_t kept_dropped; /* frames that left for the bound: lost to a takeover */

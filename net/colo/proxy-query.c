@@ -111,6 +111,7 @@ static void query_filter(JsonArray *out, NetFilter *nf)
         json_object_set_int_member(o, "flows", s.flows);
         json_object_set_int_member(o, "flows-with-offset", s.flows_with_offset);
         json_object_set_int_member(o, "rewritten", s.rewritten);
+        json_object_set_int_member(o, "icmp-rewritten", s.icmp_rewritten);
         json_object_set_int_member(o, "kept-frames", s.kept_frames);
         json_object_set_int_member(o, "kept-bytes", s.kept_bytes);
         json_object_set_int_member(o, "kept-dropped", s.kept_dropped);

@@ -24,8 +24,9 @@
  * Takeover. What the guest sent and the client has not acknowledged is kept, and sent
  * again when this side goes live; see rewriter-keep.c.
  *
- * Limits. Sequence numbers quoted inside ICMP errors are not translated yet (RULES 28):
- * the guest ignores such an error for a flow with an offset. Fragments of TCP segments
+ * ICMP errors quote TCP headers: rewriter-icmp.c.
+ *
+ * Limits. Fragments of TCP segments
  * pass untouched. Signed segments (MD5, AO) are not translated: their flows can have no
  * offset, since the comparison forces a checkpoint for them.
  */
@@ -195,6 +196,9 @@ Frame *rewriter_engine_to_guest(RewriterEngine *r, Frame *f, int64_t now)
         return f;
     }
     packet_parse(f, false, &p);
+    if (p.kind == PACKET_ICMP) {
+        return rw_icmp(r, f, &p, true);
+    }
     if (p.kind != PACKET_TCP) {
         return f;
     }
@@ -365,6 +369,9 @@ Frame *rewriter_engine_from_guest(RewriterEngine *r, Frame *f, int64_t now)
     if (p.kind == PACKET_TCP) {
         r->stats.from_guest++;
         return tcp_from_guest(r, f, &p, now);
+    }
+    if (p.kind == PACKET_ICMP) {
+        f = rw_icmp(r, f, &p, false);
     }
     if (!r->live && (p.kind == PACKET_UDP || p.kind == PACKET_ICMP)) {
         rw_keep_dgram(r, f, now);

@@ -121,6 +121,11 @@ void rw_kept_clear(RewriterEngine *r);
 /** Keep a checkpoint's held frames; @q is empty afterwards. */
 void rw_keep_held(RewriterEngine *r, FrameQueue *q);
 
+/* rewriter-icmp.c */
+/** Translate what ICMP message @f (taken, parsed as @p) quotes of a TCP flow; returns a
+ * reference. */
+Frame *rw_icmp(RewriterEngine *r, Frame *f, const Packet *p, bool to_guest);
+
 /* rewriter-log.c */
 /** @f (as it goes to the guest; a reference is taken) has bytes of the client. */
 void rw_log_client(RewriterEngine *r, RwFlow *fl, Frame *f, const Packet *p, int64_t now);

@@ -127,18 +127,27 @@ class Vm:
     def path(self, chardev):
         return "%s/%s-%s" % (self.bed.dir, self.name, chardev)
 
-    def add_chardev(self, name, address=None, reconnect=0):
-        """A server of its own, or a client of @address (a path or a port)."""
-        address = address if address is not None else self.path(name)
+    def add_chardev(self, name, address=None, server=True, reconnect=0):
+        """A socket at @address: a path (by default one of its own), or (host, port)."""
+        address = address or self.path(name)
         if isinstance(address, str):
             addr = {"type": "unix", "data": {"path": address}}
         else:
-            addr = {"type": "inet", "data": {"host": "127.0.0.1", "port": str(address)}}
-        data = {"addr": addr, "server": not reconnect}
-        data.update({"reconnect": reconnect} if reconnect else {"wait": False})
+            addr = {"type": "inet", "data": {"host": address[0], "port": str(address[1])}}
+        data = {"addr": addr, "server": server}
+        if server:
+            data["wait"] = False
+        if reconnect:
+            data["reconnect"] = reconnect
         self.host.cmd("chardev-add", {"id": name,
                                       "backend": {"type": "socket", "data": data}})
-        return address if isinstance(address, str) else ("127.0.0.1", address)
+        return address
+
+    def connected(self, chardev):
+        for c in self.host.cmd("query-chardev"):
+            if c["label"] == chardev:
+                return not c["filename"].startswith("disconnected")
+        raise AssertionError("no chardev " + chardev)
 
     def wire(self, chardev, vnet=False):
         """Add a chardev and connect to it."""

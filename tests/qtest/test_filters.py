@@ -4,8 +4,8 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-What "both" decorates runs twice, so an expectation that is not QEMU's own fails on QEMU. About
-25 seconds.
+What "both" decorates runs twice, so an expectation that is not QEMU's own fails on QEMU. About 6
+seconds.
 """
 
 import functools

@@ -821,6 +821,127 @@ static void test_client_ack_again(void)
     world_free(w);
 }
 
+/* --- ICMP errors --- */
+
+static uint16_t sum16(const uint8_t *b, uint32_t len, uint32_t sum)
+{
+    for (uint32_t i = 0; i < len; i++) {
+        sum += i & 1 ? b[i] : b[i] << 8;
+    }
+    while (sum >> 16) {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    return ~sum;
+}
+
+/* The checksum of the ICMP message at @at of @f, its own field left in: 0 if right. */
+static uint16_t icmp_sum(const Frame *f, uint32_t at, bool v6)
+{
+    const uint8_t *ip = f->data + 14;
+    uint32_t sum = 0;
+
+    if (v6) {
+        sum = (uint16_t)~sum16(ip + 8, 32, 0) + 58 + (f->len - at);
+    }
+    return sum16(f->data + at, f->len - at, sum);
+}
+
+/* An error that quotes @n bytes of the TCP header (and what follows) of @quoted; takes it. */
+static Frame *icmp_error(bool to_guest, bool v6, Frame *quoted, uint32_t n)
+{
+    uint8_t b[2048];
+    uint32_t at = test_eth(b, to_guest, 0, v6 ? 0x86dd : 0x0800), ip = v6 ? 40 : 20;
+    uint32_t quote = MIN(ip + n, quoted->len - 14);
+    uint32_t l4 = at + test_ip(b + at, to_guest, v6, v6 ? 58 : 1, 8 + quote);
+
+    memset(b + l4, 0, 8);
+    b[l4] = v6 ? 2 : 3; /* too big */
+    b[l4 + 1] = v6 ? 0 : 4;
+    memcpy(b + l4 + 8, quoted->data + 14, quote);
+    frame_unref(quoted);
+    Frame *f = frame_from(b, l4 + 8 + quote);
+    put_be16(f->data + l4 + 2, icmp_sum(f, l4, v6));
+    g_assert_cmpuint(icmp_sum(f, l4, v6), ==, 0);
+    return f;
+}
+
+static void test_icmp_errors(void)
+{
+    static const char text[] = "0123456789abcdef";
+
+    for (int i = 0; i < 2 * 60; i++) {
+        bool v6 = i & 1;
+        uint32_t n = i / 2;
+        World *w = connected(true, v6);
+        uint32_t tcp = 14 + (v6 ? 40 : 20) + 8 + (v6 ? 40 : 20), icmp = tcp - 8 - (v6 ? 40 : 20);
+        /* The guest's own segment, as the outside saw it; and as the guest sent it. */
+        TestTcp t = {.seq = PVM_ISN + 1, .ack = CL, .v6 = v6, .data = text, .len = 16};
+        Frame *want = icmp_error(true, v6, test_tcp((TestTcp){.seq = SVM_ISN + 1, .ack = CL,
+                                                             .v6 = v6, .data = text,
+                                                             .len = 16}), n);
+        Frame *f = icmp_error(true, v6, test_tcp(t), n), *shared = frame_ref(f);
+        uint32_t before = get_be32(f->data + tcp + 4);
+        f = rewriter_engine_to_guest(w->r, f, w->now);
+        if (n >= 8) {
+            g_assert_true(f != shared);
+            g_assert_cmpuint(get_be32(f->data + tcp + 4), ==, SVM_ISN + 1);
+            g_assert_cmpuint(get_be32(shared->data + tcp + 4), ==, before);
+            /* But for the quoted IP header (random id) it is what the guest sent; half a
+             * checksum stays as it was. */
+            uint32_t len = n == 17 ? 16 : f->len - tcp;
+            g_assert_cmpuint(f->len, ==, want->len);
+            g_assert_cmpmem(f->data + tcp, len, want->data + tcp, len);
+        } else {
+            g_assert_true(f == shared);
+        }
+        g_assert_cmpuint(icmp_sum(f, icmp, v6), ==, 0);
+        frame_unref(f);
+        frame_unref(shared);
+        frame_unref(want);
+        /* The client's segment, as it was delivered; and as the client sent it. */
+        want = test_tcp((TestTcp){.to_guest = true, .seq = CL, .ack = PVM_ISN + 1, .v6 = v6,
+                                  .n_sack = 1, .sack = {PVM_ISN + 5, PVM_ISN + 9}});
+        Frame *in = rewriter_engine_to_guest(w->r, frame_from(want->data, want->len), w->now);
+        g_assert_cmpuint(get_be32(in->data + tcp - icmp + 14 + 8 - 8), ==, SVM_ISN + 1);
+        f = rewriter_engine_from_guest(w->r, icmp_error(false, v6, in, n), w->now);
+        g_assert_cmpuint(icmp_sum(f, icmp, v6), ==, 0);
+        if (n >= 12) {
+            uint32_t ip = v6 ? 40 : 20, quoted = MIN(n, 32);
+            bool whole = n >= 32; /* a SACK option that is cut off cannot be told */
+            g_assert_cmpmem(f->data + tcp, whole ? quoted : 12,
+                            want->data + 14 + ip, whole ? quoted : 12);
+        }
+        frame_unref(f);
+        frame_unref(want);
+        RewriterStats s;
+        rewriter_engine_stats(w->r, &s);
+        g_assert_cmpuint(s.icmp_rewritten, ==, n >= 8 ? 2 : 0);
+        world_free(w);
+    }
+}
+
+/* Messages that quote no flow, or nothing that makes sense, pass as they are. */
+static void test_icmp_nonsense(void)
+{
+    World *w = connected(true, false);
+
+    for (int i = 0; i < 20000; i++) {
+        bool to_guest = g_random_int() & 1;
+        Frame *f = icmp_error(to_guest, i & 1, test_tcp((TestTcp){.to_guest = !to_guest,
+                                                                  .v6 = i & 1}), 20);
+        for (int k = g_random_int_range(0, 6); k > 0; k--) {
+            f->data[g_random_int_range(34, f->len)] = g_random_int();
+        }
+        f->len = g_random_int_range(34, f->len + 1);
+        uint32_t len = f->len;
+        f = to_guest ? rewriter_engine_to_guest(w->r, f, w->now)
+                     : rewriter_engine_from_guest(w->r, f, w->now);
+        g_assert_cmpuint(f->len, ==, len);
+        frame_unref(f);
+    }
+    world_free(w);
+}
+
 static void test_fuzz(void)
 {
     for (int round = 0; round < 20; round++) {
@@ -906,6 +1027,8 @@ int main(int argc, char **argv)
     T("takeover-datagrams", test_takeover_datagrams);
     T("kept-is-bounded", test_kept_is_bounded);
     T("timestamps", test_timestamps);
+    T("icmp-errors", test_icmp_errors);
+    T("icmp-nonsense", test_icmp_nonsense);
     T("fuzz", test_fuzz);
     T("log-tells", test_log_tells);
     T("log-within-window", test_log_within_window);
