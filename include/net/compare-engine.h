@@ -35,6 +35,9 @@ typedef struct CompareOps {
     /** Both initial sequence numbers of @flow are known; the rewriter of the secondary
      * must have them before the primary's SYN|ACK leaves (release() follows). */
     void (*isn)(const FlowKey *flow, uint32_t pvm_isn, uint32_t svm_isn, void *opaque);
+    /** @f of the primary or the secondary is not what it claims to be; it is compared as a
+     * whole frame all the same. May be NULL. */
+    void (*malformed)(const Frame *f, bool primary, const char *what, void *opaque);
 } CompareOps;
 
 typedef struct CompareConfig {
@@ -156,6 +159,8 @@ typedef struct CompareStats {
     uint64_t primary_frames, primary_bytes;
     uint64_t secondary_frames, secondary_bytes;
     uint64_t released_frames, released_bytes;
+    uint64_t malformed[2]; /* frames of the primary, of the secondary that lie about a
+                              length, a header or a checksum */
     uint64_t equal;         /* primary frames vouched for by the SVM */
     uint64_t committed;     /* primary frames released by a checkpoint */
     uint64_t known;         /* released because nothing in them was new */
@@ -171,6 +176,7 @@ typedef struct CompareStats {
     uint64_t held_frames_max, held_bytes_max;
     int64_t held_longest_us;
     int64_t lag_us; /* smoothed lag of the SVM */
+    int64_t held_since; /* when the oldest held frame came; 0: none is held */
     uint64_t by_cause[COMPARE_CAUSE__MAX];
     uint64_t triggers, timeouts;
     uint64_t steps;  /* entries of tables and lists looked at: must not grow with either */

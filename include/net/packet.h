@@ -109,6 +109,23 @@ typedef struct PacketAck {
 /** A pure ACK from the guest to the client of @a->key, with checksums. */
 Frame *packet_make_ack(const PacketAck *a);
 
+/** Whether the checksum of the IPv4 header at @ip is right. */
+static inline bool packet_ipv4_sum_ok(const uint8_t *ip)
+{
+    uint32_t sum = 0;
+
+    for (unsigned i = 0; i < (ip[0] & 15u) * 4; i += 4) {
+        uint32_t v;
+        memcpy(&v, ip + i, 4); /* in any byte order: the sum is the same, swapped */
+        sum += (v >> 16) + (v & 0xffff);
+    }
+    sum = (sum >> 16) + (sum & 0xffff);
+    return ((sum >> 16) + (sum & 0xffff)) == 0xffff;
+}
+
+/** Whether the checksum of a TCP frame is right, or partial. */
+bool packet_tcp_sum_ok(const Frame *f);
+
 /** Write all checksums of a TCP frame anew (tests, takeover). */
 void packet_tcp_checksum(Frame *f, const Packet *p);
 

@@ -114,8 +114,20 @@ static void compare_isn(const FlowKey *flow, uint32_t pvm, uint32_t svm, void *o
     proxy_compare_isn(opaque, flow, pvm, svm);
 }
 
-static const CompareOps compare_ops = {
-    .release = compare_release, .trigger = compare_trigger, .isn = compare_isn};
+static void compare_malformed(const Frame *f, bool primary, const char *what,
+                              void *opaque)
+{
+    ColoCompare *c = opaque;
+
+    colo_report_limited(&c->malformed_limit,
+                        "colo-compare '%s': the %s's guest sent a frame with %s (%u bytes)",
+                        c->id, primary ? "primary" : "secondary", what, f->len);
+}
+
+static const CompareOps compare_ops = {.release = compare_release,
+                                       .trigger = compare_trigger,
+                                       .isn = compare_isn,
+                                       .malformed = compare_malformed};
 
 /* --- Time --- */
 

@@ -86,6 +86,7 @@ struct ColoCompare {
     bool wished;   /* a checkpoint, and none has come */
     uint64_t notify_epoch, notify_unknown;
     ColoReportLimit notify_limit;
+    ColoReportLimit malformed_limit;
 };
 
 extern const ChardevHandlers redirector_in_handlers, compare_primary_handlers,

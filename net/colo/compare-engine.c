@@ -355,12 +355,42 @@ bool compare_engine_full(CompareEngine *e)
     return full_of(e);
 }
 
-static void primary(CompareEngine *e, Frame *f)
+void compare_malformed(CompareEngine *e, const Frame *f, bool of_primary,
+                       const char *what)
+{
+    e->stats.malformed[!of_primary]++;
+    colo_trace(net_compare_malformed, "%s of the %s, %u bytes", what,
+               of_primary ? "primary" : "secondary", f->len);
+    if (e->ops.malformed) {
+        e->ops.malformed(f, of_primary, what, e->opaque);
+    }
+}
+
+/* What a guest's kernel would not send. Checksums over payloads are looked at only where
+ * payloads differ. */
+static inline void check_form(CompareEngine *e, const Frame *f, const Packet *p,
+                              bool of_primary)
+{
+    if (G_UNLIKELY(p->kind == PACKET_OTHER)) {
+        if (f->len < FRAME_MIN_ETH) {
+            compare_malformed(e, f, of_primary, "frame cut short");
+        } else if (p->key.ethertype == 0x0800 || p->key.ethertype == 0x86dd) {
+            compare_malformed(e, f, of_primary, "impossible header or length");
+        }
+    } else if (p->key.ethertype == 0x0800 && !packet_ipv4_sum_ok(f->data + p->l3)) {
+        compare_malformed(e, f, of_primary, "wrong IPv4 checksum");
+    }
+}
+
+static void primary(CompareEngine *e, Frame *f, bool again)
 {
     CompareFlow *fl;
     Packet p;
 
     packet_parse(f, true, &p);
+    if (!again) {
+        check_form(e, f, &p, true);
+    }
     if (p.kind == PACKET_PASS && e->mode != COMPARE_MODE_HOLD) {
         compare_pass_primary(e, f, &p);
         return;
@@ -403,18 +433,21 @@ void compare_engine_primary(CompareEngine *e, Frame *f, int64_t now)
     f->epoch = e->p_epoch;
     e->stats.primary_frames++;
     e->stats.primary_bytes += f->len;
-    primary(e, f);
+    primary(e, f, false);
     if (G_UNLIKELY(full_of(e))) {
         trigger(e, NULL, COMPARE_CAUSE_BACKLOG);
     }
 }
 
-static void secondary(CompareEngine *e, Frame *f)
+static void secondary(CompareEngine *e, Frame *f, bool again)
 {
     CompareFlow *fl;
     Packet p;
 
     packet_parse(f, true, &p);
+    if (!again) {
+        check_form(e, f, &p, false);
+    }
     if (p.kind == PACKET_PASS) {
         compare_pass_secondary(e, f, &p);
         return;
@@ -445,7 +478,7 @@ void compare_engine_secondary(CompareEngine *e, Frame *f, int64_t now)
     f->epoch = e->s_epoch;
     e->stats.secondary_frames++;
     e->stats.secondary_bytes += f->len;
-    secondary(e, f);
+    secondary(e, f, false);
 }
 
 void compare_engine_logged(CompareEngine *e, const FlowKey *flow, uint32_t upto,
@@ -536,10 +569,10 @@ static void feed_again(CompareEngine *e)
 
     e->next_p = e->next_s = (FrameQueue){0};
     while ((f = frame_queue_pop(&p))) {
-        primary(e, f);
+        primary(e, f, true);
     }
     while ((f = frame_queue_pop(&s))) {
-        secondary(e, f);
+        secondary(e, f, true);
     }
 }
 
@@ -645,6 +678,7 @@ void compare_engine_stats(CompareEngine *e, CompareStats *out)
     out->held_bytes = e->held_bytes + e->next_p.bytes;
     out->svm_bytes = e->kept_bytes + e->next_s.bytes;
     out->lag_us = e->lag;
+    out->held_since = e->held.head ? e->held.head->stamp : 0;
 }
 
 void compare_engine_held(CompareEngine *e, uint64_t *frames, uint64_t *bytes)

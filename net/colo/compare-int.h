@@ -198,6 +198,9 @@ void compare_flow_sync(CompareEngine *e, CompareFlow *fl);
 void compare_release(CompareEngine *e, Frame *f);
 /** Record a mismatch and make @fl wait for a checkpoint. */
 void compare_force(CompareEngine *e, CompareFlow *fl, CompareCause why, uint32_t offset);
+/** Count and tell of a frame that is not what it claims to be. */
+void compare_malformed(CompareEngine *e, const Frame *f, bool of_primary,
+                       const char *what);
 /** Hold @f until a checkpoint; @why goes to the flow if it is the first. */
 void compare_hold_forced(CompareEngine *e, CompareFlow *fl, Frame *f, const Packet *p,
                          CompareCause why);

@@ -175,6 +175,11 @@ static bool advance(CompareEngine *e, CompareFlow *fl)
             for (n = 0; x[n] == y[n];) {
                 n++;
             }
+            for (int i = 0; i < 2; i++) {
+                if (!packet_tcp_sum_ok(i ? b->f : a->f)) {
+                    compare_malformed(e, i ? b->f : a->f, i == 0, "wrong TCP checksum");
+                }
+            }
             fl->vouched += n;
             stream_consume(a, n);
             stream_consume(b, n);

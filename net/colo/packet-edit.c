@@ -75,6 +75,23 @@ void packet_tcp_checksum(Frame *f, const Packet *p)
     write_checksums(f, p->l3, p->l4, p->body + p->body_len);
 }
 
+bool packet_tcp_sum_ok(const Frame *f)
+{
+    Frame *c = frame_from(f->data, f->len);
+    bool ok;
+    Packet p;
+
+    packet_parse(c, true, &p);
+    if (p.kind == PACKET_TCP && !packet_csum_partial(f)) {
+        packet_tcp_checksum(c, &p);
+        ok = memcmp(c->data + p.l4 + 16, f->data + p.l4 + 16, 2) == 0;
+    } else {
+        ok = true;
+    }
+    frame_unref(c);
+    return ok;
+}
+
 Frame *packet_make_ack(const PacketAck *a)
 {
     bool v6 = a->key->ethertype == 0x86dd;

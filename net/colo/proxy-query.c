@@ -31,6 +31,7 @@ static void query_compare(JsonArray *out, ColoCompare *c)
     CompareStats s;
 
     compare_engine_stats(c->engine, &s);
+    int64_t held_now = s.held_since ? g_get_monotonic_time() - s.held_since : 0;
     const struct {
         const char *name;
         uint64_t value;
@@ -57,7 +58,10 @@ static void query_compare(JsonArray *out, ColoCompare *c)
         {"held-bytes", s.held_bytes},
         {"held-frames-max", s.held_frames_max},
         {"held-bytes-max", s.held_bytes_max},
-        {"held-longest-us", s.held_longest_us},
+        {"held-longest-us", MAX(s.held_longest_us, held_now)},
+        {"held-now-us", held_now},
+        {"malformed-primary", s.malformed[0]},
+        {"malformed-secondary", s.malformed[1]},
         {"secondary-lag-us", s.lag_us},
         {"secondary-kept-bytes", s.svm_bytes},
         {"triggers", s.triggers},
@@ -75,7 +79,12 @@ static void query_compare(JsonArray *out, ColoCompare *c)
     JsonArray *last = json_array_new();
     for (uint32_t i = 0; i < s.n_last && i < COMPARE_LAST; i++) {
         JsonObject *m = json_object_new();
+        char name[FLOW_NAME_MAX];
         json_object_set_string_member(m, "cause", compare_cause_name(s.last[i].cause));
+        json_object_set_string_member(m, "flow",
+                                      flow_key_name(&s.last[i].flow, name, sizeof(name)));
+        json_object_set_int_member(
+            m, "age-ms", (g_get_monotonic_time() - s.last[i].when) / 1000);
         json_object_set_int_member(m, "offset", s.last[i].offset);
         json_object_set_int_member(m, "epoch", s.last[i].epoch);
         json_object_set_int_member(m, "guest-port", s.last[i].flow.guest_port);

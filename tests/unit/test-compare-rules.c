@@ -133,6 +133,128 @@ static void test_log_of_a_reset_connection(void)
     world_free(w);
 }
 
+/* --- Frames that lie --- */
+
+typedef struct Liar {
+    World *w;
+    unsigned n;
+    bool primary;
+} Liar;
+
+static void on_malformed(const Frame *f, bool primary, const char *what, void *opaque)
+{
+    World *w = opaque;
+    Liar *l = w->model;
+
+    g_assert_nonnull(f);
+    g_assert_nonnull(what);
+    l->n++;
+    l->primary = primary;
+}
+
+static Frame *lie(int what)
+{
+    Frame *f = DATA(ISN + 1, "abcd", CL, .v6 = what == 5);
+
+    if (what != 5) {
+        Packet p;
+        put_be16(f->data + 18, 7); /* the id: compared where nothing else is known */
+        packet_parse(f, true, &p);
+        packet_tcp_checksum(f, &p);
+    }
+    switch (what) {
+    case 0: /* an IPv4 header shorter than one can be */
+        f->data[14] = 0x44;
+        break;
+    case 1: /* longer than the frame */
+        put_be16(f->data + 16, 1000);
+        break;
+    case 2: /* shorter than its own header */
+        put_be16(f->data + 16, 19);
+        break;
+    case 3: /* a TCP header of 60 bytes where 24 are left */
+        f->data[46] = 0xf0;
+        break;
+    case 4: /* cut off in the TCP header */
+        f->len = 40;
+        break;
+    case 5: /* IPv6, longer than the frame */
+        put_be16(f->data + 18, 2000);
+        break;
+    case 6: /* not an Ethernet frame */
+        f->len = 9;
+        break;
+    case 7: /* IPv4 checksum */
+        f->data[24] ^= 1;
+        break;
+    default:
+        frame_unref(f);
+        return NULL;
+    }
+    return f;
+}
+
+/* Each is counted, and nobody else notices: a sound flow goes on, equal lies are equal. */
+static void test_malformed(void)
+{
+    CompareOps ops = {on_release, on_trigger, on_isn, on_malformed};
+
+    for (int i = 0; i < 8; i++) {
+        World *w = world_new(NULL);
+        Liar l = {w};
+        CompareStats st;
+        Frame *f;
+
+        g_test_message("lie %d", i);
+        compare_engine_free(w->e);
+        w->e = compare_engine_new(NULL, &ops, w);
+        w->model = &l;
+        compare_engine_set_mode(w->e, COMPARE_MODE_COMPARE, w->now);
+        P(w, SYNACK(ISN, .client_port = 5));
+        S(w, SYNACK(777777, .client_port = 5));
+        expect_n(w, 1);
+        P(w, lie(i));
+        g_assert_cmpuint(l.n, ==, 1);
+        g_assert_true(l.primary);
+        P(w, DATA(ISN + 1, "sound", CL, .client_port = 5));
+        S(w, DATA(ISN + 1, "sound", CL, .client_port = 5));
+        expect_n(w, 1);
+        f = lie(i);
+        S(w, f);
+        g_assert_cmpuint(l.n, ==, 2);
+        g_assert_false(l.primary);
+        compare_engine_tick(w->e, w->now);
+        expect_n(w, 1);
+        g_assert_cmpuint(w->triggers, ==, 0);
+        compare_engine_stats(w->e, &st);
+        g_assert_cmpuint(st.malformed[0], ==, 1);
+        g_assert_cmpuint(st.malformed[1], ==, 1);
+        g_assert_cmpuint(st.held_frames, ==, 0);
+        world_free(w);
+    }
+    World *w = connected(); /* counted once, though looked at again after a commit */
+    CompareStats st;
+    compare_engine_cut(w->e, 1);
+    P(w, lie(1));
+    compare_engine_commit(w->e, 1, w->now);
+    compare_engine_stats(w->e, &st);
+    g_assert_cmpuint(st.malformed[0], ==, 1);
+    world_free(w);
+
+    w = connected(); /* a payload that does not fit its checksum */
+    Frame *f = DATA(ISN + 1, "abcd", CL);
+    f->data[f->len - 1] ^= 1;
+    P(w, f);
+    S(w, DATA(ISN + 1, "abcd", CL));
+    expect_none(w);
+    compare_engine_stats(w->e, &st);
+    g_assert_cmpuint(st.malformed[0], ==, 1);
+    g_assert_cmpuint(st.malformed[1], ==, 0);
+    g_assert_cmpint(w->last, ==, PROXY_TRIGGER_MISMATCH);
+    g_assert_cmpuint(st.last[0].offset, ==, 3);
+    world_free(w);
+}
+
 /* --- Saved after the pause --- */
 
 /* What the guest does after the cut is not in the table, whenever that is written. */
@@ -233,6 +355,7 @@ int main(int argc, char **argv)
     T("log-is-not-far-ahead", test_log_is_not_far_ahead);
     T("log-of-another-epoch", test_log_of_another_epoch);
     T("log-of-a-reset-connection", test_log_of_a_reset_connection);
+    T("malformed", test_malformed);
     T("saved-late", test_saved_late);
     T("lone-reset", test_lone_reset);
     T("blocked-client", test_blocked_client);
