@@ -147,6 +147,8 @@ void block_range_release(BlockRangeLock *lock, BlockRange *range);
 
 /* --- node.c --- */
 
+typedef struct NbdClient NbdClient;
+
 typedef struct BlockDriver {
     const char *name;
     void (*submit)(BlockNode *node, BlockRequest *req);
@@ -161,6 +163,8 @@ typedef struct BlockDriver {
     void (*query)(BlockNode *node, JsonObject *out);
     /** The nodes that this one's writes go to, at most @max; or NULL. */
     unsigned (*below)(BlockNode *node, BlockNode **out, unsigned max);
+    /** The connection that the node's requests go by, or NULL: it has none. */
+    NbdClient *(*nbd_client)(BlockNode *node);
 } BlockDriver;
 
 typedef struct BlockFront BlockFront;
@@ -257,7 +261,6 @@ bool block_file_own(BlockNode *node, bool own, GError **errp);
 
 /* --- nbd-client.c, for those that sit on it --- */
 
-typedef struct NbdClient NbdClient;
 typedef void (*NbdClientClosedFunc)(void *opaque, const char *why);
 
 /** Connect over @fd (taken) to @export; waits at most @ms. */

@@ -522,7 +522,13 @@ static void nbd_node_query(BlockNode *node, JsonObject *out)
     }
 }
 
+static NbdClient *nbd_node_client(BlockNode *node)
+{
+    return node->opaque;
+}
+
 static const BlockDriver nbd_node_driver = {
+    .nbd_client = nbd_node_client,
     .name = "nbd",
     .submit = nbd_node_submit,
     .close = nbd_node_close,

@@ -669,3 +669,34 @@ void block_nodes_shutdown(void)
     block_unlock();
     block_daemons_wait(5000);
 }
+
+char **block_yank_list(void)
+{
+    GPtrArray *names = g_ptr_array_new();
+    GHashTableIter it;
+    BlockNode *node;
+
+    block_lock();
+    g_hash_table_iter_init(&it, block_nodes());
+    while (g_hash_table_iter_next(&it, NULL, (gpointer *)&node)) {
+        /* A storage daemon of ours is no peer. */
+        if (node->drv->nbd_client && node->drv->nbd_client(node)) {
+            g_ptr_array_add(names, g_strdup(node->name));
+        }
+    }
+    block_unlock();
+    g_ptr_array_add(names, NULL);
+    return (char **)g_ptr_array_free(names, FALSE);
+}
+
+bool block_yank(const char *name)
+{
+    block_lock();
+    BlockNode *node = block_node_find(name);
+    NbdClient *c = node && node->drv->nbd_client ? node->drv->nbd_client(node) : NULL;
+    if (c) {
+        nbd_client_kill(c, "yanked");
+    }
+    block_unlock();
+    return c != NULL;
+}

@@ -102,6 +102,11 @@ void channel_cancel(Channel *c)
     (void)n; /* EAGAIN means that it is set already */
 }
 
+void channel_break(Channel *c)
+{
+    shutdown(c->fd, SHUT_RDWR);
+}
+
 static gpointer ping_thread(gpointer opaque)
 {
     Channel *c = opaque;

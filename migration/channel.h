@@ -65,6 +65,9 @@ void channel_free(Channel *c);
  * thread. */
 void channel_cancel(Channel *c);
 
+/** Shut the connection down, for both sides: later calls see its end. Any thread. */
+void channel_break(Channel *c);
+
 /** Send one message of @n parts (<= 15), whole or not at all to other senders. Blocks while
  * the peer does not read. */
 bool channel_send(Channel *c, ChannelType type, const struct iovec *parts, unsigned n,

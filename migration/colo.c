@@ -216,6 +216,17 @@ bool migration_listen(const char *uri, GError **errp)
     return true;
 }
 
+bool migration_peer(bool yank)
+{
+    g_mutex_lock(&colo.lock);
+    Channel *c = colo.channel;
+    if (c && yank) {
+        channel_break(c);
+    }
+    g_mutex_unlock(&colo.lock);
+    return c != NULL;
+}
+
 void migration_child_died(void)
 {
     g_mutex_lock(&colo.lock);

@@ -212,7 +212,13 @@ static void primary_query(BlockNode *node, JsonObject *o)
     }
 }
 
+static NbdClient *primary_nbd_client(BlockNode *node)
+{
+    return ((Primary *)node->opaque)->client;
+}
+
 static const BlockDriver primary_driver = {
+    .nbd_client = primary_nbd_client,
     .name = "replication",
     .submit = primary_submit,
     .close = primary_close,

@@ -85,6 +85,12 @@ bool block_change(const char *parent, const char *child, const char *node, GErro
 /** Whether the guest has written to quorum @name since it was made. */
 bool block_node_written(const char *name);
 
+/** The nodes that talk to a server, for yank; to be freed with g_strfreev(). */
+char **block_yank_list(void);
+
+/** Break the connection of such a node off, now; false: there is none of that name. */
+bool block_yank(const char *node);
+
 /** Summary a node for query-colo-status and query-named-block-nodes. */
 JsonArray *block_query(void);
 

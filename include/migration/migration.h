@@ -60,6 +60,9 @@ void migration_child_died(void);
 /** The keys of -colo that this room reads by itself; NULL-terminated. */
 extern const char *const arbiter_keys[];
 
+/** Whether there is a connection to a peer; @yank: break it off. Any thread. */
+bool migration_peer(bool yank);
+
 /** End threads and connections. */
 void migration_shutdown(void);
 
