@@ -16,6 +16,7 @@
 #include "util/trace.h"
 
 #define CHARDEV_QUEUE_MAX (16u << 20)
+#define CHARDEV_QUEUE_KEEP (1u << 20) /* a buffer that has grown beyond this is given back */
 #define CHARDEV_CONTROL_BIT 0x80000000u
 #define CHARDEV_CONTROL_MAX (16u << 20)
 
@@ -39,7 +40,7 @@ struct Chardev {
     bool vnet_hdr, allow_control, paused;
     /* Bytes that the socket has not taken: @obuf[ohead..oend) */
     uint8_t *obuf;
-    size_t ohead, oend, ocap;
+    size_t ohead, oend, ocap, omax;
     /* Bytes received that are not yet a whole frame: @ibuf[0..ilen) */
     uint8_t *ibuf;
     size_t ilen, icap;

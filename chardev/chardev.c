@@ -285,7 +285,8 @@ bool chardev_claim(Chardev *c, const ChardevHandlers *h, void *opaque, bool vnet
     c->h = h;
     c->opaque = opaque;
     c->vnet_hdr = vnet_hdr;
-    c->allow_control = false;
+    c->allow_control = c->paused = false;
+    c->omax = 0;
     chardev_socket_watch(c);
     return true;
 }
@@ -338,6 +339,21 @@ uint64_t chardev_frames_out(Chardev *c)
 uint64_t chardev_frames_in(Chardev *c)
 {
     return c->frames_in;
+}
+
+uint64_t chardev_backlog(Chardev *c)
+{
+    return c->oend - c->ohead;
+}
+
+void chardev_set_backlog_max(Chardev *c, uint64_t bytes)
+{
+    c->omax = bytes;
+}
+
+bool chardev_paused(Chardev *c)
+{
+    return c->paused;
 }
 
 void chardev_allow_control(Chardev *c, bool allow)

@@ -56,6 +56,11 @@ static gboolean stream_writable(int fd, GIOCondition cond, gpointer opaque)
 
     io_source_destroy(&c->out);
     chardev_stream_flush(c);
+    if (c->oend == 0 && c->h && c->h->drained) {
+        net_batch_begin();
+        c->h->drained(c->opaque);
+        net_batch_end();
+    }
     return G_SOURCE_REMOVE;
 }
 
@@ -82,12 +87,16 @@ void chardev_stream_flush(void *opaque)
         }
     }
     c->ohead = c->oend = 0;
+    if (c->ocap > CHARDEV_QUEUE_KEEP) {
+        g_clear_pointer(&c->obuf, g_free);
+        c->ocap = 0;
+    }
 }
 
 /* Room for @n more bytes at the end of the queue, or NULL. */
 static uint8_t *stream_room(Chardev *c, size_t n)
 {
-    if (c->oend - c->ohead + n > CHARDEV_QUEUE_MAX) {
+    if (c->oend - c->ohead + n > MAX(c->omax, CHARDEV_QUEUE_MAX)) {
         c->dropped++;
         return NULL;
     }

@@ -42,6 +42,8 @@ typedef struct ChardevHandlers {
     void (*control)(void *opaque, const ChardevControl *msg);
     /* The connection came up or went down; a handler must expect lost frames after down. */
     void (*event)(void *opaque, bool connected);
+    /* The socket, which had not taken all at once, has taken all. May be NULL. */
+    void (*drained)(void *opaque);
 } ChardevHandlers;
 
 /**
@@ -101,6 +103,12 @@ bool chardev_send_control(Chardev *c, const ChardevControl *msg);
 
 /** Stop or resume reading: the peer is back-pressured (not a joined one). */
 void chardev_pause(Chardev *c, bool pause);
+bool chardev_paused(Chardev *c);
+
+/** Bytes that the socket has not taken, and how many more than 16 MiB may wait until the
+ * end of this claim. */
+uint64_t chardev_backlog(Chardev *c);
+void chardev_set_backlog_max(Chardev *c, uint64_t bytes);
 
 /** The chardev of this process that @c is joined to, or NULL. */
 Chardev *chardev_peer(Chardev *c);

@@ -95,6 +95,11 @@ void compare_engine_flush_all(CompareEngine *e, int64_t now);
  * still taken. */
 bool compare_engine_full(CompareEngine *e);
 
+/** Whether no more should be read from this side for now: what is held is too much, and
+ * most of it is of this side; the other one goes on, or it would never catch up. @waits:
+ * the last answer (it stays true until a quarter has gone). At most twice the bound. */
+bool compare_engine_should_wait(CompareEngine *e, bool primary, bool waits);
+
 /** Append the flow table and the frames held as of the last cut to @out. Valid from
  * compare_engine_cut() to compare_engine_commit() (and right away after either). */
 void compare_engine_save(CompareEngine *e, GByteArray *out);

@@ -163,9 +163,51 @@ static gboolean compare_fire(gpointer opaque)
     return G_SOURCE_CONTINUE;
 }
 
+/* --- Back-pressure --- */
+
+#define OUT_STOP (4u << 20)           /* bytes waiting for the reader of outdev */
+#define OUT_MAX (256ull << 20)        /* a commit may release all that was held at once */
+#define LOOK_AGAIN (100 * 1000)       /* us, while an input waits */
+
+static bool pause_input(ColoCompare *c, Chardev *in, bool primary)
+{
+    bool waits = chardev_paused(in);
+    uint64_t out = chardev_backlog(c->out);
+    bool wait = out > (waits ? 0 : OUT_STOP) ||
+                compare_engine_should_wait(c->engine, primary, waits);
+
+    if (wait != waits) {
+        colo_trace(net_compare_pause, "%s: %s %s", c->id, primary ? "primary" : "secondary",
+                   wait ? "waits" : "goes on");
+        chardev_pause(in, wait);
+    }
+    return wait;
+}
+
+/* Nothing is dropped and memory is bounded: who is too far ahead is not read. A joined
+ * chardev cannot be paused; what it brings is bounded by checkpoints. */
+static bool compare_throttle(ColoCompare *c)
+{
+    bool waits = false;
+
+    chardev_set_backlog_max(c->out, OUT_MAX);
+    if (c->primary_in && !chardev_peer(c->primary_in)) {
+        waits |= pause_input(c, c->primary_in, true);
+    }
+    if (c->secondary_in && !chardev_peer(c->secondary_in)) {
+        waits |= pause_input(c, c->secondary_in, false);
+    }
+    return waits;
+}
+
 void colo_compare_tick(ColoCompare *c)
 {
-    c->due = compare_engine_tick(c->engine, g_get_monotonic_time());
+    int64_t now = g_get_monotonic_time();
+
+    c->due = compare_engine_tick(c->engine, now);
+    if (c->out && compare_throttle(c)) {
+        c->due = MIN(c->due, now + LOOK_AGAIN);
+    }
     compare_arm(c);
 }
 
@@ -231,7 +273,19 @@ static const ChardevHandlers compare_secondary_handlers = {
     .frame = compare_secondary_frame,
     .control = compare_secondary_control,
     .event = compare_secondary_event};
-static const ChardevHandlers compare_out_handlers = {.frame = compare_out_frame};
+static void compare_out_event(void *opaque, bool connected)
+{
+    compare_fed(opaque);
+}
+
+static void compare_out_drained(void *opaque)
+{
+    compare_fed(opaque);
+}
+
+static const ChardevHandlers compare_out_handlers = {.frame = compare_out_frame,
+                                                     .event = compare_out_event,
+                                                     .drained = compare_out_drained};
 
 /* --- Object --- */
 

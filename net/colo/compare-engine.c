@@ -340,19 +340,32 @@ int64_t compare_engine_tick(CompareEngine *e, int64_t now)
 
 /* --- Input --- */
 
+static uint64_t load_of(CompareEngine *e, bool primary)
+{
+    return primary ? e->held_bytes + e->next_p.bytes +
+                         ((uint64_t)e->held.count + e->next_p.count) * FRAME_COST
+                   : e->kept_bytes + e->next_s.bytes +
+                         ((uint64_t)e->kept_segs.count + e->kept_dgrams.count +
+                          e->next_s.count) *
+                             FRAME_COST;
+}
+
 static bool full_of(CompareEngine *e)
 {
-    uint64_t frames = (uint64_t)e->held.count + e->kept_segs.count +
-                      e->kept_dgrams.count + e->next_p.count + e->next_s.count;
-
-    return e->held_bytes + e->kept_bytes + e->next_p.bytes + e->next_s.bytes +
-               frames * FRAME_COST >=
-           e->cfg.max_bytes;
+    return load_of(e, true) + load_of(e, false) >= e->cfg.max_bytes;
 }
 
 bool compare_engine_full(CompareEngine *e)
 {
     return full_of(e);
+}
+
+bool compare_engine_should_wait(CompareEngine *e, bool primary, bool waits)
+{
+    uint64_t mine = load_of(e, primary), other = load_of(e, !primary);
+    uint64_t limit = waits ? e->cfg.max_bytes / 4 * 3 : e->cfg.max_bytes;
+
+    return mine >= limit || (mine + other >= limit && (primary ? mine >= other : mine > other));
 }
 
 void compare_malformed(CompareEngine *e, const Frame *f, bool of_primary,

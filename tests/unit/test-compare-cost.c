@@ -6,52 +6,8 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include "chardev/chardev.h"
+#include "alloc-count.h"
 #include "compare-world.h"
-#include "net/net.h"
-#include "util/options.h"
-
-/* --- A counter of allocations: of the whole process, GLib included --- */
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__GLIBC__)
-#define CAN_COUNT false
-static unsigned allocations;
-#else
-#define CAN_COUNT true
-static unsigned allocations;
-void *__libc_malloc(size_t n);
-void *__libc_calloc(size_t n, size_t m);
-void *__libc_realloc(void *p, size_t n);
-void *malloc(size_t n);
-void *calloc(size_t n, size_t m);
-void *realloc(void *p, size_t n);
-
-void *malloc(size_t n)
-{
-    __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
-    return __libc_malloc(n);
-}
-
-void *calloc(size_t n, size_t m)
-{
-    __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
-    return __libc_calloc(n, m);
-}
-
-void *realloc(void *p, size_t n)
-{
-    __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
-    return __libc_realloc(p, n);
-}
-#endif
-
-static unsigned allocated(void)
-{
-    return __atomic_load_n(&allocations, __ATOMIC_RELAXED);
-}
 
 /* --- Many flows --- */
 
