@@ -23,8 +23,9 @@
 #define NBD_CONNECT_MS 5000
 
 typedef struct NbdCmd {
+    unsigned refs; /* libnbd's, and the submission's while it lasts */
     NbdClient *client;
-    BlockRequest *req;
+    BlockRequest *req; /* NULL once completed */
     GList link;
 } NbdCmd;
 
@@ -376,10 +377,9 @@ static void cmd_free(void *opaque)
 {
     NbdCmd *cmd = opaque;
 
-    if (cmd->req) {
-        g_queue_unlink(&cmd->client->in_flight, &cmd->link);
+    if (--cmd->refs == 0) {
+        g_free(cmd);
     }
-    g_free(cmd);
 }
 
 static int cmd_extents(void *opaque, const char *context, uint64_t offset,
@@ -454,6 +454,7 @@ void nbd_client_submit(NbdClient *c, BlockRequest *req)
     }
 
     NbdCmd *cmd = g_new0(NbdCmd, 1);
+    cmd->refs = 2;
     cmd->client = c;
     cmd->req = req;
     cmd->link.data = cmd;
@@ -487,13 +488,16 @@ void nbd_client_submit(NbdClient *c, BlockRequest *req)
         break;
     }
     }
-    if (r < 0) {
-        /* A refused call has freed the command and with it unlinked it. */
+    /* A call that finds the connection dead completes the command and is refused as well. */
+    if (r < 0 && cmd->req) {
         int err = nbd_get_errno();
 
         colo_trace(block_nbd_client_refused, "%s", nbd_get_error());
-        block_complete_later(req, nbd_aio_is_dead(c->h) > 0 ? -EIO : -client_errno(err));
+        g_queue_unlink(&c->in_flight, &cmd->link);
+        block_complete_later(g_steal_pointer(&cmd->req),
+                             nbd_aio_is_dead(c->h) > 0 ? -EIO : -client_errno(err));
     }
+    cmd_free(cmd);
     client_update(c);
 }
 

@@ -93,6 +93,7 @@ static void apply_written(BlockRequest *req, int ret)
     ApplyOp *op = w->op;
 
     if (ret < 0) {
+        op->s->errnum = ret;
         secondary_fail(op->s, "a checkpoint cannot be written to the image: %s",
                        g_strerror(-ret));
     } else {

@@ -92,6 +92,7 @@ static void forward_done(BlockRequest *req, int ret)
 {
     Forward *fw = req->opaque;
     Primary *p = fw->p;
+    BlockOp op = req->op; /* which is a part of what goes now */
 
     p->queued -= fw->cost;
     p->in_flight--;
@@ -103,7 +104,7 @@ static void forward_done(BlockRequest *req, int ret)
     }
     if (ret < 0 && !p->error) {
         g_autofree char *why = g_strdup_printf("the secondary could not %s: %s",
-                                               block_op_name(req->op), g_strerror(-ret));
+                                               block_op_name(op), g_strerror(-ret));
 
         const char *lost = nbd_client_error(p->client);
         primary_die(p, lost ? lost : why);

@@ -79,6 +79,7 @@ struct BlockSecondary {
     GQueue peer_flushes;   /* BlockRequest: until what was committed is on the image */
     SecondaryState state;
     char *error;
+    int errnum; /* its -errno, which the primary is told, or 0 */
 
     GHashTable *conns; /* connection -> its count (uint64_t), those that wrote */
     void *conn;        /* the one that replicates, once bound */

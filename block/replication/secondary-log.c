@@ -82,6 +82,7 @@ static void through_done(BlockRequest *sub, int ret)
     g_free(w);
     s->through--;
     if (ret < 0 && s->state != SECONDARY_IDLE) {
+        s->errnum = ret;
         secondary_fail(s, "a write of the primary failed: %s", g_strerror(-ret));
     }
     secondary_check_arrived();
@@ -138,7 +139,7 @@ void block_secondary_export_submit(BlockSecondary *s, void *conn, BlockRequest *
             req->bytes == 0) {
             block_complete_later(req, -EINVAL);
         } else if (over || s->error) {
-            block_complete_later(req, over ? -EPERM : -EIO);
+            block_complete_later(req, over ? -EPERM : s->errnum ? s->errnum : -EIO);
         } else if (s->state == SECONDARY_LOGGING) {
             log_arrival(s, conn, req);
         } else {
