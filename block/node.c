@@ -7,6 +7,7 @@
 #include "block-int.h"
 #include "activity-log-file.h"
 #include "activity-log.h"
+#include "replication/journal.h"
 #include "hook.h"
 #include "job.h"
 
@@ -250,13 +251,20 @@ static bool opts_normalise(JsonObject *opts, const char *what, bool *writethroug
     return true;
 }
 
-/* Whether the image may be opened; *@torn: only to be made equal to the peer's. */
-static bool image_is_consistent(const char *filename, char **torn, GError **errp)
+/* A marker beside the image tells that it is not of one moment; a journal in its place how
+ * it gets there: then *@journal is its path. With an activity log it may be opened to be made
+ * equal to the peer's: *@torn. Both are to be freed. */
+static bool image_is_consistent(const char *filename, char **journal, char **torn,
+                                GError **errp)
 {
     g_autofree char *marker = g_strconcat(filename, ".colo", NULL);
     g_autofree char *log = activity_log_path(filename);
 
     if (access(marker, F_OK) != 0) {
+        return true;
+    }
+    if (journal_is(marker)) {
+        *journal = g_steal_pointer(&marker);
         return true;
     }
     if (access(log, F_OK) == 0) {
@@ -281,7 +289,8 @@ static BlockNode *image_opened(BlockNode *node, const char *torn)
 }
 
 /* Open the tree of @opts, normalised except for "file". */
-static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
+static BlockNode *open_any(const char *name, JsonObject *opts, char **journal,
+                           GError **errp)
 {
     g_autofree char *what = g_strdup_printf("drive '%s'", name ? name : "(inline)");
     const char *driver = options_get_str(opts, "driver", NULL);
@@ -329,7 +338,7 @@ static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
         return NULL;
     }
     g_autofree char *torn = NULL;
-    if (filename && local && !image_is_consistent(filename, &torn, errp)) {
+    if (filename && local && !image_is_consistent(filename, journal, &torn, errp)) {
         return NULL;
     }
     bool probed = false;
@@ -364,6 +373,21 @@ static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
     }
     json_object_remove_member(opts, "shared-disk");
     return image_opened(block_daemon_open(name, opts, driver, filename, errp), torn);
+}
+
+static BlockNode *open_tree(const char *name, JsonObject *opts, GError **errp)
+{
+    g_autofree char *journal = NULL;
+    BlockNode *node = open_any(name, opts, &journal, errp);
+
+    if (node && journal && !journal_recover(journal, node, errp)) {
+        block_lock();
+        block_node_free(node);
+        block_unlock();
+        block_daemons_wait(3000);
+        return NULL;
+    }
+    return node;
 }
 
 /* --- Children --- */

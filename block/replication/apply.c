@@ -259,7 +259,8 @@ void secondary_apply_again(BlockSecondary *s)
 
 void secondary_check_settled(BlockSecondary *s)
 {
-    bool busy = s->layers->len > 0 || s->applying || s->through;
+    bool busy = s->layers->len > 0 || s->applying || s->through || s->job ||
+                s->state == SECONDARY_TAKEOVER;
     bool live = s->state == SECONDARY_LOGGING && !s->error;
     BlockRequest *flush;
 

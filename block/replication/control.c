@@ -4,6 +4,7 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
+#include "journal.h"
 #include "secondary-int.h"
 #include "../activity-log.h"
 
@@ -138,18 +139,6 @@ static bool secondary_begin_generation(BlockSecondary *s, GError **errp)
 
 /* --- The marker --- */
 
-static bool marker_sync_dir(const char *path)
-{
-    g_autofree char *dir = g_path_get_dirname(path);
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool ok = fd >= 0 && fsync(fd) == 0;
-
-    if (fd >= 0) {
-        close(fd);
-    }
-    return ok;
-}
-
 static bool marker_create(const char *path, GError **errp)
 {
     static const char text[] =
@@ -157,7 +146,7 @@ static bool marker_create(const char *path, GError **errp)
         "image may hold parts of two checkpoints: copy it again from the other host.\n";
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) &&
-              fsync(fd) == 0 && marker_sync_dir(path);
+              fsync(fd) == 0 && journal_sync_dir(path);
     int err = errno;
 
     if (fd >= 0) {
@@ -170,13 +159,6 @@ static bool marker_create(const char *path, GError **errp)
                              path);
     }
     return ok;
-}
-
-static void marker_remove(const char *path)
-{
-    if (unlink(path) == 0) {
-        marker_sync_dir(path);
-    }
 }
 
 /* --- Start, arrival, commit --- */
@@ -229,7 +211,7 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
 
         ok = !*path || marker_create(path, errp);
         for (guint k = 0; !ok && k < i; k++) {
-            marker_remove(markers->pdata[k]);
+            journal_remove(markers->pdata[k]);
         }
     }
     for (guint i = 0; ok && i < all->len; i++) {
@@ -446,7 +428,7 @@ bool block_secondary_takeover(GError **errp)
         BlockSecondary *s = all->pdata[i];
 
         block_wait_init(&waits[i]);
-        if (s->state == SECONDARY_LIVE) {
+        if (s->state == SECONDARY_LIVE || s->serving) {
             block_wait_done(&waits[i], 0);
             continue;
         }
@@ -474,7 +456,7 @@ bool block_secondary_takeover(GError **errp)
         }
         block_unlock();
         if (marker) {
-            marker_remove(marker);
+            journal_remove(marker);
         }
     }
     return ok;
@@ -484,7 +466,8 @@ bool block_secondary_takeover(GError **errp)
 static uint64_t settle_left(BlockSecondary *s)
 {
     block_lock();
-    uint64_t left = s->log.memory + s->log.spilled + s->applying + s->through;
+    uint64_t left = s->log.memory + s->log.spilled + s->applying + s->through +
+                    overlay_bytes(s->overlay) + s->phase;
     block_unlock();
     return left;
 }
@@ -548,22 +531,22 @@ void block_secondary_end(void)
     g_autoptr(GPtrArray) all = secondaries();
     control.fn = NULL;
     control.arrived_fn = NULL;
-    bool logging = false;
+    bool settled = true, any = false;
     for (guint i = 0; i < all->len; i++) {
         BlockSecondary *s = all->pdata[i];
 
-        logging |= s->state == SECONDARY_LOGGING;
+        any |= s->state == SECONDARY_LOGGING || s->state == SECONDARY_TAKEOVER || s->job;
     }
     block_unlock();
-    if (logging && !block_secondary_settle(&err)) {
-        colo_report("%s; its image stays marked as inconsistent", err->message);
-        logging = false;
+    if (any && !block_secondary_settle(&err)) {
+        colo_report("%s; its image stays marked", err->message);
+        settled = false;
     }
-    for (guint i = 0; logging && i < all->len; i++) {
+    for (guint i = 0; settled && i < all->len; i++) {
         BlockSecondary *s = all->pdata[i];
 
         if (s->marker && !s->error) {
-            marker_remove(s->marker);
+            journal_remove(s->marker);
             g_clear_pointer(&s->marker, g_free);
         }
     }

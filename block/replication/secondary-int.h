@@ -41,14 +41,16 @@
 #define LOG_SOFT (64ull * 1024 * 1024)
 #define LOG_MEMORY (128ull * 1024 * 1024) /* default of log-memory */
 #define SPILL_SLACK (32ull * 1024 * 1024) /* being written to the hidden disk */
-#define OVERLAY_SOFT (32ull * 1024 * 1024)
+#define OVERLAY_SOFT (256ull * 1024 * 1024)
+#define ACTIVE_DIRTY (32ull * 1024 * 1024) /* flushed behind the SVM: a takeover must wait */
+#define MERGE_TELL (64ull * 1024 * 1024)   /* an event each */
 #define LAYERS_MAX 8
 #define STAGE_STEP 256 /* entries that are moved at once */
 #define APPLY_DEPTH 32
 #define APPLY_CHUNK (256u * 1024)
 #define APPLY_BYTES (2ull * 1024 * 1024)
-#define MERGE_DEPTH 8
-#define MERGE_CHUNK (1024 * 1024)
+#define MERGE_DEPTH 4
+#define MERGE_CHUNK (256 * 1024)
 
 typedef enum SecondaryState {
     SECONDARY_IDLE,
@@ -115,8 +117,26 @@ struct BlockSecondary {
     unsigned merging;
     uint64_t merge_pos; /* where the next run is looked for */
     bool merge_scan_done;
-    bool flushing;
-    GQueue flushes;     /* BlockRequest of the SVM, until live */
+    unsigned flushing; /* flushes of the takeover's own, in flight */
+    GQueue flushes;    /* BlockRequest of the SVM, until live */
+    enum {
+        TAKEOVER_APPLY,
+        TAKEOVER_FLUSH,
+        TAKEOVER_JOURNAL,
+        TAKEOVER_MERGE,
+        TAKEOVER_END
+    } phase;
+    bool journaled; /* the journal is in force */
+    bool serving;   /* and so the takeover has been answered */
+    void *job;      /* JournalJob under way */
+    Overlay *journal_set; /* what the journal says, but for what was noted as newer */
+    GArray *newer;        /* JournalRange: not in the journal yet */
+    GArray *flush_newer;  /* of the flush under way */
+    GQueue flush_batch;   /* its BlockRequests */
+    bool flush_busy;
+    uint64_t merge_total, merge_told;
+    uint64_t active_dirty; /* written to the active disk since it was flushed */
+    bool active_flushing;
     GPtrArray *waiters; /* BlockWait: for live or failed, or for settled */
     GPtrArray *settlers;
 };
@@ -160,7 +180,19 @@ void secondary_check_settled(BlockSecondary *s);
 /** Send @e's data to the hidden disk if memory is over its bound. */
 void secondary_spill(BlockSecondary *s, LogEntry *e);
 
+/* merge.c */
+/** Go on with it; true: nothing is left. */
+bool secondary_merge(BlockSecondary *s);
+extern int secondary_test_hold_merge; /* for tests, as is what follows */
+extern uint64_t secondary_merge_at_once; /* a larger overlay is journaled */
+
 /* takeover.c */
+/** The guest's write to [start, end) of the image has ended well. */
+void secondary_note_newer(BlockSecondary *s, uint64_t start, uint64_t end);
+/** Begin a flush of the image for what waits in @flushes. */
+void secondary_flush_kick(BlockSecondary *s);
+/** The node goes: a thread that still works for it finds nobody. */
+void secondary_journal_forget(BlockSecondary *s);
 void secondary_takeover_begin(BlockSecondary *s);
 void secondary_takeover_step(BlockSecondary *s);
 

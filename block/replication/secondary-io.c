@@ -178,19 +178,80 @@ typedef struct SvmWrite {
     BlockRequest sub;
     BlockRange range;
     bool to_overlay;
+    bool then_flush; /* instead of FUA: the journal has to follow */
     unsigned generation;
 } SvmWrite;
+
+/* A write that is answered when a flush after it has ended. */
+typedef struct FlushAfter {
+    BlockRequest req;
+    BlockRequest *orig;
+} FlushAfter;
+
+static void flush_after_done(BlockRequest *req, int ret)
+{
+    FlushAfter *fa = req->opaque;
+    BlockRequest *orig = fa->orig;
+
+    g_free(fa);
+    orig->done(orig, ret);
+}
+
+static void flush_after(BlockSecondary *s, BlockRequest *orig)
+{
+    FlushAfter *fa = g_new0(FlushAfter, 1);
+
+    fa->orig = orig;
+    fa->req.op = BLOCK_OP_FLUSH;
+    fa->req.done = flush_after_done;
+    fa->req.opaque = fa;
+    secondary_submit(s->node, &fa->req);
+}
+
+static void active_flushed(BlockRequest *req, int ret)
+{
+    BlockSecondary *s = req->opaque;
+
+    s->active_flushing = false;
+    g_free(req);
+}
+
+/* What the SVM writes becomes durable bit by bit: so a takeover has little to wait for. */
+static void active_flush(BlockSecondary *s, uint64_t bytes)
+{
+    s->active_dirty += bytes;
+    if (s->active_dirty < ACTIVE_DIRTY || s->active_flushing) {
+        return;
+    }
+    BlockRequest *req = g_new0(BlockRequest, 1);
+
+    s->active_dirty = 0;
+    s->active_flushing = true;
+    req->op = BLOCK_OP_FLUSH;
+    req->done = active_flushed;
+    req->opaque = s;
+    block_submit(s->active, req);
+}
 
 static void svm_write_done(BlockRequest *sub, int ret)
 {
     SvmWrite *w = sub->opaque;
     BlockSecondary *s = w->s;
     BlockRequest *orig = w->orig;
+    uint64_t end = orig->offset + orig->bytes;
+    bool then_flush = w->then_flush && ret == 0;
 
+    if (!w->to_overlay && ret == 0) {
+        secondary_note_newer(s, orig->offset, end);
+    }
     if (w->to_overlay) {
         s->overlay_writes--;
+        active_flush(s, orig->bytes);
         if (ret == 0 && w->generation == s->generation) {
-            overlay_set(s->overlay, orig->offset, orig->offset + orig->bytes);
+            overlay_set(s->overlay, orig->offset, end);
+            if (s->journal_set) {
+                overlay_set(s->journal_set, orig->offset, end);
+            }
             if (overlay_bytes(s->overlay) > OVERLAY_SOFT) {
                 secondary_ask(s, "the secondary's guest has written much");
             }
@@ -201,7 +262,11 @@ static void svm_write_done(BlockRequest *sub, int ret)
     if (s->state == SECONDARY_TAKEOVER) {
         secondary_takeover_step(s);
     }
-    orig->done(orig, ret);
+    if (then_flush) {
+        flush_after(s, orig);
+    } else {
+        orig->done(orig, ret);
+    }
 }
 
 static void svm_write_start(SvmWrite *w)
@@ -223,6 +288,10 @@ static void svm_write_start(SvmWrite *w)
         s->overlay_writes++;
         block_submit(s->active, &w->sub);
         return;
+    }
+    if (s->journal_set && (w->sub.flags & BLOCK_REQ_FUA)) {
+        w->sub.flags &= ~BLOCK_REQ_FUA;
+        w->then_flush = true;
     }
     /* Newer than anything that is still to be merged there. */
     secondary_layers_remove(s, start, end);
@@ -279,6 +348,7 @@ void secondary_submit(BlockNode *node, BlockRequest *req)
     case BLOCK_OP_FLUSH:
         if (s->state == SECONDARY_TAKEOVER) {
             g_queue_push_tail(&s->flushes, req);
+            secondary_flush_kick(s);
         } else {
             /* Nothing of the SVM is stable before it takes over. */
             block_complete_later(req, 0);

@@ -32,6 +32,7 @@ static void secondary_close(BlockNode *node)
     BlockSecondary *s = node->opaque;
 
     s->parent->secondary = NULL;
+    secondary_journal_forget(s);
     io_source_destroy(&s->apply_idle);
     io_source_destroy(&s->stage_idle);
     secondary_drop_pending(s);
@@ -72,6 +73,9 @@ static void secondary_query(BlockNode *node, JsonObject *o)
     json_object_set_int_member(o, "log-spilled", s->log.spilled);
     json_object_set_int_member(o, "log-layers", s->layers->len);
     json_object_set_int_member(o, "overlay-bytes", overlay_bytes(s->overlay));
+    if (s->state == SECONDARY_TAKEOVER) {
+        json_object_set_boolean_member(o, "serving", s->serving);
+    }
     json_object_set_int_member(o, "arrived", secondary_arrivals(s));
     json_object_set_int_member(o, "committed", s->committed);
     if (s->error) {

@@ -7,6 +7,7 @@
 #ifndef COLO_TESTS_REPLICATION_PAIR_H
 #define COLO_TESTS_REPLICATION_PAIR_H
 
+#include "../../block/replication/secondary-int.h"
 #include "block-test.h"
 
 #define SIZE (4u * 1024 * 1024)
@@ -146,6 +147,7 @@ static inline Pair *pair_new(uint32_t seed, const char *format)
     format = slow ? "raw" : format;
 
     block_test_begin();
+    secondary_merge_at_once = 8 << 20;
     p->rand = g_rand_new_with_seed(seed);
     p->pvm = g_malloc0(SIZE);
     p->svm = g_malloc0(SIZE);

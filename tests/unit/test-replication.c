@@ -16,6 +16,7 @@ static void run_model(const char *format, uint32_t seed, int steps)
     bool raw = !strcmp(format, "raw"), slow = !strcmp(format, "slow");
 
     g_test_message("seed %u", seed);
+    secondary_merge_at_once = g_rand_boolean(p->rand) ? 0 : 8 << 20;
     start(p);
     for (int i = 0; i < steps; i++) {
         switch (g_rand_int_range(p->rand, 0, 14)) {
@@ -84,6 +85,9 @@ static void run_model(const char *format, uint32_t seed, int steps)
     g_assert_cmpmem(p->buf, SIZE, p->svm, SIZE);
     batch_wait(batch_start(p, "colo-disk1", p->svm));
     g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_FLUSH, 0, 0, NULL), ==, 0);
+    /* The merge may go on behind it. */
+    g_assert_true(block_secondary_settle(&err));
+    check_disk(p, "colo-disk1", p->svm);
     if (slow) {
         g_assert_cmpmem(slow_data, SIZE, p->svm, SIZE);
     } else if (raw) {
@@ -349,6 +353,123 @@ static void test_crash(void)
     crash_once("qcow2", "apply-written");
 }
 
+/* In a process of its own: take over with a journal, write and flush, write down what the disk
+ * must hold, die in the middle of the merge. */
+static void journal_child(void)
+{
+    uint32_t s = strtoul(g_getenv("COLO_CRASH_SEED"), NULL, 10);
+    Pair *p = pair_new(s, g_getenv("COLO_CRASH_FORMAT"));
+    g_autofree char *model = g_strconcat(g_getenv("COLO_CRASH_FILE"), ".model", NULL);
+    int merges = g_rand_int_range(p->rand, 0, 20);
+    g_autoptr(GError) err = NULL;
+
+    g_file_set_contents(g_getenv("COLO_CRASH_FILE"), test_dir, -1, NULL);
+    secondary_merge_at_once = 0;
+    start(p);
+    for (int i = 0; i < 10; i++) {
+        batch_wait(batch_start(p, "colo-disk0", p->pvm));
+    }
+    take_barrier(p);
+    commit(p);
+    for (int i = 0; i < 40; i++) {
+        batch_wait(batch_start(p, "colo-disk1", p->svm));
+    }
+    g_assert_cmpint(figure("overlay-bytes"), >, 0);
+    secondary_test_hold_merge = 1;
+    p->no_trim = true;
+    /* One in flight when the takeover begins. */
+    Batch *b = batch_start(p, "colo-disk1", p->svm);
+    g_assert_true(block_secondary_takeover(&err));
+    batch_wait(b);
+    for (int i = g_rand_int_range(p->rand, 0, 6); i > 0; i--) {
+        batch_wait(batch_start(p, "colo-disk1", p->svm));
+        check_disk(p, "colo-disk1", p->svm);
+        if (g_rand_boolean(p->rand)) {
+            g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_FLUSH, 0, 0, NULL), ==, 0);
+        }
+    }
+    g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_FLUSH, 0, 0, NULL), ==, 0);
+    /* One more, made stable by itself. */
+    test_fill(p->rand, p->svm + 8192, 4096);
+    g_assert_cmpint(block_request_sync(test_node("colo-disk1"), BLOCK_OP_WRITE, 8192, 4096,
+                                       p->svm + 8192, BLOCK_REQ_FUA), ==, 0);
+    g_assert_true(g_file_set_contents(model, (char *)p->svm, SIZE, NULL));
+    if (merges == 0) {
+        kill(getpid(), SIGKILL);
+    }
+    crash_step = "takeover-merged";
+    crash_left = merges;
+    block_replication_set_step(crash_at);
+    BlockNode *childs = test_node("childs0");
+    block_lock();
+    secondary_test_hold_merge = 0;
+    secondary_takeover_step(childs->opaque);
+    block_unlock();
+    for (int i = 0; i < 100; i++) {
+        g_usleep(10000);
+    }
+    kill(getpid(), SIGKILL); /* after the end of it is as good a moment */
+}
+
+static void journal_once(const char *format, bool new_active)
+{
+    g_autofree char *name = NULL, *dir = NULL, *model = NULL;
+    g_autofree char *seed_text = g_strdup_printf("%u", test_seed());
+    g_autofree uint8_t *want = NULL;
+    g_autofree uint8_t *got = g_malloc(SIZE);
+    int fd = g_file_open_tmp("colo-crash-XXXXXX", &name, NULL);
+
+    close(fd);
+    g_test_message("%s, seed %s", format, seed_text);
+    g_setenv("COLO_CRASH_FILE", name, TRUE);
+    g_setenv("COLO_CRASH_FORMAT", format, TRUE);
+    g_setenv("COLO_CRASH_SEED", seed_text, TRUE);
+    g_test_trap_subprocess("/block/replication/journal/subprocess", 0, 0);
+    g_assert_true(g_file_get_contents(name, &dir, NULL, NULL));
+    model = g_strconcat(name, ".model", NULL);
+    gsize len = 0;
+    g_assert_true(g_file_get_contents(model, (char **)&want, &len, NULL));
+    g_assert_cmpuint(len, ==, SIZE);
+    g_unlink(name);
+    g_unlink(model);
+    g_usleep(!strcmp(format, "raw") ? 0 : 200000); /* its storage daemons end, too */
+    g_autofree char *image = g_build_filename(dir, "secondary.img", NULL);
+    g_autofree char *active = g_build_filename(dir, "active.img", NULL);
+    g_autofree char *marker = g_strconcat(image, ".colo", NULL);
+
+    block_test_begin();
+    if (g_access(marker, F_OK) != 0) {
+        new_active = false; /* died after the end of the merge */
+    }
+    if (new_active) {
+        /* As a script does that starts a secondary anew. */
+        g_free(test_run("qemu-img create -q -f %s %s %u", format, active, SIZE));
+        test_add_fails("was changed since", "id=d0,driver=%s,file.filename=%s", format,
+                       image);
+        g_assert_cmpint(g_access(marker, F_OK), ==, 0);
+    } else {
+        test_add("id=d0,driver=%s,file.filename=%s", format, image);
+        g_assert_cmpint(g_access(marker, F_OK), !=, 0);
+        g_assert_cmpint(test_io("d0", BLOCK_OP_READ, 0, SIZE, got), ==, 0);
+        g_assert_cmpmem(got, SIZE, want, SIZE);
+    }
+    block_test_end();
+    test_remove(dir);
+}
+
+/* A takeover with much in its overlay serves before that is merged. When it dies in the
+ * middle, the next start ends the merge: nothing that the guest was told is stable is lost,
+ * and nothing older comes over it. */
+static void test_journal(void)
+{
+    for (int i = 0; i < 8; i++) {
+        journal_once("raw", false);
+    }
+    journal_once("raw", true);
+    journal_once("qcow2", false);
+    journal_once("qcow2", true);
+}
+
 /* The image's storage daemon is killed: the primary's side is told, nothing is served from
  * the image, and it stays marked. */
 static void test_daemon_killed(void)
@@ -585,6 +706,8 @@ int main(int argc, char **argv)
     g_test_add_func("/block/replication/sizes", test_sizes);
     g_test_add_func("/block/replication/crash", test_crash);
     g_test_add_func("/block/replication/crash/subprocess", crash_child);
+    g_test_add_func("/block/replication/journal", test_journal);
+    g_test_add_func("/block/replication/journal/subprocess", journal_child);
     g_test_add_func("/block/replication/daemon-killed", test_daemon_killed);
     g_test_add_func("/block/replication/large-commit", test_large_commit);
     return g_test_run();
