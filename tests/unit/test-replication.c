@@ -306,6 +306,25 @@ static void crash_child(void)
     pair_free(p);
 }
 
+/* The kernel takes a moment to let go of what a killed process had in its ring, and storage
+ * daemons end a moment later. */
+static void wait_unlocked(const char *path)
+{
+    int fd = open(path, O_RDWR);
+    bool locked = true;
+
+    g_assert_cmpint(fd, >=, 0);
+    for (int i = 0; i < 500 && locked; i++) {
+        struct flock fl = {
+            .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 100, .l_len = 200};
+
+        locked = fcntl(fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK;
+        g_usleep(locked ? 10000 : 0);
+    }
+    g_assert_false(locked);
+    close(fd);
+}
+
 static void crash_once(const char *format, const char *step)
 {
     g_autofree char *name = NULL, *dir = NULL, *image = NULL, *marker = NULL;
@@ -324,7 +343,7 @@ static void crash_once(const char *format, const char *step)
     g_unlink(name);
     image = g_build_filename(dir, "secondary.img", NULL);
     marker = g_strconcat(image, ".colo", NULL);
-    g_usleep(!strcmp(format, "raw") ? 0 : 200000); /* its storage daemons end, too */
+    wait_unlocked(image);
 
     /* Known to be inconsistent: neither a disk nor a base of a secondary. */
     g_assert_cmpint(g_access(marker, F_OK), ==, 0);
@@ -432,9 +451,10 @@ static void journal_once(const char *format, bool new_active)
     g_assert_cmpuint(len, ==, SIZE);
     g_unlink(name);
     g_unlink(model);
-    g_usleep(!strcmp(format, "raw") ? 0 : 200000); /* its storage daemons end, too */
     g_autofree char *image = g_build_filename(dir, "secondary.img", NULL);
     g_autofree char *active = g_build_filename(dir, "active.img", NULL);
+    wait_unlocked(image);
+    wait_unlocked(active);
     g_autofree char *marker = g_strconcat(image, ".colo", NULL);
 
     block_test_begin();
