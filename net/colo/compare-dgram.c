@@ -15,17 +15,24 @@
 #define SVM_DGRAM_AGE (2 * G_USEC_PER_SEC) /* then its twin will not come */
 #define NEIGHBOUR_GRACE (200 * 1000)
 
+/* Whether the guest asks here: its port, an id in the datagram, or its clock is random, and
+ * the twin will not say the same. */
 bool compare_is_query(const FlowKey *k)
 {
     if (k->kind != PACKET_UDP) {
         return false;
+    }
+    if (k->guest_port >= 32768 && k->client_port < 1024) {
+        return true; /* from a port that the kernel chose to one that serves */
     }
     switch (k->client_port) {
     case 53:   /* DNS, random id */
     case 67:   /* DHCP */
     case 123:  /* NTP, own clock */
     case 547:  /* DHCPv6 */
-    case 5353: /* mDNS, random delays */
+    case 1900: /* SSDP, random delays; so have these two: */
+    case 5353: /* mDNS */
+    case 5355: /* LLMNR */
         return true;
     default:
         return false;

@@ -49,6 +49,19 @@ static inline uint32_t test_eth(uint8_t *b, bool to_guest, unsigned n_vlans,
     return at + 2;
 }
 
+/* Write the checksum of the IPv4 header at @ip. */
+static inline void test_ip_sum(uint8_t *ip)
+{
+    uint32_t sum = 0;
+
+    put_be16(ip + 10, 0);
+    for (unsigned i = 0; i < (ip[0] & 15u) * 4; i += 2) {
+        sum += get_be16(ip + i);
+    }
+    sum = (sum >> 16) + (sum & 0xffff);
+    put_be16(ip + 10, ~((sum >> 16) + sum));
+}
+
 static inline uint32_t test_ip(uint8_t *b, bool to_guest, bool v6, uint8_t proto,
                                uint32_t len)
 {
@@ -73,6 +86,7 @@ static inline uint32_t test_ip(uint8_t *b, bool to_guest, bool v6, uint8_t proto
     b[9] = proto;
     memcpy(b + 12, to_guest ? c4 : g4, 4);
     memcpy(b + 16, to_guest ? g4 : c4, 4);
+    test_ip_sum(b);
     return 20;
 }
 
@@ -185,6 +199,7 @@ static inline Frame *test_fragment(uint32_t offset, bool more, const char *text)
     uint32_t at = l3 + test_ip(b + l3, false, false, 17, len);
 
     put_be16(b + l3 + 6, offset / 8 | (more ? 0x2000 : 0));
+    test_ip_sum(b + l3);
     memcpy(b + at, text, len);
     return frame_from(b, at + len);
 }

@@ -289,6 +289,105 @@ static void test_saved_late(void)
     world_free(w);
 }
 
+/* --- Divergence that is normal --- */
+
+/* Each guest picks a port: one checkpoint at once, and then the connection has a twin. */
+static void test_guest_connects(void)
+{
+    World *w = world_new(NULL);
+
+    S(w, test_tcp((TestTcp){.flags = TCP_SYN, .seq = 999, .guest_port = 50111}));
+    g_assert_cmpuint(w->triggers, ==, 0); /* only the PVM's matters */
+    P(w, test_tcp((TestTcp){.flags = TCP_SYN, .seq = ISN, .guest_port = 40222}));
+    g_assert_cmpuint(w->triggers, ==, 1); /* within the call: it waits for nothing */
+    g_assert_cmpint(w->last, ==, PROXY_TRIGGER_NO_TWIN);
+    checkpoint(w, 1);
+    expect_n(w, 1);
+    P(w, ACK(ISN + 1, CL, .guest_port = 40222));
+    S(w, ACK(ISN + 1, CL, .guest_port = 40222));
+    P(w, DATA(ISN + 1, "GET /", CL, .guest_port = 40222));
+    S(w, DATA(ISN + 1, "GET /", CL, .guest_port = 40222));
+    P(w, ACK(ISN + 6, CL, .guest_port = 40222, .flags = TCP_FIN | TCP_ACK));
+    S(w, ACK(ISN + 6, CL, .guest_port = 40222, .flags = TCP_FIN | TCP_ACK));
+    expect_n(w, 3);
+    w->now += G_USEC_PER_SEC;
+    compare_engine_tick(w->e, w->now);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    world_free(w);
+}
+
+static void test_guest_asks(void)
+{
+    static const struct {
+        uint16_t guest, client;
+    } q[] = {{40000, 53}, {68, 67},     {123, 123},   {40000, 123}, {5353, 5353},
+             {546, 547},  {40000, 161}, {50000, 514}, {40000, 1900}};
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(q); i++) {
+        World *w = world_new(NULL);
+
+        for (int k = 0; k < 50; k++) { /* a lag which makes for patience elsewhere */
+            P(w, test_udp(7, 4000, false, "x"));
+            w->now += 20000;
+            S(w, test_udp(7, 4000, false, "x"));
+        }
+        P(w, test_udp(q[i].guest, q[i].client, i & 1, "mine"));
+        S(w, test_udp(q[i].guest, q[i].client, i & 1, "another"));
+        compare_engine_tick(w->e, w->now + 9999);
+        g_assert_cmpuint(w->triggers, ==, 0);
+        compare_engine_tick(w->e, w->now + 10000);
+        g_assert_cmpuint(w->triggers, ==, 1);
+        g_assert_cmpint(w->last, ==, PROXY_TRIGGER_NO_TWIN);
+        world_free(w);
+    }
+    World *w = world_new(NULL); /* a server's answers are not questions */
+    for (int k = 0; k < 50; k++) {
+        P(w, test_udp(53, 40000, false, "x"));
+        w->now += 15000;
+        compare_engine_tick(w->e, w->now);
+        S(w, test_udp(53, 40000, false, "x"));
+        g_assert_cmpuint(w->triggers, ==, 1); /* the first, when no lag was known */
+        if (k == 0) {
+            checkpoint(w, 1);
+        }
+    }
+    world_free(w);
+}
+
+/* The lower bound grows while they come, is 100 ms at most, and is gone after a pause. */
+static void test_storm(void)
+{
+    World *w = world_new(NULL);
+    int64_t last = 0, longest = 0;
+    uint64_t epoch = 0;
+
+    for (int i = 0; i < 2000; i++) {
+        unsigned before = w->triggers;
+
+        P(w, test_tcp((TestTcp){.flags = TCP_SYN, .seq = i, .guest_port = 10000 + i}));
+        compare_engine_tick(w->e, w->now);
+        if (w->triggers > before) {
+            longest = last ? MAX(longest, w->now - last) : 0;
+            last = w->now;
+            checkpoint(w, ++epoch);
+        }
+        w->now += 1000;
+    }
+    g_assert_cmpint(longest, <=, 101000);
+    g_assert_cmpuint(w->triggers, <, 40);
+    compare_engine_tick(w->e, w->now + 200000);
+    checkpoint(w, ++epoch);
+    w->now += 2 * G_USEC_PER_SEC;
+    for (int i = 0; i < 2; i++) {
+        unsigned before = w->triggers;
+        P(w, test_tcp((TestTcp){.flags = TCP_SYN, .seq = i, .guest_port = 30000 + i}));
+        g_assert_cmpuint(w->triggers, ==, before + 1); /* at once again */
+        checkpoint(w, ++epoch);
+        w->now += 6000;
+    }
+    world_free(w);
+}
+
 /* --- What must be noticed --- */
 
 /* The SVM alone gave the connection up: a takeover would break it. */
@@ -357,6 +456,9 @@ int main(int argc, char **argv)
     T("log-of-a-reset-connection", test_log_of_a_reset_connection);
     T("malformed", test_malformed);
     T("saved-late", test_saved_late);
+    T("guest-connects", test_guest_connects);
+    T("guest-asks", test_guest_asks);
+    T("storm", test_storm);
     T("lone-reset", test_lone_reset);
     T("blocked-client", test_blocked_client);
     return g_test_run();
