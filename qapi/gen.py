@@ -15,6 +15,7 @@
 # A member "*name" is optional, a type ['T'] is a list of T, and 'gen': false lets members
 # pass that are not listed.
 
+import json
 import os
 import re
 import sys
@@ -242,14 +243,83 @@ def commands_c(schema):
     out.append('\nconst QmpCommandInfo qapi_commands[] = {')
     out += table
     out.append('    {NULL, NULL, NULL, false}};')
-    return '\n'.join(out) + '\n'
+    return '\n'.join(out) + '\n' + introspection_c(schema)
+
+
+JSON_NAMES = {'any': 'any', 'str': 'str', 'bool': 'bool', 'number': 'number'}
+
+
+def introspection(schema):
+    """What query-qmp-schema says of what is ours: SchemaInfo entries, types by name with
+    "colo:" in front, as the emulator's have numbers."""
+    out, made = [], set()
+
+    def name_of(t):
+        if isinstance(t, list):
+            name = '[%s]' % name_of(t[0])
+            if name not in made:
+                made.add(name)
+                out.append({'name': name, 'meta-type': 'array',
+                            'element-type': name_of(t[0])})
+            return name
+        if t in BUILTIN:
+            return JSON_NAMES.get(t, 'int')
+        name = 'colo:' + t
+        if name not in made:
+            made.add(name)
+            if t in schema.enums:
+                values = schema.enums[t]['data']
+                out.append({'name': name, 'meta-type': 'enum', 'values': values,
+                            'members': [{'name': v} for v in values]})
+            else:
+                members(name, schema.structs[t].get('data', {}))
+        return name
+
+    def members(name, data):
+        entry = {'name': name, 'meta-type': 'object', 'members': []}
+        out.append(entry)
+        for member, t in data.items():
+            m = {'name': member.lstrip('*'), 'type': name_of(t)}
+            if member.startswith('*'):
+                m['default'] = None
+            entry['members'].append(m)
+        return name
+
+    def arguments(kind, name, data):
+        if isinstance(data, str):
+            return name_of(data)
+        return members('colo:%s-%s' % (name, kind), data)
+    for name, e in sorted(schema.commands.items()):
+        arg = arguments('arg', name, e.get('data', {}))
+        ret = name_of(e['returns']) if 'returns' in e else members('colo:%s-ret' % name, {})
+        entry = {'name': name, 'meta-type': 'command', 'arg-type': arg, 'ret-type': ret}
+        if e.get('allow-oob'):
+            entry['allow-oob'] = True
+        out.append(entry)
+    for name, e in sorted(schema.events.items()):
+        out.append({'name': name, 'meta-type': 'event',
+                    'arg-type': arguments('data', name, e.get('data', {}))})
+    return out
+
+
+def introspection_c(schema):
+    """As lines of a C string, each below the length that compilers must take."""
+    lines = ['[']
+    entries = introspection(schema)
+    for i, entry in enumerate(entries):
+        text = json.dumps(entry) + (',' if i + 1 < len(entries) else ']')
+        lines += [text[j:j + 80] for j in range(0, len(text), 80)]
+    return '\n/* query-qmp-schema, our part: JSON. */\nconst char qapi_introspection[] =\n' + \
+        '\n'.join('    ' + json.dumps(line) for line in lines) + ';\n'
 
 
 def commands_h(schema):
     out = [HEAD + '#ifndef QAPI_COMMANDS_H\n#define QAPI_COMMANDS_H\n'
            '\n#include "monitor/monitor.h"\n'
            '\n/* Every command of the schema; ends with a NULL name. */\n'
-           'extern const QmpCommandInfo qapi_commands[];\n']
+           'extern const QmpCommandInfo qapi_commands[];\n'
+           '\n/* Our entries of query-qmp-schema: a JSON list. */\n'
+           'extern const char qapi_introspection[];\n']
     for name in sorted(schema.commands):
         out.append('QmpResult qmp_%s(QmpRequest *req, JsonObject *args, JsonNode **ret,\n'
                    '                 GError **errp);' % ident(name))

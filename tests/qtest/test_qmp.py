@@ -3,7 +3,10 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import shutil
+
 from colo_qtest import *
+from e2e_proc import QMP, Process
 
 
 def raw(host, *texts):
@@ -361,6 +364,36 @@ def without_colo_we_are_the_emulator(b):
     assert "query-qmp-schema" in said and "SHUTDOWN" in said, said
     done = run(b, "-machine", "nonsense")
     assert done.returncode == 1 and "unsupported machine type" in done.stderr, done
+
+
+@case
+def schema_of_both(b):
+    """query-qmp-schema: all of the emulator's, ours beside, no type that is not there."""
+    stock = shutil.which("qemu-system-x86_64")
+    host = b.host("h", "-colo", "checkpoint-events=on")
+    ours = {e["name"]: e for e in host.cmd("query-qmp-schema")}
+    for e in ours.values():
+        used = [e[k] for k in ("arg-type", "ret-type", "element-type") if k in e]
+        used += [m["type"] for m in e.get("members", []) + e.get("variants", [])
+                 if "type" in m]
+        for name in used:
+            assert name in ours, "%s has type %s, which is missing" % (e["name"], name)
+    args = ours[ours["x-colo-lost-heartbeat"]["arg-type"]]
+    assert [m["name"] for m in args["members"]] == ["fenced"], args
+    assert ours["x-colo-lost-heartbeat"]["allow-oob"]
+    for name in ("query-colo-proxy", "COLO_DECISION", "query-colo-status", "blockdev-mirror"):
+        assert name in ours, name
+    for command in host.cmd("query-commands"):
+        assert ours.get(command["name"], {}).get("meta-type") == "command", command
+    if stock:
+        path = b.dir + "/stock.qmp"
+        p = Process("stock", [stock, *MACHINE, "-qmp", "unix:%s,server=on,wait=off" % path],
+                    b.dir + "/stock.log")
+        b.closers.append(type("C", (), {"close": staticmethod(p.stop)}))
+        q = QMP(path, p)
+        missing = [e["name"] for e in q.cmd("query-qmp-schema") if e["name"] not in ours]
+        q.close()
+        assert not missing, missing
 
 
 if __name__ == "__main__":
