@@ -206,6 +206,9 @@ def main():
     for name in options.only or RUNS:
         try:
             results[name] = RUNS[name](options)
+            print("%-12s %s" % (name, ", ".join("%s %s" % (load, " ".join(
+                "%.0f" % v for v in results[name][load])) for load, _, _ in LOADS)),
+                flush=True)
         except (AssertionError, QMPError, NetError, OSError, ValueError,
                 subprocess.SubprocessError) as e:
             print("FAILED: %s: %s" % (name, e), flush=True)

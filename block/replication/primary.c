@@ -32,6 +32,8 @@ typedef struct Primary {
     bool paired;      /* they have begun it */
     bool peer_flushing, peer_flushed; /* since the log began */
     bool attached;
+    bool running; /* protection uses it */
+    bool stopped; /* protection has ended without an error of it */
     uint64_t sequence;
     uint64_t queued; /* bytes that the secondary has not acknowledged */
     unsigned in_flight;
@@ -204,6 +206,11 @@ static void primary_query(BlockNode *node, JsonObject *o)
     Primary *p = node->opaque;
 
     json_object_set_string_member(o, "mode", "primary");
+    json_object_set_string_member(o, "state",
+                                  p->stopped   ? "done"
+                                  : p->error   ? "error"
+                                  : p->running ? "running"
+                                               : "none");
     json_object_set_string_member(o, "disk", nbd_client_export(p->client));
     json_object_set_boolean_member(o, "attached", p->attached);
     json_object_set_int_member(o, "sequence", p->sequence);
@@ -506,6 +513,11 @@ bool block_primary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
         }
     }
     if (ok) {
+        g_autoptr(GPtrArray) all = primaries();
+
+        for (guint i = 0; i < all->len; i++) {
+            ((Primary *)all->pdata[i])->running = true;
+        }
         control.fn = fn;
         control.opaque = opaque;
         block_front_set_error_func(primary_disk_error);
@@ -569,6 +581,7 @@ void block_primary_stop(void)
         Primary *p = all->pdata[i];
 
         if (!p->error) {
+            p->stopped = true;
             p->error = g_strdup("protection ended");
             io_source_destroy(&p->patience);
         }
