@@ -278,6 +278,9 @@ const char *nbd_client_export(NbdClient *c);
 void nbd_client_kill(NbdClient *c, const char *why);
 /** Fails what is in flight with -ESHUTDOWN; does not wait for the peer. */
 void nbd_client_free(NbdClient *c);
+/** The export of node @beside's server whose name has @suffix more: a new node without
+ * users. Waits; without the lock. */
+BlockNode *block_nbd_open_beside(BlockNode *beside, const char *suffix, GError **errp);
 /** The client of a node made by block_nbd_open(), or NULL. */
 NbdClient *block_nbd_client(BlockNode *node);
 

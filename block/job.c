@@ -366,6 +366,10 @@ static JsonObject *job_info(BlockJob *job, bool block)
     json_object_set_int_member(o, "len", job->total);
     json_object_set_int_member(o, "offset", job->done);
     json_object_set_int_member(o, "speed", job->speed);
+    if (job->verify) {
+        json_object_set_int_member(o, "x-verified", job->verified);
+        json_object_set_int_member(o, "x-differed", job->differed);
+    }
     json_object_set_boolean_member(o, "auto-finalize", job->auto_finalize);
     json_object_set_boolean_member(o, "auto-dismiss", job->auto_dismiss);
     json_object_set_boolean_member(o, "busy", FALSE);

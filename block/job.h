@@ -43,6 +43,8 @@ struct BlockJob {
     JobStatus status;
     uint64_t speed;       /* bytes a second, 0: any */
     uint64_t done, total; /* bytes */
+    bool verify;          /* these count: */
+    uint64_t verified, differed;
     bool ready;           /* once it was */
     bool paused, cancel, force, complete;
     bool auto_finalize, auto_dismiss;

@@ -4,7 +4,9 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
+#include "activity-log.h"
 #include "mirror.h"
+#include "resync-export.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -174,7 +176,7 @@ static bool check_modes(JsonObject *args, GError **errp)
 {
     const char *sync = str(args, "sync", "full");
 
-    if (!strcmp(sync, "bitmap") || !strcmp(sync, "incremental")) {
+    if (!strcmp(sync, "bitmap")) {
         colo_error_set(errp, "Sync mode '%s' not supported", sync);
         return false;
     }
@@ -207,6 +209,79 @@ static Mirror *mirror_new(JsonObject *args, BlockNode *source, BlockNode *target
     return m;
 }
 
+/* --- sync=incremental --- */
+
+/* The log of @source whose generation is @generation, or any that has one. */
+static ActivityLog *source_log(BlockNode *source, const char *generation)
+{
+    g_autoptr(GPtrArray) images = activity_log_images(source);
+
+    for (guint i = 0; i < images->len; i++) {
+        ActivityLog *log = activity_log_of(images->pdata[i]);
+        const char *its = activity_log_generation(log);
+
+        if (its && (!generation || !strcmp(its, generation))) {
+            return log;
+        }
+    }
+    return NULL;
+}
+
+/* What the target says differs, and since when (*@generation). Without the lock. */
+static DirtyBitmap *peer_map(BlockNode *source, BlockNode *target, const char *bitmap,
+                             char **generation, GError **errp)
+{
+    block_lock();
+    ActivityLog *log = source_log(source, NULL);
+    *generation = g_strdup(activity_log_generation(log));
+    uint64_t size = source->size;
+    block_unlock();
+    if (!*generation) {
+        colo_error_set(errp, "disk '%s' has no activity log, as it was not replicated before: "
+                             "use sync=full", source->name);
+        return NULL;
+    }
+    if (target->size != size) {
+        return dirty_bitmap_new(size, RESYNC_CHUNK); /* the job will tell */
+    }
+    if (bitmap && strcmp(bitmap, *generation) != 0) {
+        colo_error_set(errp, "disk '%s': the activity log is of generation %s, not %s",
+                       source->name, *generation, bitmap);
+        return NULL;
+    }
+    g_autoptr(DirtyBitmap) map = dirty_bitmap_new(size, RESYNC_CHUNK);
+    return resync_read_dirty(target, *generation, map, errp) ? g_steal_pointer(&map) : NULL;
+}
+
+/* Under the lock: what either side says, as of now. */
+static bool mirror_mark(Mirror *m, const char *sync, const DirtyBitmap *peer,
+                        const char *generation, GError **errp)
+{
+    ActivityLog *log = peer ? source_log(m->source, generation) : NULL;
+
+    m->full = strcmp(sync, "none") != 0 && !peer;
+    if (m->full) {
+        dirty_bitmap_set(m->dirty, 0, m->source->size);
+    } else if (peer && log) {
+        dirty_bitmap_merge(m->dirty, activity_log_dirty(log));
+        dirty_bitmap_merge(m->dirty, peer);
+    } else if (peer) {
+        colo_error_set(errp, "disk '%s': its activity log began anew meanwhile",
+                       m->source->name);
+        return false;
+    }
+    return true;
+}
+
+static void mirror_drop(Mirror *m)
+{
+    block_node_unuse(m->target);
+    block_node_unuse(m->source);
+    mirror_verify_end(m);
+    dirty_bitmap_free(m->dirty);
+    g_free(m);
+}
+
 bool block_mirror_start(JsonObject *args, bool drive, GError **errp)
 {
     const char *device = str(args, "device", ""), *id = str(args, "job-id", device);
@@ -222,26 +297,45 @@ bool block_mirror_start(JsonObject *args, bool drive, GError **errp)
     g_autofree char *format = g_strdup(ok && source->format ? source->format : "raw");
     block_unlock();
     BlockNode *target = ok ? open_target(args, drive, size, format, errp) : NULL;
+    g_autoptr(DirtyBitmap) peer = NULL;
+    g_autofree char *generation = NULL;
+    if (target && !strcmp(sync, "incremental") &&
+        !(peer = peer_map(source, target, str(args, "bitmap", NULL), &generation, errp))) {
+        ok = false;
+    }
+    bool verify = json_object_get_boolean_member_with_default(args, "x-verify", FALSE);
+    BlockNode *sums = NULL;
+    if (ok && target && verify && !(sums = resync_open_sums(target, errp))) {
+        ok = false;
+    }
     if (!target) {
         return false;
     }
     block_lock();
-    source = find_source(device, errp);
+    source = ok ? find_source(device, errp) : NULL;
     if (!source || !check_nodes(id, source, target, drive, errp)) {
+        if (sums) {
+            block_node_unuse(sums);
+        }
         block_node_unuse(target);
         block_unlock();
         return false;
     }
     Mirror *m = mirror_new(args, source, target);
     source->users++;
-    m->full = strcmp(sync, "none") != 0;
-    if (m->full) {
-        dirty_bitmap_set(m->dirty, 0, source->size);
+    m->verify = verify;
+    m->sums[0] = verify ? resync_node_new(source, RESYNC_SUMS) : NULL;
+    m->sums[1] = sums;
+    if (!mirror_mark(m, sync, peer, generation, errp)) {
+        mirror_drop(m);
+        block_unlock();
+        return false;
     }
     m->job = block_job_new(
         &mirror_job_driver, id, integer(args, "speed", 0),
         json_object_get_boolean_member_with_default(args, "auto-finalize", TRUE),
         json_object_get_boolean_member_with_default(args, "auto-dismiss", TRUE), m);
+    m->job->verify = verify;
     colo_trace(block_mirror_start, "%s: %s to %s, sync %s", id, source->name,
                target->name, sync);
     mirror_run(m);

@@ -307,7 +307,7 @@ void mirror_step(Mirror *m)
            (m->in_flight_bytes < m->buf_size || m->copying == 0) && start_one(m)) {
     }
     update_total(m);
-    if (!at_rest(m)) {
+    if (!at_rest(m) || (m->verify && !m->verified && mirror_verify(m))) {
         return;
     }
     if (!job->ready) {
@@ -369,6 +369,7 @@ static void mirror_conclude(Mirror *m)
     io_source_destroy(&m->kill);
     io_source_destroy(&m->again);
     io_source_destroy(&m->patience);
+    mirror_verify_end(m);
     dirty_bitmap_free(m->dirty);
     g_free(m);
     if (target) {
@@ -395,9 +396,14 @@ static gboolean mirror_out_of_patience(gpointer opaque)
     Mirror *m = opaque;
     NbdClient *nbd = block_nbd_client(m->target);
 
+    NbdClient *sums = m->sums[1] ? block_nbd_client(m->sums[1]) : NULL;
+
     io_source_destroy(&m->kill);
     if (nbd) {
         nbd_client_kill(nbd, "the mirror was cancelled and the server did not answer");
+    }
+    if (sums) {
+        nbd_client_kill(sums, "the mirror was cancelled and the server did not answer");
     }
     return G_SOURCE_REMOVE;
 }

@@ -22,7 +22,10 @@
  * question is asked with the bits cleared and the range held, like a copy: an answer that
  * a write has overtaken would lose that write.
  *
- * Phases: copying -> ready (bitmap empty, nothing on its way) -> ending. An end that wants
+ * With x-verify both disks are compared by checksums after the copy (mirror-verify.c), and
+ * what differs is marked: before READY.
+ *
+ * Phases: copying -> (comparing, copying) -> ready (bitmap empty, nothing on its way) -> ending. An end that wants
  * both sides equal (cancel after READY, complete) shuts the guest's requests out for a
  * moment, looks whether the bitmap is still empty, takes the hook off, and flushes the
  * target. Then the job has its final state.
@@ -82,6 +85,11 @@ typedef struct Mirror {
     GQueue actives;   /* MirrorActive */
     GSource *patience;
 
+    BlockNode *sums[2]; /* of source and target, while they are compared, or NULL */
+    uint64_t verify_pos;
+    unsigned comparing;
+    bool verify, verified;
+
     gint64 slice_start;
     uint64_t slice_bytes;
     GSource *again; /* rate limit, or a pause after an error */
@@ -114,6 +122,12 @@ extern const BlockJobDriver mirror_job_driver;
 bool mirror_after_write(BlockHook *hook, BlockHooked *hd);
 /** Let go of the guest's writes that wait for the target. */
 void mirror_active_release(Mirror *m);
+
+/* mirror-verify.c */
+/** Go on with the comparison. True while it is not over. */
+bool mirror_verify(Mirror *m);
+/** Let go of what it uses; nothing is in flight. */
+void mirror_verify_end(Mirror *m);
 
 /* mirror-pivot.c */
 /** Make @node's requests go to @target, whose use is taken over. */

@@ -41,6 +41,7 @@ struct NbdClient {
     BlockWait *connecting;
     NbdClientClosedFunc closed_fn;
     void *closed_opaque;
+    JsonObject *where; /* of block_nbd_open(), with the export's name */
     TlsCreds *tls; /* or NULL; held so that they are seen to be in use */
 };
 
@@ -330,6 +331,7 @@ void nbd_client_free(NbdClient *c)
         nbd_close(c->h);
     }
     tls_creds_unref(c->tls);
+    g_clear_pointer(&c->where, json_object_unref);
     g_free(c->export_name);
     g_free(c->error);
     g_free(c);
@@ -654,6 +656,19 @@ static JsonObject *nbd_parse_uri(const char *uri, GError **errp)
     return g_steal_pointer(&o);
 }
 
+static BlockNode *nbd_node_new(const char *name, NbdClient *c, bool read_only,
+                               const char *discard)
+{
+    block_lock();
+    BlockNode *node = block_node_new(&nbd_node_driver, name, c);
+    node->size = c->size;
+    node->read_only = read_only || c->read_only;
+    node->can_zero = c->can_zero;
+    node->discard = c->can_trim && (!strcmp(discard, "unmap") || !strcmp(discard, "on"));
+    block_unlock();
+    return node;
+}
+
 BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
 {
     static const char *const known[] = {
@@ -688,13 +703,15 @@ BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
     if (!c) {
         return NULL;
     }
-    block_lock();
-    BlockNode *node = block_node_new(&nbd_node_driver, name, c);
-    const char *discard = options_get_str(opts, "discard", "ignore");
-    node->size = c->size;
-    node->read_only = read_only || c->read_only;
-    node->can_zero = c->can_zero;
-    node->discard = c->can_trim && (!strcmp(discard, "unmap") || !strcmp(discard, "on"));
-    block_unlock();
-    return node;
+    c->where = options_copy(where);
+    return nbd_node_new(name, c, read_only, options_get_str(opts, "discard", "ignore"));
+}
+
+BlockNode *block_nbd_open_beside(BlockNode *beside, const char *suffix, GError **errp)
+{
+    NbdClient *b = beside->opaque;
+    g_autofree char *export_name = g_strconcat(b->export_name, suffix, NULL);
+    NbdClient *c = nbd_connect(b->where, export_name, b->tls, errp);
+
+    return c ? nbd_node_new(NULL, c, true, "ignore") : NULL;
 }

@@ -9,6 +9,7 @@
 
 #include "block-int.h"
 #include "nbd-proto.h"
+#include "resync-export.h"
 #include "util/tls.h"
 
 /* What one client may have in flight before it is no longer read from, and what all of
@@ -33,6 +34,8 @@ typedef struct NbdExport {
     bool writethrough;
     bool multi_conn;
     bool guest; /* the emulator's own */
+    struct NbdExport *side[RESYNC_SIDES]; /* resync-export.h: made when asked for */
+    struct NbdExport *of;      /* of a side: the export */
 } NbdExport;
 
 typedef enum NbdPhase {

@@ -46,8 +46,30 @@ NbdExport *nbd_listener_export(NbdListener *l, unsigned i)
     return i < l->exports->len ? l->exports->pdata[i] : NULL;
 }
 
+/* What export @e tells of itself under @name, or NULL. */
+static NbdExport *export_side(NbdExport *e, const char *name)
+{
+    size_t len = strlen(e->name);
+
+    for (int i = 0; i < RESYNC_SIDES && !e->guest && !strncmp(name, e->name, len); i++) {
+        if (strcmp(name + len, resync_suffix(i)) != 0) {
+            continue;
+        }
+        if (!e->side[i]) {
+            e->side[i] = g_new0(NbdExport, 1);
+            e->side[i]->name = g_strdup(name);
+            e->side[i]->node = resync_node_new(e->node, i);
+            e->side[i]->of = e;
+        }
+        return e->side[i];
+    }
+    return NULL;
+}
+
 NbdExport *nbd_listener_find(NbdListener *l, const char *name)
 {
+    NbdExport *side = NULL;
+
     for (guint i = 0; i < l->exports->len; i++) {
         NbdExport *e = l->exports->pdata[i];
 
@@ -55,7 +77,10 @@ NbdExport *nbd_listener_find(NbdListener *l, const char *name)
             return e;
         }
     }
-    return NULL;
+    for (guint i = 0; i < l->exports->len && !side; i++) {
+        side = export_side(l->exports->pdata[i], name);
+    }
+    return side;
 }
 
 TlsCreds *nbd_listener_tls(NbdListener *l)
@@ -150,6 +175,13 @@ static void export_free(NbdExport *e)
 
         json_object_set_string_member(o, "id", e->id);
         block_event("BLOCK_EXPORT_DELETED", o);
+    }
+    for (int i = 0; i < RESYNC_SIDES; i++) {
+        if (e->side[i]) {
+            block_node_unuse(e->side[i]->node);
+            g_free(e->side[i]->name);
+            g_free(e->side[i]);
+        }
     }
     e->node->users--;
     g_free(e->id);
@@ -419,7 +451,7 @@ static bool export_in_use(NbdListener *l, NbdExport *e, bool hard)
     for (guint i = 0; i < l->conns->len;) {
         NbdConn *c = l->conns->pdata[i];
 
-        if (c->export != e) {
+        if (!c->export || (c->export != e && c->export->of != e)) {
             i++;
         } else if (!hard) {
             return true;

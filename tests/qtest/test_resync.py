@@ -3,6 +3,9 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import struct
+import zlib
+
 from colo_qtest import *
 
 MIB = 1 << 20
@@ -309,15 +312,16 @@ def target_stands_still(b):
 
 # The documented procedure
 
-def colo_primary(b, path):
-    return b.primary("-drive", "if=ide,id=colo-disk0,driver=quorum,read-pattern=fifo,"
+def colo_primary(b, path, name="primary"):
+    return b.host(name, "-colo", "checkpoint-events=on", "-drive", "if=ide,id=colo-disk0,driver=quorum,read-pattern=fifo,"
                      "vote-threshold=1,children.0.file.filename=%s,children.0.driver=raw" % path)
 
 
 def colo_secondary(b, path, name="s", mib=8):
     """A secondary that exports parent0, and the port of its NBD server."""
     active, hidden = b.image(name + "-active.raw", mib), b.image(name + "-hidden.raw", mib)
-    host = b.secondary(
+    host = b.host(
+        name, "-colo", "checkpoint-events=on", "-incoming", "tcp:127.0.0.1:%d" % b.port,
         "-drive", "if=none,id=parent0,file.filename=%s,driver=raw" % path,
         "-drive", "if=none,id=childs0,driver=replication,mode=secondary,file.driver=raw,"
         "top-id=colo-disk0,file.file.filename=%s,file.backing.driver=raw,"
@@ -396,6 +400,189 @@ def primary_resumes_replication(b):
     keep = slice(0, 3 * MIB), slice(3 * MIB + 256 * 1024, None)
     assert all(a[k] == z[k] for k in keep), "the disks differ"
     assert a[1 * MIB] == 1 and a[2 * MIB] == 2 and a[5 * MIB] == 99
+
+
+# What a returning host must copy
+
+def log_of(host, node):
+    """The activity log of image @node, as query-colo-status tells it."""
+    for d in host.status()["disks"]:
+        if d.get("image") == node or d["node-name"] == node:
+            return d.get("activity-log")
+    return None
+
+
+def paired(b, mib=64):
+    """A protected pair with one disk, whose logs have begun; primary, secondary, paths."""
+    mine, its = b.dir + "/a.raw", b.dir + "/z.raw"
+    disk(b, "a.raw", mib)
+    subprocess.run(["cp", mine, its], check=True)
+    primary = colo_primary(b, mine)
+    secondary, port = colo_secondary(b, its, "z", mib)
+    attach(primary, port)
+    protect(b, primary, secondary)
+    primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 200})
+    end = time.monotonic() + 20
+    while generation(mine) != generation(its) or not generation(its):
+        assert time.monotonic() < end, (generation(mine), generation(its))
+        time.sleep(0.1)
+    return primary, secondary, mine, its
+
+
+def generation(image):
+    try:
+        with open(image + ".colo-bitmap", "rb") as f:
+            return f.read(4096)[48:88].rstrip(b"\0")
+    except FileNotFoundError:
+        return b""
+
+
+def clean_log(image):
+    """Its log with the same generation that names nothing: what it would be without it."""
+    name = image + ".colo-bitmap"
+    with open(name, "rb") as f:
+        pages = bytearray(f.read())
+    for at in range(4096, len(pages), 4096):
+        pages[at + 16:at + 4096] = bytes(4080)
+        pages[at + 12:at + 16] = struct.pack(">I", zlib.crc32(
+            pages[at:at + 12] + pages[at + 16:at + 4096]))
+    with open(name, "wb") as f:
+        f.write(pages)
+
+
+def copied(data):
+    return data["offset"]
+
+
+def secondary_survives(b):
+    """The primary dies with writes that were never committed; the survivor writes, too."""
+    primary, secondary, mine, its = paired(b)
+    guest_io(primary, "write -P 1 1M 256k", "colo-disk0")
+    time.sleep(1)
+    primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 100000})
+    time.sleep(0.5)
+    # Between two checkpoints; what is written now only this host has.
+    guest_io(primary, "write -P 7 20M 64k", "colo-disk0")
+    guest_io(primary, "flush", "colo-disk0")
+    primary.process.kill()
+    secondary.cmd("nbd-server-stop")
+    secondary.cmd("x-colo-lost-heartbeat")
+    secondary.wait_state("alone")
+    guest_io(secondary, "write -P 2 40M 128k", "colo-disk0")
+    guest_io(secondary, "flush", "colo-disk0")
+    assert content(mine)[20 * MIB] == 7 and content(its)[20 * MIB] != 7, \
+        "the case is void: the write was committed"
+    return secondary, mine, its
+
+
+def returns(b, image, name, mib=64):
+    b.port = free_port()
+    return colo_secondary(b, image, name, mib)
+
+
+def same(host, a, z):
+    guest_io(host, "flush", "colo-disk0")
+    x, y = content(a), content(z)
+    return [i for i in range(0, len(x), 65536) if x[i:i + 65536] != y[i:i + 65536]]
+
+
+@case
+def old_primary_returns(b):
+    survivor, mine, its = secondary_survives(b)
+    fresh, port = returns(b, mine, "a")
+    data = resync(survivor, port, "incremental")
+    assert same(survivor, mine, its) == [], "the disks differ"
+    assert copied(data) < 32 * MIB, data
+    attach(survivor, port)
+    protect(b, survivor, fresh)
+    return "%.1f of 64 MiB copied" % (copied(data) / MIB)
+
+
+@case
+def without_its_log_the_dead_sides_writes_survive(b):
+    survivor, mine, its = secondary_survives(b)
+    clean_log(mine)
+    fresh, port = returns(b, mine, "a")
+    resync(survivor, port, "incremental")
+    assert same(survivor, mine, its) == [20 * MIB], same(survivor, mine, its)
+    # Checksums find it without a log.
+    survivor.cmd("cont")
+    survivor.qmp.events.clear()
+    mirror(survivor, "nbd://127.0.0.1:%d/parent0" % port, "colo-disk0", sync="none",
+           x_verify=True)
+    wait_event(survivor, "BLOCK_JOB_READY")
+    info = survivor.cmd("query-block-jobs")[0]
+    assert info["x-verified"] == 64 * MIB and info["x-differed"] == 65536, info
+    survivor.cmd("block-job-cancel", {"device": "j"})
+    gone(survivor)
+    assert same(survivor, mine, its) == []
+    fresh.close()
+
+
+@case
+def killed_secondary_returns(b):
+    primary, secondary, mine, its = paired(b)
+    guest_io(primary, "write -P 1 1M 256k", "colo-disk0")
+    secondary.process.kill()
+    primary.cmd("x-colo-lost-heartbeat")
+    detach(primary)
+    guest_io(primary, "write -P 2 40M 256k", "colo-disk0")
+    assert os.path.exists(its + ".colo"), "no marker"
+    fresh, port = returns(b, its, "z2")
+    # Its image may hold parts of two checkpoints: not to be used before it is whole.
+    primary.cmd("stop")
+    attach(primary, port)
+    b.migrate(primary)
+    b.failed(primary, "drive-mirror")
+    detach(primary)
+    primary.cmd("cont")
+    data = resync(primary, port, "incremental", x_verify=True)
+    assert same(primary, mine, its) == [], "the disks differ"
+    assert copied(data) < 32 * MIB, data
+    attach(primary, port)
+    protect(b, primary, fresh)
+    return "%.1f of 64 MiB copied" % (copied(data) / MIB)
+
+
+@case
+def survivor_dies_and_comes_back(b):
+    survivor, mine, its = secondary_survives(b)
+    guest_io(survivor, "write -P 3 50M 4k", "colo-disk0")
+    survivor.process.kill()
+    again = colo_primary(b, its, "again")
+    guest_io(again, "write -P 4 60M 4k", "colo-disk0")
+    fresh, port = returns(b, mine, "a")
+    resync(again, port, "incremental")
+    assert same(again, mine, its) == [], "the disks differ"
+    attach(again, port)
+    protect(b, again, fresh)
+
+
+@case
+def no_common_past(b):
+    survivor, mine, its = secondary_survives(b)
+    uri = "nbd://127.0.0.1:%d/parent0"
+    args = {"device": "colo-disk0", "job-id": "j", "mode": "existing", "format": "raw",
+            "sync": "incremental"}
+    os.unlink(mine + ".colo-bitmap")
+    fresh, port = returns(b, mine, "a")
+    has_words(survivor.error("drive-mirror", dict(args, target=uri % port)),
+              "no activity log", "sync=full")
+    fresh.close()
+    with open(its + ".colo-bitmap", "rb") as f:
+        head = bytearray(f.read())
+    head[48:84] = b"00000000-0000-0000-0000-000000000000"
+    head[88:92] = struct.pack(">I", zlib.crc32(head[:88]))
+    with open(mine + ".colo-bitmap", "wb") as f:
+        f.write(head)
+    fresh, port = returns(b, mine, "a3")
+    has_words(survivor.error("drive-mirror", dict(args, target=uri % port)),
+              "never equal", "sync=full")
+    _, nbd = nbdkit(b, "memory", "64M")
+    has_words(survivor.error("drive-mirror", dict(args, target=nbd)), "no qemu-colo")
+    assert survivor.cmd("query-block-jobs") == []
+    has_words(survivor.error("drive-mirror", dict(args, target=nbd, sync="full",
+                                                  **{"x-verify": True})), "no qemu-colo")
 
 
 if __name__ == "__main__":
