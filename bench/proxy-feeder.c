@@ -29,7 +29,7 @@
 #define MAX_LATENCIES 100000
 #define READ_SIZE (1u << 20)
 #define STALL_NS 5000000000ll
-#define QUIET_MS 50 /* then what has not come out will not come any more */
+#define QUIET_MS 400 /* then what has not come out will not come any more */
 
 typedef struct Feeder {
     FeederFrames ff;

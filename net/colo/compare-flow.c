@@ -10,6 +10,10 @@
 #include "compare-int.h"
 
 #define CHUNK 256
+#define FLOW_COMMON_LINES (offsetof(CompareFlow, p_known) / 64 + 1)
+#define FLOW_HOT_LINES (offsetof(CompareFlow, p_syn) / 64 + 1)
+#define DGRAM_BUCKETS 32768 /* as many as max_bytes of small ones */
+#define LRU_GRAIN (50 * 1000) /* us */
 #define EVICT_LOOK 64 /* flows looked at to find an idle one */
 
 void compare_tables_init(CompareEngine *e)
@@ -21,9 +25,9 @@ void compare_tables_init(CompareEngine *e)
     }
     e->table = g_new0(CompareFlow *, n);
     e->table_mask = n - 1;
-    e->dgrams = g_new0(Item *, 16384);
-    e->dgram_mask = 16383;
-    e->flow_chunks = g_ptr_array_new_with_free_func(g_free);
+    e->dgrams = g_new0(Item *, DGRAM_BUCKETS);
+    e->dgram_mask = DGRAM_BUCKETS - 1;
+    e->flow_chunks = g_ptr_array_new_with_free_func(g_aligned_free);
     e->item_chunks = g_ptr_array_new_with_free_func(g_free);
 }
 
@@ -51,6 +55,7 @@ static void lru_unlink(CompareEngine *e, CompareFlow *fl)
 
 static void lru_push(CompareEngine *e, CompareFlow *fl)
 {
+    fl->lru_at = e->now;
     fl->lru_prev = NULL;
     fl->lru_next = e->lru_head;
     if (e->lru_head) {
@@ -153,7 +158,13 @@ void compare_flow_wait_on(CompareEngine *e, CompareFlow *fl)
 static CompareFlow **slot_of(CompareEngine *e, const FlowKey *key)
 {
     CompareFlow **s = &e->table[flow_key_hash(key, e->seed) & e->table_mask];
+    const char *first = (const char *)*s;
 
+    /* With many flows it is not cached: get the lines at once, not one after the other. */
+    unsigned lines = key->kind == PACKET_TCP ? FLOW_HOT_LINES : FLOW_COMMON_LINES;
+    for (unsigned i = 1; first && i < lines; i++) {
+        __builtin_prefetch(first + 64 * i, 1);
+    }
     e->stats.steps++;
     while (*s && !flow_key_equal(&(*s)->key, key)) {
         e->stats.steps++;
@@ -194,7 +205,7 @@ static CompareFlow *flow_alloc(CompareEngine *e)
     CompareFlow *fl;
 
     if (!e->free_flows) {
-        CompareFlow *chunk = g_new0(CompareFlow, CHUNK);
+        CompareFlow *chunk = g_aligned_alloc0(CHUNK, sizeof(CompareFlow), 64);
         g_ptr_array_add(e->flow_chunks, chunk);
         for (int i = 0; i < CHUNK; i++) {
             chunk[i].hnext = e->free_flows;
@@ -212,7 +223,8 @@ CompareFlow *compare_flow_get(CompareEngine *e, const FlowKey *key)
     CompareFlow **s = slot_of(e, key), *fl = *s;
 
     if (fl) {
-        if (e->lru_head != fl) {
+        /* By age to within LRU_GRAIN: moving a flow touches others that are not cached. */
+        if (e->now - fl->lru_at >= LRU_GRAIN && e->lru_head != fl) {
             lru_unlink(e, fl);
             lru_push(e, fl);
         }

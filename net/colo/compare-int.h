@@ -94,6 +94,7 @@ struct CompareFlow {
     FlowKey key;
     CompareFlow *hnext;
     CompareFlow *lru_prev, *lru_next;
+    int64_t lru_at;
     CompareFlow *wait_prev, *wait_next;
     int64_t base; /* of the wait: the last progress */
     uint64_t generation;
@@ -124,10 +125,11 @@ struct CompareFlow {
     uint32_t rel_ack, rel_edge, rel_tsval;
     Stream p, s;
     ItemList fifo, acks;
-    Handshake p_syn, s_syn;
     uint8_t n_sack;
+    /* Seldom touched from here on. */
+    Handshake p_syn, s_syn;
     SackRange sack[SACK_RANGES];
-};
+} __attribute__((aligned(64)));
 
 typedef struct Neighbour { /* an ARP request or NS that one side sent */
     uint64_t hash;

@@ -8,6 +8,7 @@
 #ifndef TESTS_UNIT_ALLOC_COUNT_H
 #define TESTS_UNIT_ALLOC_COUNT_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -22,6 +23,7 @@ static unsigned allocations;
 void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t n, size_t m);
 void *__libc_realloc(void *p, size_t n);
+void *__libc_memalign(size_t align, size_t n);
 
 void *malloc(size_t n)
 {
@@ -39,6 +41,19 @@ void *realloc(void *p, size_t n)
 {
     __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
     return __libc_realloc(p, n);
+}
+
+void *aligned_alloc(size_t align, size_t n)
+{
+    __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
+    return __libc_memalign(align, n);
+}
+
+int posix_memalign(void **p, size_t align, size_t n)
+{
+    __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED);
+    *p = __libc_memalign(align, n);
+    return *p ? 0 : ENOMEM;
 }
 #endif
 
