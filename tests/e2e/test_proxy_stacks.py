@@ -12,7 +12,7 @@ end of each connection.
 import os
 import sys
 
-from colo_e2e import case, main
+from colo_e2e import Pair, case, main
 from e2e_stacks import GUEST_IP, GUEST_IP6, StackPair
 
 MB = 1000 * 1000
@@ -188,6 +188,26 @@ def primary_loses_and_reorders(t):
         group("bulk", down=10 * MB), group("bulk up", up=10 * MB, flags="kK")],
         faults=lossy("p", "in out", loss=0.01, reorder=0.01, delay=1000, jitter=1000),
         gap_max=LOSSY, **skewed(t))
+
+
+@case()
+def guest_opens_connections(t):
+    """With a real guest, for each of these connections costs a checkpoint: its port is random."""
+    with Pair(t, disk="none", checkpoint_delay=3000) as p:
+        p.start()
+        p.protect()
+        client = p.client("lines,echo,upload,stream,http", 6, "--dial", "--rate", 2,
+                          "--bytes", MB, "--interval-us", 100000)
+        t.sleep(2.5, 3.5)
+        triggers = p.primary.qmp.cmd("query-colo-status")["triggers"]
+        assert triggers["no-twin"] > 0, triggers
+        p.kill_primary("front")
+        p.takeover()
+        assert client.wait() == 0, client.why()
+        p.check()
+        return "gap %.0f ms, %d checkpoints for %d connections, %s" % (
+            client.gap_ms(), triggers["no-twin"], 4 + client.mode("http")["ops"],
+            {m["mode"]: m["ops"] for m in client.result["modes"]})
 
 
 if __name__ == "__main__":
