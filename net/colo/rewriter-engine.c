@@ -176,6 +176,8 @@ static Frame *translate_in(RwFlow *fl, Frame *f, const Packet *p, bool *changed)
 
         if (seq_lt(fl->tsval_last, echo)) {
             echo = fl->tsval_last; /* the PVM's clock was ahead of this guest's */
+        } else if (!fl->talked && seq_lt(echo, fl->ts_first)) {
+            echo = fl->ts_first; /* else it would never leave the handshake */
         }
         if (echo != p->tsecr) {
             f = frame_writable(f);
@@ -246,7 +248,8 @@ static void guest_synack(RewriterEngine *r, RwFlow *fl, const Packet *p)
     fl->off_known = fl->snd_known = fl->ack_known = false;
     fl->cl_known = fl->cl_fin = fl->g_fin = fl->closed = false;
     fl->off = fl->ts_off = 0;
-    fl->has_ts = fl->ts_known = false;
+    fl->has_ts = fl->ts_known = fl->talked = false;
+    fl->cl_snd_known = false;
 }
 
 /* The guest's ACK and the window behind it. */
@@ -280,6 +283,8 @@ static void learn_guest(RewriterEngine *r, RwFlow *fl, const Frame *f, const Pac
     }
     if (p->flags & TCP_SYN) {
         fl->wscale = p->has_wscale ? p->wscale : 0;
+    } else {
+        fl->talked = true;
     }
     if (p->flags & TCP_FIN) {
         fl->g_fin = true;
@@ -294,6 +299,7 @@ static void learn_guest(RewriterEngine *r, RwFlow *fl, const Frame *f, const Pac
         if (!fl->has_ts) {
             fl->has_ts = true;
             fl->ts_floor = p->tsval + fl->ts_off;
+            fl->ts_first = p->tsval;
         } else if (seq_lt(p->tsval, fl->tsval_last)) {
             return;
         }

@@ -232,6 +232,7 @@ static void load_flow(RwFlow *fl, const CompareTableFlow *t)
     fl->wscale = t->wscale;
     fl->g_win = MIN((t->edge - t->ack) >> (t->wscale == 255 ? 0 : t->wscale), 65535u);
     fl->has_ts = fl->ts_known = t->has_ts;
+    fl->talked = true;
     fl->ts_floor = fl->tsval_last = t->tsval;
     fl->tsecr = t->tsecr;
     fl->g_fin = t->closed == 1;

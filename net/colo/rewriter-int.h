@@ -58,6 +58,8 @@ struct RwFlow {
     uint32_t cl_fin_end, g_fin_end;
 
     bool has_ts, ts_known;
+    bool talked;         /* the guest has sent more than its SYN */
+    uint32_t ts_first;   /* inside: of its SYN */
     uint32_t ts_off;     /* TSval outside = inside + ts_off */
     uint32_t tsval_last; /* inside: the last that the guest sent */
     uint32_t ts_floor;   /* highest that the client may have seen */

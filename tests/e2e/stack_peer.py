@@ -75,7 +75,7 @@ class Conn:
         self.head = b""
         self.sent = self.got = 0
         self.out_fin = self.in_fin = self.over = False
-        self.begin = self.last = time.monotonic()
+        self.begin = self.last = self.moved = time.monotonic()
         self.gap = self.next_send = 0.0
         self.events = 0
         if spec:
@@ -139,6 +139,7 @@ class Conn:
                     data = data[:self.to_send - 1 - self.sent]
             done = self.sock.send(data)
             self.sent += done
+            self.moved = now
             n -= done
             if done < len(data):
                 break
@@ -172,7 +173,7 @@ class Conn:
     def receive(self, now):
         data = self.sock.recv(4 * CHUNK)
         self.gap = max(self.gap, now - self.last)
-        self.last = now
+        self.last = self.moved = now
         if not data:
             self.in_fin = True
             if self.got != self.to_get:
@@ -353,11 +354,11 @@ def open_all(job):
     job: host, port, seed, groups; a group: name, n connections at a time, its spec, seconds:
     for so long a connection that ended is followed by a new one; every: seconds between the
     openings. The result has for each group: done, errors, bytes, gap_ms (the longest silence of
-    a paced receiver).
+    a paced receiver), seconds (the longest life).
     """
     loop = Loop()
     rng = random.Random(job["seed"])
-    result = {g["name"]: {"done": 0, "errors": [], "bytes": 0, "gap_ms": 0}
+    result = {g["name"]: {"done": 0, "errors": [], "bytes": 0, "gap_ms": 0, "seconds": 0}
               for g in job["groups"]}
     start = time.monotonic()
     due = []  # (when, group)
@@ -379,6 +380,7 @@ def open_all(job):
             r = result[group["name"]]
             r["done"] += 1
             r["bytes"] += conn.got + conn.sent
+            r["seconds"] = max(r["seconds"], round(time.monotonic() - conn.begin, 2))
             if conn.paced:
                 r["gap_ms"] = max(r["gap_ms"], round(conn.gap * 1e3))
             if error:
@@ -405,7 +407,7 @@ def open_all(job):
             begin(item[1])
         for conn in list(loop.conns):
             # A connection that stands still for so long is lost, whatever the kernel thinks.
-            if now - max(conn.last, conn.begin) > job.get("stall", 12) + conn.spec["pause"]:
+            if now - conn.moved > job.get("stall", 20) + conn.spec["pause"]:
                 conn.finish("stands still after %d sent, %d received" % (conn.sent, conn.got))
         return not running[0] and not due
 

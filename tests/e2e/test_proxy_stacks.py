@@ -54,7 +54,7 @@ def live_through(t, groups, before=(1.0, 2.0), host=GUEST_IP, faults=None, gap_m
         comp = next(o for o in stats if o["type"] == "colo-compare")
         return "wishes %d, lag %d us, takeover %.0f ms, gap %d ms, %s" % (
             comp["triggers"], comp["secondary-lag-us"], ms, opener.gap_ms(), ", ".join(
-            "%s %d" % (name, r["done"]) for name, r in opener.result.items()))
+            "%s %d in %.1f s" % (name, r["done"], r["seconds"]) for name, r in opener.result.items()))
 
 
 def skewed(t):

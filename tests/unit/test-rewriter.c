@@ -942,6 +942,27 @@ static void test_icmp_nonsense(void)
     world_free(w);
 }
 
+/* The SVM lost the end of the handshake; it gets it after the takeover, from a clock that was
+ * moved by then, and must believe it. */
+static void test_handshake_ends_after_takeover(void)
+{
+    World *w = world_new(0);
+    Packet p;
+
+    IN(.seq = CL - 1, .flags = TCP_SYN, .wscale = 3, .ts = true, .tsval = 70);
+    OUT(.seq = SVM_ISN, .ack = CL, .flags = TCP_SYN | TCP_ACK, .wscale = 7, .ts = true,
+        .tsval = 5000, .tsecr = 70);
+    IN(.seq = CL, .ack = PVM_ISN + 1, .ts = true, .tsval = 71, .tsecr = 90000); /* lost */
+    rewriter_engine_takeover(w->r, w->now, on_emit, w);
+    OUT(.seq = SVM_ISN, .ack = CL, .flags = TCP_SYN | TCP_ACK, .wscale = 7, .ts = true,
+        .tsval = 6000, .tsecr = 70);
+    p = IN(.seq = CL, .ack = PVM_ISN + 1, .ts = true, .tsval = 72, .tsecr = 90000);
+    g_assert_cmpuint(p.ack, ==, SVM_ISN + 1);
+    g_assert_cmpuint(p.tsecr, >=, 5000);
+    g_assert_cmpuint(p.tsecr, <=, 6000);
+    world_free(w);
+}
+
 static void test_fuzz(void)
 {
     for (int round = 0; round < 20; round++) {
@@ -1011,6 +1032,7 @@ int main(int argc, char **argv)
 #define T(name, fn) g_test_add_func("/rewriter/" name, fn)
     T("takeover-repeats-a-reset", test_takeover_repeats_a_reset);
     T("clocks-of-two-machines", test_clocks_of_two_machines);
+    T("handshake-ends-after-takeover", test_handshake_ends_after_takeover);
     T("takeover-in-handshake", test_takeover_in_handshake);
     T("offsets", test_offsets);
     T("rst-of-closed-port", test_rst_of_closed_port);
