@@ -500,6 +500,9 @@ static void quorum_query(BlockNode *node, JsonObject *out)
         if (q->child[i].stale) {
             json_object_set_boolean_member(o, "stale", TRUE);
         }
+        if (!strcmp(q->child[i].node->drv->name, "replication")) {
+            q->child[i].node->drv->query(q->child[i].node, o);
+        }
         json_array_add_object_element(a, o);
     }
     json_object_set_array_member(out, "children", a);

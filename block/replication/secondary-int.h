@@ -46,9 +46,9 @@
 #define MERGE_TELL (64ull * 1024 * 1024)   /* an event each */
 #define LAYERS_MAX 8
 #define STAGE_STEP 256 /* entries that are moved at once */
-#define APPLY_DEPTH 32
-#define APPLY_CHUNK (256u * 1024)
-#define APPLY_BYTES (2ull * 1024 * 1024)
+#define APPLY_DEPTH 16
+#define APPLY_CHUNK (128u * 1024)
+#define APPLY_BYTES (512ull * 1024)
 #define MERGE_DEPTH 4
 #define MERGE_CHUNK (256 * 1024)
 

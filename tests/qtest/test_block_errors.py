@@ -398,5 +398,30 @@ def full_active_disk_of_the_secondary(b):
     return "%s, %d errors over there, longest stall %.2f s" % (state, len(io_errors(s)), longest)
 
 
+@case
+def nodes_are_told_of(b):
+    """query-named-block-nodes and query-block: our nodes, replication's state in them."""
+    image, active, hidden = (b.dir + "/" + n for n in ("image", "active", "hidden"))
+    for path in (image, active, hidden):
+        subprocess.run(["qemu-img", "create", "-q", "-f", "raw", path, "4M"], check=True)
+    host = b.host("nodes", "-colo", "checkpoint-events=on",
+                  "-drive", "if=none,id=parent0,driver=raw,file.filename=" + image,
+                  "-drive", "if=none,id=childs0,driver=replication,mode=secondary,top-id=d0,"
+                  "file.driver=raw,file.file.filename=%s,file.backing.driver=raw,"
+                  "file.backing.file.filename=%s,file.backing.backing=parent0,log-memory=1M"
+                  % (active, hidden),
+                  "-drive", "if=ide,id=d0,driver=quorum,vote-threshold=1,read-pattern=fifo,"
+                  "children.0=childs0")
+    nodes = {n["node-name"]: n for n in host.cmd("query-named-block-nodes")}
+    assert nodes["childs0"]["mode"] == "secondary", nodes["childs0"]
+    assert nodes["childs0"]["state"] == "none", nodes["childs0"]
+    assert nodes["childs0"]["log-memory-limit"] == 1 << 20, nodes["childs0"]
+    assert nodes["parent0"]["drv"] == "raw" and nodes["parent0"]["image"]["virtual-size"] == \
+        4 << 20, nodes["parent0"]
+    drive = next(d for d in host.cmd("query-block") if d["device"] == "d0")
+    child = drive["inserted"]["children"][0]
+    assert child["child"] == "children.0" and child["state"] == "none", drive
+
+
 if __name__ == "__main__":
     sys.exit(main())
