@@ -136,6 +136,14 @@ def bench_resync(program, folder, size, rng):
     print("1 %% dirty takes %.3f of a full copy" % (rows["1 % dirty"] / rows["full"]))
 
 
+def writes(uri, n, step):
+    out = subprocess.run(
+        ["qemu-img", "bench", "-f", "raw", "-w", "-c", str(n), "-d", "1", "-s", "4k", "-S",
+         str(step), "--flush-interval=1", uri], capture_output=True, text=True,
+        check=True).stdout
+    return float(re.search(r"completed in ([\d.]+) s", out).group(1))
+
+
 def bench_log(program, folder, rounds, count):
     image, size = folder + "/l.raw", 1024 * MIB
     with open(image, "wb") as f:
@@ -143,8 +151,8 @@ def bench_log(program, folder, rounds, count):
             f.write(bytes(16 * MIB))
     os.sync()
     got = {}
-    for _ in range(rounds):
-        for log in (False, True):
+    for turn in range(rounds + 1):
+        for log in (False, True) if turn % 2 else (True, False):
             for kind, step, n in (("one region", 4096, count), ("cold regions", 20 * MIB, 50)):
                 if log:
                     write_log(image, size)
@@ -152,12 +160,11 @@ def bench_log(program, folder, rounds, count):
                     os.unlink(image + ".colo-bitmap")
                 host = Host(program, folder, "l", *drive(image))
                 uri = host.export("d0")
-                out = subprocess.run(
-                    ["qemu-img", "bench", "-f", "raw", "-w", "-c", str(n), "-d", "1", "-s",
-                     "4k", "-S", str(step), "--flush-interval=1", uri],
-                    capture_output=True, text=True, check=True).stdout
-                seconds = float(re.search(r"completed in ([\d.]+) s", out).group(1))
-                got.setdefault((kind, log), []).append(n / seconds)
+                if kind == "one region":
+                    writes(uri, 50, step)
+                rate = n / writes(uri, n, step)
+                if turn:  # the first one warms up
+                    got.setdefault((kind, log), []).append(rate)
                 host.close()
     for kind in ("one region", "cold regions"):
         without, with_log = (statistics.median(got[kind, x]) for x in (False, True))

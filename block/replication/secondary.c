@@ -8,6 +8,7 @@
  * log, takeover.c the way out, control.c what the controller calls.
  */
 #include "secondary-int.h"
+#include "../activity-log.h"
 
 const char *secondary_state_name(SecondaryState state)
 {
@@ -78,6 +79,7 @@ static void secondary_query(BlockNode *node, JsonObject *o)
     }
     json_object_set_int_member(o, "arrived", secondary_arrivals(s));
     json_object_set_int_member(o, "committed", s->committed);
+    activity_log_query(activity_log_of(s->parent), o);
     if (s->error) {
         json_object_set_string_member(o, "error", s->error);
     }
