@@ -274,6 +274,8 @@ bool nbd_client_can_trim(NbdClient *c);
 /** Why it is dead, or NULL. */
 const char *nbd_client_error(NbdClient *c);
 const char *nbd_client_export(NbdClient *c);
+/** The id of its TLS credentials, or NULL. */
+const char *nbd_client_tls(NbdClient *c);
 /** Give the connection up: what is in flight fails. */
 void nbd_client_kill(NbdClient *c, const char *why);
 /** Fails what is in flight with -ESHUTDOWN; does not wait for the peer. */
@@ -281,8 +283,16 @@ void nbd_client_free(NbdClient *c);
 /** The export of node @beside's server whose name has @suffix more: a new node without
  * users. Waits; without the lock. */
 BlockNode *block_nbd_open_beside(BlockNode *beside, const char *suffix, GError **errp);
-/** The client of a node made by block_nbd_open(), or NULL. */
+/** A client of the server that @opts of a node name (server.*, export, uri, tls-creds). Without
+ * the lock; waits 5 s. */
+NbdClient *block_nbd_connect(JsonObject *opts, GError **errp);
+/** Another one of the server of @b, made by block_nbd_connect(). */
+NbdClient *block_nbd_connect_beside(NbdClient *b, const char *suffix, GError **errp);
+/** The client of a node made by block_nbd_open(), or NULL. From then on the node makes no
+ * other one when the connection is lost. */
 NbdClient *block_nbd_client(BlockNode *node);
+/** Wait without the lock until no node connects any more; all are closed. */
+void block_nbd_wait(void);
 
 /* --- quorum.c --- */
 

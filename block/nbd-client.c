@@ -1,12 +1,12 @@
 /*
- * NBD client nodes over libnbd, run by the block thread.
+ * NBD clients over libnbd, run by the block thread.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * libnbd sends commands in the order of the calls and never blocks here. Its completion
  * callbacks run inside its own lock, so they only queue. A connection that ends fails
- * every command in flight and stays dead: reconnecting is a decision for others.
+ * every command in flight and stays dead: reconnecting is a decision for others (nbd-node.c).
  */
 #include "block-int.h"
 #include "util/tls.h"
@@ -306,6 +306,11 @@ const char *nbd_client_error(NbdClient *c)
     return c->error;
 }
 
+const char *nbd_client_tls(NbdClient *c)
+{
+    return c->tls ? tls_creds_id(c->tls) : NULL;
+}
+
 const char *nbd_client_export(NbdClient *c)
 {
     return c->export_name;
@@ -503,48 +508,7 @@ void nbd_client_submit(NbdClient *c, BlockRequest *req)
     client_update(c);
 }
 
-/* --- The node --- */
-
-static void nbd_node_submit(BlockNode *node, BlockRequest *req)
-{
-    nbd_client_submit(node->opaque, req);
-}
-
-static void nbd_node_close(BlockNode *node)
-{
-    nbd_client_free(node->opaque);
-}
-
-static void nbd_node_query(BlockNode *node, JsonObject *out)
-{
-    NbdClient *c = node->opaque;
-
-    json_object_set_string_member(out, "export", c->export_name);
-    if (c->error) {
-        json_object_set_string_member(out, "error", c->error);
-    }
-    if (c->tls) {
-        json_object_set_string_member(out, "tls-creds", tls_creds_id(c->tls));
-    }
-}
-
-static NbdClient *nbd_node_client(BlockNode *node)
-{
-    return node->opaque;
-}
-
-static const BlockDriver nbd_node_driver = {
-    .nbd_client = nbd_node_client,
-    .name = "nbd",
-    .submit = nbd_node_submit,
-    .close = nbd_node_close,
-    .query = nbd_node_query,
-};
-
-NbdClient *block_nbd_client(BlockNode *node)
-{
-    return node->drv == &nbd_node_driver ? node->opaque : NULL;
-}
+/* --- Addresses --- */
 
 /* A client of the server that @opts name. */
 static NbdClient *nbd_connect(JsonObject *opts, const char *export_name, TlsCreds *tls,
@@ -656,32 +620,13 @@ static JsonObject *nbd_parse_uri(const char *uri, GError **errp)
     return g_steal_pointer(&o);
 }
 
-static BlockNode *nbd_node_new(const char *name, NbdClient *c, bool read_only,
-                               const char *discard)
+NbdClient *block_nbd_connect(JsonObject *opts, GError **errp)
 {
-    block_lock();
-    BlockNode *node = block_node_new(&nbd_node_driver, name, c);
-    node->size = c->size;
-    node->read_only = read_only || c->read_only;
-    node->can_zero = c->can_zero;
-    node->discard = c->can_trim && (!strcmp(discard, "unmap") || !strcmp(discard, "on"));
-    block_unlock();
-    return node;
-}
-
-BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
-{
-    static const char *const known[] = {
-        "driver", "node-name", "server",  "host",  "port", "path", "export",
-        "uri",    "read-only", "discard", "cache", "aio",  "tls-creds", "tls-hostname", NULL};
     const char *uri = options_get_str(opts, "uri", NULL);
+    const char *tls_id = options_get_str(opts, "tls-creds", NULL);
     g_autoptr(JsonObject) parsed = NULL;
-    bool read_only = false;
+    g_autoptr(TlsCreds) tls = NULL;
 
-    if (!options_check_known(opts, "driver nbd", known, errp) ||
-        !options_get_bool(opts, "read-only", &read_only, errp)) {
-        return NULL;
-    }
     if (uri) {
         parsed = nbd_parse_uri(uri, errp);
         if (!parsed) {
@@ -689,8 +634,6 @@ BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
         }
     }
     JsonObject *where = parsed ? parsed : opts;
-    const char *tls_id = options_get_str(opts, "tls-creds", NULL);
-    g_autoptr(TlsCreds) tls = NULL;
     if (options_get_str(opts, "tls-hostname", NULL)) {
         colo_error_set(errp, "driver nbd: tls-hostname is not supported: give the name that is "
                              "in the server's certificate as server.host");
@@ -700,18 +643,15 @@ BlockNode *block_nbd_open(const char *name, JsonObject *opts, GError **errp)
         return NULL;
     }
     NbdClient *c = nbd_connect(where, options_get_str(where, "export", ""), tls, errp);
-    if (!c) {
-        return NULL;
+    if (c) {
+        c->where = options_copy(where);
     }
-    c->where = options_copy(where);
-    return nbd_node_new(name, c, read_only, options_get_str(opts, "discard", "ignore"));
+    return c;
 }
 
-BlockNode *block_nbd_open_beside(BlockNode *beside, const char *suffix, GError **errp)
+NbdClient *block_nbd_connect_beside(NbdClient *b, const char *suffix, GError **errp)
 {
-    NbdClient *b = beside->opaque;
     g_autofree char *export_name = g_strconcat(b->export_name, suffix, NULL);
-    NbdClient *c = nbd_connect(b->where, export_name, b->tls, errp);
 
-    return c ? nbd_node_new(NULL, c, true, "ignore") : NULL;
+    return nbd_connect(b->where, export_name, b->tls, errp);
 }

@@ -691,6 +691,7 @@ void block_nodes_shutdown(void)
     }
     g_clear_pointer(&nodes, g_hash_table_unref);
     block_unlock();
+    block_nbd_wait();
     block_daemons_wait(5000);
 }
 
