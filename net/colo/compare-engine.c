@@ -418,7 +418,7 @@ static void primary(CompareEngine *e, Frame *f, bool again)
         return;
     }
     if (f->epoch > e->c_epoch) {
-        if (p.kind == PACKET_TCP && e->mode == COMPARE_MODE_COMPARE &&
+        if (p.kind == PACKET_TCP && e->mode == COMPARE_MODE_COMPARE && !fl->n_forced &&
             compare_tcp_is_known(e, fl, &p)) {
             compare_tcp_release_known(e, fl, f, &p);
         } else {

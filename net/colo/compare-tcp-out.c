@@ -216,6 +216,9 @@ static void pay_owed_ack(CompareEngine *e, CompareFlow *fl)
     if (!may_owe(fl) || !fl->s_known || !fl->v_known) {
         return;
     }
+    if (e->in_flight && fl->n_forced) {
+        return; /* what the PVM said after a torn cut is not the old SVM's to vouch for */
+    }
     ack = seq_min(fl->p_ack, fl->s_ack);
     edge = seq_min(fl->p_edge, fl->s_edge);
     if (!seq_lt(fl->rel_ack, ack)) {
