@@ -67,6 +67,7 @@ typedef enum BlockOp {
 
 #define BLOCK_REQ_FUA 1u       /* on the disk when done */
 #define BLOCK_REQ_MAY_UNMAP 2u /* zeroes may punch a hole */
+#define BLOCK_REQ_LOGGED 8u    /* the log of a shared disk has it already */
 #define BLOCK_REQ_BACKGROUND 4u /* nobody waits: leave the block thread free */
 #define BLOCK_REQ_FAST 8u      /* zeroes: -ENOTSUP rather than writing them out */
 
@@ -255,6 +256,8 @@ void block_file_lock_disown(int fd);
 /** Whether @node is a raw image with direct I/O; one opened with shared-disk=on. */
 bool block_file_is_direct(BlockNode *node);
 bool block_file_is_shared(BlockNode *node);
+/** Whether a raw image may be written: it is not another host's. */
+bool block_file_is_owned(BlockNode *node);
 /** Take the writer's locks of raw image @node (fails if somebody has them), or give them
  * up: from then on it cannot be written. Requests in flight must have ended. */
 bool block_file_own(BlockNode *node, bool own, GError **errp);
@@ -314,6 +317,18 @@ bool block_primary_alive(BlockNode *node);
  * @req is not submitted) if there is none. */
 bool block_primary_flush_peer(BlockNode *image, BlockRequest *req);
 void block_primary_attached(BlockNode *node, bool attached);
+/** Whether @node was made with shared-disk=on. */
+bool block_primary_is_shared(BlockNode *node);
+typedef struct SharedLog SharedLog;
+/** The log of its quorum's disk, before it is attached. */
+void block_primary_set_log(BlockNode *node, SharedLog *log);
+uint64_t block_primary_sequence(BlockNode *node);
+/** Protection ends, as after an error of its own. */
+void block_primary_fail(BlockNode *node, const char *why);
+/** Tell the controller: a wish for a checkpoint, or @fatal. */
+void block_primary_notify(bool fatal, const char *message);
+/** Protection ended, this side goes on: the logs of shared disks flow into their images. */
+void block_shared_drain(void);
 
 typedef struct BlockSecondary BlockSecondary;
 
@@ -323,6 +338,8 @@ void block_secondary_conn_closed(BlockSecondary *s, void *conn);
 /** Whether the log is over its hard bound: stop reading from the connection. */
 bool block_secondary_full(BlockSecondary *s);
 bool block_secondary_multi_conn(BlockSecondary *s);
+/** The image of replication node @node if that has taken over, or NULL. */
+BlockNode *block_secondary_live_image(BlockNode *node);
 /** @parent is exported under @export_name. */
 void block_secondary_exported(BlockNode *parent, const char *export_name);
 /** At the program's end: finish the log of what was committed, remove the markers. */

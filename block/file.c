@@ -541,6 +541,13 @@ bool block_file_is_shared(BlockNode *node)
     return f && f->shared;
 }
 
+bool block_file_is_owned(BlockNode *node)
+{
+    FileNode *f = file_of(node);
+
+    return f && !f->borrowed;
+}
+
 bool block_file_own(BlockNode *node, bool own, GError **errp)
 {
     FileNode *f = file_of(node);

@@ -577,6 +577,15 @@ bool block_node_written(const char *name)
     return written;
 }
 
+bool block_node_is_shared(const char *name)
+{
+    block_lock();
+    BlockNode *n = block_node_find(name);
+    bool shared = n && block_node_is_primary(n) && block_primary_is_shared(n);
+    block_unlock();
+    return shared;
+}
+
 JsonArray *block_query(void)
 {
     JsonArray *out = json_array_new();

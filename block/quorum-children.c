@@ -58,6 +58,36 @@ static bool is_ancestor(BlockNode *node, BlockNode *maybe_parent)
     return false;
 }
 
+/* A forwarder of a shared disk needs the log before the image, and no other copy of it. */
+static bool quorum_share(BlockNode *node, BlockNode *child, GError **errp)
+{
+    Quorum *q = node->opaque;
+    BlockNode *local[QUORUM_CHILDREN_MAX], *other;
+    bool primary = block_node_is_primary(child);
+
+    if (!q->shared && !(primary && block_primary_is_shared(child))) {
+        return true;
+    }
+    if (!primary || block_quorum_local(q, local) != 1 ||
+        block_quorum_forwarders(node, &other, 1) > 0) {
+        colo_error_set(errp,
+                       "shared-disk=on: quorum '%s' must have one image and no other "
+                       "replication child",
+                       node->name);
+        return false;
+    }
+    if (!block_primary_is_shared(child)) {
+        return true;
+    }
+    if (!q->shared) {
+        q->shared = shared_log_new(node, local[0], errp);
+    }
+    if (q->shared) {
+        block_primary_set_log(child, q->shared);
+    }
+    return q->shared != NULL;
+}
+
 bool block_quorum_add(BlockNode *node, BlockNode *child, GError **errp)
 {
     Quorum *q = node->opaque;
@@ -84,6 +114,9 @@ bool block_quorum_add(BlockNode *node, BlockNode *child, GError **errp)
     }
     if (block_node_is_primary(child) && !block_primary_alive(child)) {
         colo_error_set(errp, "Node '%s' has lost its NBD server", child->name);
+        return false;
+    }
+    if (!quorum_share(node, child, errp)) {
         return false;
     }
     child->users++;
@@ -230,6 +263,11 @@ static bool quorum_open_children(Quorum *q, JsonObject *opts, JsonObject *childr
         q->child[i].node = child;
         q->next_serial = i + 1;
         q->n++;
+        if (block_node_is_primary(child) && block_primary_is_shared(child)) {
+            colo_error_set(errp, "quorum: attach '%s' (shared-disk=on) with x-blockdev-change",
+                           child->name);
+            return false;
+        }
         if (child->size != q->child[0].node->size) {
             colo_error_set(errp, "quorum: '%s' and '%s' differ in size", child->name,
                            q->child[0].node->name);

@@ -8,6 +8,7 @@
 #define COLO_BLOCK_QUORUM_INT_H
 
 #include "block-int.h"
+#include "replication/shared.h"
 
 #define QUORUM_CHILDREN_MAX 32
 
@@ -28,6 +29,7 @@ typedef struct Quorum {
     bool rewrite;
     bool read_only_given;
     bool written; /* by its user, ever */
+    SharedLog *shared; /* its one image is another host's too; made by the first forwarder */
     gint64 failure_reported;
     /* rewrite-corrupted: not into the middle of a write, and no write into its middle. */
     unsigned writes;        /* modifying requests in flight */

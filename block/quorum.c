@@ -375,6 +375,10 @@ static void quorum_submit(BlockNode *node, BlockRequest *req)
         block_complete_later(req, 0);
         return;
     }
+    if (q->shared && shared_log_submit(q->shared, req)) {
+        q->written |= block_op_modifies(req->op);
+        return;
+    }
     bool vote = reads && n > 1 && !q->fifo;
     if (reads && !vote) {
         n = quorum_readable(q, local, n);
@@ -482,6 +486,9 @@ static void quorum_close(BlockNode *node)
             block_primary_attached(q->child[i].node, false);
         }
         block_node_unuse(q->child[i].node);
+    }
+    if (q->shared) {
+        shared_log_close(q->shared);
     }
     g_free(q);
 }

@@ -271,16 +271,23 @@ bool channel_send_u64(Channel *c, ChannelType type, const uint64_t *values, unsi
 
 void channel_try_text(Channel *c, ChannelType type, const char *text)
 {
-    struct iovec part = {(void *)text, strlen(text)};
+    channel_try_bytes(c, type, text, strlen(text));
+}
+
+bool channel_try_bytes(Channel *c, ChannelType type, const void *data, size_t len)
+{
+    struct iovec part = {(void *)data, len};
+    bool ok = false;
 
     if (g_mutex_trylock(&c->send_lock)) {
         /* The caller may hold locks: no waiting for a peer that does not read. A socket
          * that is writable takes so short a message whole. */
         if (channel_wait(c, POLLOUT, 0, NULL) != CHANNEL_TIMEOUT) {
-            send_locked(c, type, &part, 1, NULL);
+            ok = send_locked(c, type, &part, 1, NULL);
         }
         g_mutex_unlock(&c->send_lock);
     }
+    return ok;
 }
 
 /* Check the header in c->buf; *len is the payload's length. */

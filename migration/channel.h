@@ -35,6 +35,7 @@ typedef enum ChannelType {
     CHANNEL_EXIT,        /* text: the sender leaves protection in good order */
     CHANNEL_DEATH,       /* text: the sender's emulator died */
     CHANNEL_TOKEN,       /* text: from here on either side may leave, by this token */
+    CHANNEL_APPLIED,     /* shared disks: barriers up to which the images have all */
     CHANNEL_TYPE_MAX
 } ChannelType;
 
@@ -78,6 +79,8 @@ bool channel_send_u64(Channel *c, ChannelType type, const uint64_t *values, unsi
 
 /** Like channel_send_text(), unless another thread is sending just now: then nothing. */
 void channel_try_text(Channel *c, ChannelType type, const char *text);
+/** The same of @len bytes, few; whether they went out. */
+bool channel_try_bytes(Channel *c, ChannelType type, const void *data, size_t len);
 
 /**
  * Receive one message. TIMEOUT after @timeout_ms without a whole one (-1: never); what

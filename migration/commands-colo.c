@@ -19,8 +19,11 @@
 QmpResult qmp_x_colo_lost_heartbeat(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                     GError **errp)
 {
+    g_autofree char *unfenced = block_secondary_unfenced();
+    bool fenced = false;
     const char *why = NULL;
 
+    options_get_bool(args, "fenced", &fenced, NULL);
     g_mutex_lock(&colo.lock);
     if (colo.mode == COLO_MODE_NONE) {
         why = "VM is not in COLO mode";
@@ -33,9 +36,13 @@ QmpResult qmp_x_colo_lost_heartbeat(QmpRequest *req, JsonObject *args, JsonNode 
         why = colo.state == COLO_STATE_TAKEOVER
                   ? "the takeover is under way"
                   : "protection has not begun yet: nothing here could take over";
+    } else if (colo.mode == COLO_MODE_SECONDARY && unfenced && !fenced && !colo.decided &&
+               !colo.arbiter) {
+        why = "a disk is shared with the primary, whose last writes a takeover must not meet: "
+              "switch its host off, then say so with fenced=true (or use arbiter=fence)";
     } else {
         colo.want_exit = true;
-        options_get_bool(args, "fenced", &colo.operator_vouches, NULL);
+        colo.operator_vouches = fenced;
         if (colo.channel) {
             channel_cancel(colo.channel);
         }

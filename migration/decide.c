@@ -101,6 +101,7 @@ void colo_ownership_lost(const char *why)
         colo_set_state_locked(COLO_STATE_FENCED);
     }
     g_mutex_unlock(&colo.lock);
+    block_primary_fence();
     colo_report("%s: this side is silent from here: quit it", why);
     emit_decision(false, "witness");
 }

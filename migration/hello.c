@@ -83,6 +83,11 @@ static bool check_disks(JsonArray *primary, JsonArray *secondary, GError **errp)
                            name);
             return false;
         }
+        if (strcmp(options_get_str(p, "shared", "off"),
+                   options_get_str(s, "shared", "off")) != 0) {
+            colo_error_set(errp, "disk '%s': shared-disk=on is given on one side only", name);
+            return false;
+        }
         const char *ps = options_get_str(p, "size", ""), *ss = options_get_str(s, "size", "");
         if (strcmp(ps, ss) != 0) {
             colo_error_set(errp, "disk '%s': %s bytes on the primary, %s on the secondary",

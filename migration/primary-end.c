@@ -80,14 +80,39 @@ static void handle(const ChannelMsg *msg)
     }
 }
 
+/* Tell the secondary what it may forget of shared disks' logs; what does not go out now goes
+ * with a later call. */
+static void tell_applied(Channel *ch, BlockBarrier *told, unsigned *n_told)
+{
+    BlockBarrier now[COLO_DISKS_MAX];
+    unsigned n = block_primary_applied(now, COLO_DISKS_MAX);
+    bool news = n != *n_told;
+
+    for (unsigned i = 0; i < n && !news; i++) {
+        news = now[i].sequence != told[i].sequence || strcmp(now[i].disk, told[i].disk);
+    }
+    if (!news) {
+        return;
+    }
+    g_autoptr(GByteArray) bytes = barriers_pack(now, n);
+    if (channel_try_bytes(ch, CHANNEL_APPLIED, bytes->data, bytes->len)) {
+        memcpy(told, now, n * sizeof(*now));
+        *n_told = n;
+    }
+}
+
 gpointer primary_rx_thread(gpointer opaque)
 {
     Channel *ch = opaque;
     int64_t timeout_us = colo.opts.peer_timeout * 1000LL;
+    g_autofree BlockBarrier *told = g_new0(BlockBarrier, COLO_DISKS_MAX);
+    unsigned n_told = 0;
 
     for (;;) {
         g_autoptr(GError) err = NULL;
         ChannelMsg msg;
+
+        tell_applied(ch, told, &n_told);
         ChannelResult r = channel_recv(ch, &msg, COLO_PING_MS, &err);
         if (r == CHANNEL_CANCELLED) {
             return NULL;
@@ -115,12 +140,18 @@ void primary_guest_off(Channel *ch)
 /* Unprotected from here: the guest runs at full speed, everything held goes out. */
 static void go_alone(bool started_rooms, bool was_protected)
 {
+    g_autoptr(GError) err = NULL;
+
     tracker_stop(colo.tracker);
     if (!was_protected && colo.arbiter && colo.arbiter->class->unprotect) {
         colo.arbiter->class->unprotect(colo.arbiter);
     }
     if (started_rooms) {
         block_primary_stop();
+        /* What leaves now may tell of writes that only our memory has. */
+        if (!block_primary_settle(&err)) {
+            colo_report("%s", err->message);
+        }
         net_lock();
         proxy_stop_primary();
         net_unlock();
@@ -172,6 +203,7 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
         net_lock();
         proxy_silence();
         net_unlock();
+        block_primary_lost();
         colo_report("protection ended (%s)%s", text,
                     on_request ? ""
                     : colo.arbiter ? "; output is held until the arbiter decides"
@@ -184,6 +216,9 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
         colo_emit_exit(COLO_MODE_PRIMARY, on_request ? "request" : "error");
         settle_run_state();
         if (!colo_decide(COLO_MODE_PRIMARY)) {
+            if (colo_get_state() == COLO_STATE_FENCED) {
+                block_primary_fence();
+            }
             return;
         }
     } else if (!quit) {

@@ -223,6 +223,9 @@ static bool capture_paused(Primary *p, uint64_t epoch, GError **errp)
     ok = child_qmp_send(colo.qmp, p->save_command, errp) && save_stopped(p, errp) &&
          read_device_state(cap, errp);
     if (ok) {
+        if (epoch == COLO_EPOCH_SAFE) {
+            block_primary_log();
+        }
         cap->n_barriers = block_primary_barriers(cap->barriers, COLO_DISKS_MAX);
         net_lock();
         proxy_cut(epoch);
@@ -421,6 +424,10 @@ static bool checkpoint(Primary *p, GError **errp)
     net_lock();
     proxy_loaded(epoch);
     net_unlock();
+    if (epoch >= COLO_EPOCH_SAFE) {
+        /* The SVM has it from its log: only now may a shared image change. */
+        block_primary_loaded(p->cap.barriers, p->cap.n_barriers);
+    }
     colo_step("loaded");
     block_primary_committed();
     return true;

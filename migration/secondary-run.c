@@ -41,6 +41,22 @@ static void set_channel(Channel *ch)
     g_mutex_unlock(&colo.lock);
 }
 
+/* RULES 14: a shared disk is not taken over on the strength of a vote. */
+static bool check_fence(GError **errp)
+{
+    g_autofree char *disk = block_secondary_unfenced();
+
+    if (!disk || !colo.arbiter || strcmp(colo.arbiter->class->name, "fence") == 0) {
+        return true;
+    }
+    colo_error_set(errp,
+                   "disk '%s' is shared, and arbiter=%s does not stop what the other host "
+                   "still writes: use arbiter=fence (or shared-fence=none, if something else "
+                   "fences)",
+                   disk, colo.arbiter->class->name);
+    return false;
+}
+
 /* A connection of a client that may be anybody: NULL if it is no fitting primary. */
 static Channel *agree(int fd, GError **errp)
 {
@@ -69,7 +85,8 @@ static Channel *agree(int fd, GError **errp)
                              "migrate-set-capabilities with x-colo first");
     }
     g_autofree char *reply = NULL;
-    ok = ok && hello_check(hello, false, errp) && (reply = hello_build(false, errp));
+    ok = ok && hello_check(hello, false, errp) && check_fence(errp) &&
+         (reply = hello_build(false, errp));
     if (ok) {
         net_lock();
         ok = proxy_start_secondary(errp);

@@ -231,7 +231,11 @@ static bool wait_barriers(Secondary *s, GError **errp)
         if (r == CHANNEL_OK && (msg.type == CHANNEL_EXIT || msg.type == CHANNEL_DEATH)) {
             return secondary_handle(s, &msg, errp);
         }
-        if (r == CHANNEL_OK && msg.type != CHANNEL_PING) {
+        if (r == CHANNEL_OK && msg.type == CHANNEL_APPLIED) {
+            if (!secondary_handle(s, &msg, errp)) {
+                return false;
+            }
+        } else if (r == CHANNEL_OK && msg.type != CHANNEL_PING) {
             colo_error_set(errp, "message %d in the middle of a checkpoint", msg.type);
             return false;
         }
@@ -334,6 +338,18 @@ static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
     return channel_send_u64(s->ch, CHANNEL_LOADED, loaded, 4, errp);
 }
 
+static bool note_applied(const ChannelMsg *msg, GError **errp)
+{
+    BlockBarrier barriers[COLO_DISKS_MAX];
+    unsigned n = 0;
+
+    if (!barriers_unpack(msg->data, msg->len, barriers, &n, errp)) {
+        return false;
+    }
+    block_secondary_applied(barriers, n);
+    return true;
+}
+
 static bool begin(Secondary *s, const ChannelMsg *msg, GError **errp)
 {
     uint64_t epoch = channel_msg_u64(msg, 0);
@@ -354,6 +370,7 @@ bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
 {
     if (!s->in_checkpoint && msg->type != CHANNEL_BEGIN && msg->type != CHANNEL_PING &&
         msg->type != CHANNEL_EXIT && msg->type != CHANNEL_DEATH &&
+        msg->type != CHANNEL_APPLIED &&
         msg->type != CHANNEL_TOKEN &&
         !(msg->type == CHANNEL_RAM && colo.epoch == 0)) {
         colo_error_set(errp, "message %d outside a checkpoint", msg->type);
@@ -362,6 +379,8 @@ bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
     switch (msg->type) {
     case CHANNEL_PING:
         return true;
+    case CHANNEL_APPLIED:
+        return note_applied(msg, errp);
     case CHANNEL_BEGIN:
         return begin(s, msg, errp);
     case CHANNEL_RAM: {

@@ -41,7 +41,8 @@ QmpResult qmp_x_blockdev_change(QmpRequest *req, JsonObject *args, JsonNode **re
     }
     /* What the guest wrote before this moment is not on the secondary's image, unless it
      * stands still and the image was copied meanwhile. */
-    if (json_object_has_member(args, "node") && block_node_written(parent) &&
+    if (json_object_has_member(args, "node") && !block_node_is_shared(get_str(args, "node")) &&
+        block_node_written(parent) &&
         migration_guest_runs()) {
         colo_error_set(errp, "the running guest has written to '%s' already, which the "
                              "secondary's image lacks: stop the guest, copy the image, then "

@@ -46,6 +46,29 @@ static void move_key(JsonObject *from, JsonObject *to, const char *key)
     }
 }
 
+/* Whether a replication secondary with shared-disk=on names @id as its image: that must be
+ * opened as another host's. */
+static bool image_is_shared(const CmdLine *cl, const char *id)
+{
+    for (guint i = 0; i < cl->options->len; i++) {
+        const CmdOption *o = &g_array_index(cl->options, CmdOption, i);
+        bool shared = false;
+
+        if ((strcmp(o->name, "drive") != 0 && strcmp(o->name, "blockdev") != 0) || !o->arg) {
+            continue;
+        }
+        g_autoptr(JsonObject) d = options_parse(
+            o->arg, strcmp(o->name, "drive") == 0 ? NULL : "driver", NULL);
+        JsonObject *hidden = d ? options_get_obj(options_get_obj(d, "file"), "backing") : NULL;
+        if (hidden && strcmp(options_get_str(d, "driver", ""), "replication") == 0 &&
+            strcmp(options_get_str(hidden, "backing", ""), id) == 0 &&
+            options_get_bool(d, "shared-disk", &shared, NULL) && shared) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* "cache=MODE" as QEMU splits it: what the guest sees is only whether to write back. */
 static void split_cache(JsonObject *node, JsonObject *guest)
 {
@@ -126,6 +149,9 @@ bool plan_drive(Plan *plan, const CmdLine *cl, const char *text, GError **errp)
         json_object_set_string_member(node, "id", id);
     }
     g_autofree char *id = g_strdup(options_get_str(node, "id", ""));
+    if (image_is_shared(cl, id)) {
+        json_object_set_string_member(node, "shared-disk", "on");
+    }
     if (!block_node_add(node, errp)) {
         g_prefix_error(errp, "-drive id=%s: ", id);
         return false;
@@ -168,6 +194,9 @@ bool plan_blockdev(Plan *plan, const CmdLine *cl, const char *text, GError **err
     }
     g_autofree char *id = g_strdup(name);
     bool read_only = false;
+    if (image_is_shared(cl, id)) {
+        json_object_set_string_member(node, "shared-disk", "on");
+    }
     if (!options_get_bool(node, "read-only", &read_only, errp) ||
         !block_node_add(node, errp)) {
         g_prefix_error(errp, "-blockdev node-name=%s: ", id);

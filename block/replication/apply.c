@@ -216,6 +216,9 @@ void secondary_apply(BlockSecondary *s)
 {
     unsigned looked = 0;
 
+    if (s->shared && s->state == SECONDARY_LOGGING) {
+        return; /* the primary does that, and tells (shared-secondary.c) */
+    }
     while (!s->error && s->layers->len > 0 && s->applying < APPLY_DEPTH &&
            s->apply_bytes < APPLY_BYTES) {
         LogLayer *l = s->layers->pdata[0];
@@ -259,7 +262,8 @@ void secondary_apply_again(BlockSecondary *s)
 
 void secondary_check_settled(BlockSecondary *s)
 {
-    bool busy = s->layers->len > 0 || s->applying || s->through || s->job ||
+    bool waits = s->layers->len > 0 && !(s->shared && s->state == SECONDARY_LOGGING);
+    bool busy = waits || s->applying || s->through || s->job ||
                 s->state == SECONDARY_TAKEOVER;
     bool live = s->state == SECONDARY_LOGGING && !s->error;
     BlockRequest *flush;

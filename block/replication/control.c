@@ -47,7 +47,7 @@ void secondary_notify(bool fatal, const char *message)
     }
 }
 
-static BlockSecondary *secondary_of_disk(const char *disk)
+BlockSecondary *secondary_of_disk(const char *disk)
 {
     g_autoptr(GPtrArray) all = secondaries();
 
@@ -82,6 +82,7 @@ JsonArray *block_secondary_disks(void)
 
             json_object_set_string_member(o, "disk", s->export_name);
             json_object_set_int_member(o, "size", s->parent->size);
+            json_object_set_boolean_member(o, "shared", s->shared);
             json_array_add_object_element(a, o);
         }
     }
@@ -114,7 +115,7 @@ static bool secondary_begin_generation(BlockSecondary *s, GError **errp)
 {
     BlockNode *image = s->parent;
 
-    if (!image->filename) {
+    if (!image->filename || s->shared) {
         return true;
     }
     int r = block_flush_wait(image, 30000);
@@ -138,11 +139,13 @@ static bool secondary_begin_generation(BlockSecondary *s, GError **errp)
 
 /* --- The marker --- */
 
-static bool marker_create(const char *path, GError **errp)
+bool secondary_marker_create(const char *path, bool shared, GError **errp)
 {
-    static const char text[] =
-        "This image belonged to a running COLO secondary. If none runs any more, the\n"
-        "image may hold parts of two checkpoints: copy it again from the other host.\n";
+    const char *text =
+        shared ? "A takeover was bringing this shared image up to date. If none runs any\n"
+                 "more, it was cut off: restore the image, or repair the file systems in it.\n"
+               : "This image belonged to a running COLO secondary. If none runs any more, the\n"
+                 "image may hold parts of two checkpoints: copy it again from the other host.\n";
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) &&
               fsync(fd) == 0 && journal_sync_dir(path);
@@ -198,7 +201,7 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
         BlockSecondary *s = all->pdata[i];
 
         ok = secondary_can_start(s, errp);
-        if (s->parent->filename) {
+        if (s->parent->filename && !s->shared) {
             g_ptr_array_add(markers, g_strconcat(s->parent->filename, ".colo", NULL));
         } else {
             g_ptr_array_add(markers, g_strdup(""));
@@ -208,7 +211,7 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
     for (guint i = 0; ok && i < markers->len; i++) {
         const char *path = markers->pdata[i];
 
-        ok = !*path || marker_create(path, errp);
+        ok = !*path || secondary_marker_create(path, false, errp);
         for (guint k = 0; !ok && k < i; k++) {
             journal_remove(markers->pdata[k]);
         }
@@ -350,6 +353,7 @@ static void secondary_commit(BlockSecondary *s, uint64_t sequence)
     /* Usually done when it arrived. */
     secondary_stage(s, sequence, UINT_MAX);
     if (!g_queue_is_empty(&s->staged->queue)) {
+        s->staged->seq = sequence;
         g_ptr_array_add(s->layers, s->staged);
         s->staged = log_layer_new();
     }
@@ -380,13 +384,18 @@ bool block_secondary_commit(const BlockBarrier *barriers, unsigned n, GError **e
 
 /* --- Ends --- */
 
+bool secondary_cancelled(void)
+{
+    return g_atomic_int_get(&control.cancelled);
+}
+
 /* Wait for @w, which stands in @list, until it is done or the program ends. */
 static int wait_in_list(BlockWait *w, GPtrArray *list)
 {
     int r;
 
     while ((r = block_wait(w, WAIT_SLICE_MS)) == -ETIMEDOUT) {
-        if (!g_atomic_int_get(&control.cancelled)) {
+        if (!secondary_cancelled()) {
             continue;
         }
         block_lock();
@@ -410,6 +419,11 @@ bool block_secondary_takeover(GError **errp)
 
     block_lock();
     g_autoptr(GPtrArray) all = secondaries();
+    block_unlock();
+    if (!secondary_claim(all, errp)) {
+        return false;
+    }
+    block_lock();
     g_autofree BlockWait *waits = g_new0(BlockWait, all->len);
     for (guint i = 0; i < all->len; i++) {
         BlockSecondary *s = all->pdata[i];

@@ -13,10 +13,13 @@
  * the secondary, the front delays the guest's completions (not its requests); over the
  * bound for QUEUE_PATIENCE_MS at a stretch, or after any error, the forwarder is dead:
  * it forwards nothing more, says so once, and the guest goes on.
+ *
+ * With shared-disk=on the secondary has the same image, and what is forwarded does not go
+ * into it here until the checkpoint after it was loaded there: see shared-log.c.
  */
-#include "../block-int.h"
+#include "shared.h"
+
 #include "../activity-log.h"
-#include "block/replication.h"
 
 #define QUEUE_BOUND (64ull * 1024 * 1024)
 #define QUEUE_PATIENCE_MS 2000
@@ -34,6 +37,8 @@ typedef struct Primary {
     bool attached;
     bool running; /* protection uses it */
     bool stopped; /* protection has ended without an error of it */
+    bool is_shared;
+    SharedLog *shared; /* while attached */
     uint64_t sequence;
     uint64_t queued; /* bytes that the secondary has not acknowledged */
     unsigned in_flight;
@@ -53,6 +58,13 @@ static struct {
     void *opaque;
 } control;
 
+void block_primary_notify(bool fatal, const char *message)
+{
+    if (control.fn) {
+        control.fn(fatal, message, control.opaque);
+    }
+}
+
 static void primary_die(Primary *p, const char *why)
 {
     if (p->error) {
@@ -63,6 +75,9 @@ static void primary_die(Primary *p, const char *why)
 
     p->error = g_strdup(why);
     io_source_destroy(&p->patience);
+    if (p->shared) {
+        shared_log_lost(p->shared);
+    }
     colo_trace(block_primary_dead, "%s: %s", p->name, why);
     if (p->attached && control.fn) {
         control.fn(true, msg, control.opaque);
@@ -144,6 +159,9 @@ void block_primary_forward(BlockNode *node, BlockRequest *req)
         }
     }
     p->sequence++;
+    if (p->shared) {
+        shared_log_forwarded(p->shared, req, p->sequence);
+    }
     p->queued += fw->cost;
     p->in_flight++;
     nbd_client_submit(p->client, &fw->req);
@@ -157,7 +175,8 @@ bool block_primary_blocked(BlockNode *node)
 {
     Primary *p = node->opaque;
 
-    return p->attached && !p->error && p->queued > QUEUE_BOUND;
+    return p->attached && !p->error &&
+           (p->queued > QUEUE_BOUND || (p->shared && shared_log_blocked(p->shared)));
 }
 
 bool block_primary_alive(BlockNode *node)
@@ -177,7 +196,31 @@ void block_primary_attached(BlockNode *node, bool attached)
         primary_die(p, "it was detached");
     }
     p->attached = attached;
+    if (p->shared) {
+        shared_log_attach(p->shared, attached ? node : NULL, nbd_client_export(p->client));
+        p->shared = attached ? p->shared : NULL;
+    }
     block_front_kick_all();
+}
+
+bool block_primary_is_shared(BlockNode *node)
+{
+    return ((Primary *)node->opaque)->is_shared;
+}
+
+void block_primary_set_log(BlockNode *node, SharedLog *log)
+{
+    ((Primary *)node->opaque)->shared = log;
+}
+
+uint64_t block_primary_sequence(BlockNode *node)
+{
+    return ((Primary *)node->opaque)->sequence;
+}
+
+void block_primary_fail(BlockNode *node, const char *why)
+{
+    primary_die(node->opaque, why);
 }
 
 static void primary_connection_closed(void *opaque, const char *why)
@@ -217,6 +260,10 @@ static void primary_query(BlockNode *node, JsonObject *o)
     json_object_set_boolean_member(o, "attached", p->attached);
     json_object_set_int_member(o, "sequence", p->sequence);
     json_object_set_int_member(o, "queued-bytes", p->queued);
+    json_object_set_boolean_member(o, "shared", p->is_shared);
+    if (p->shared) {
+        shared_log_query(p->shared, o);
+    }
     g_autoptr(GPtrArray) images = primary_images(p);
     if (images->len > 0) {
         activity_log_query(activity_log_of(images->pdata[0]), o);
@@ -246,16 +293,19 @@ bool block_node_is_primary(BlockNode *node)
 
 BlockNode *block_primary_open(const char *name, JsonObject *opts, GError **errp)
 {
-    static const char *const known[] = {"driver",    "mode",      "file",
-                                        "node-name", "read-only", "discard",
-                                        "cache",     "aio",       NULL};
+    static const char *const known[] = {"driver",      "mode",      "file",
+                                        "node-name",   "read-only", "discard",
+                                        "cache",       "aio",       "shared-disk",
+                                        NULL};
     g_autofree char *what = g_strdup_printf("replication '%s'", name ? name : "(inline)");
+    bool is_shared = false;
 
     if (json_object_has_member(opts, "top-id")) {
         colo_error_set(errp, "%s: Parameter 'top-id' is for mode=secondary only", what);
         return NULL;
     }
-    if (!options_check_known(opts, what, known, errp)) {
+    if (!options_check_known(opts, what, known, errp) ||
+        !options_get_bool(opts, "shared-disk", &is_shared, errp)) {
         return NULL;
     }
     BlockNode *file = block_node_open_child(opts, "file", errp);
@@ -279,6 +329,7 @@ BlockNode *block_primary_open(const char *name, JsonObject *opts, GError **errp)
     Primary *p = g_new0(Primary, 1);
     p->file = file;
     p->client = client;
+    p->is_shared = is_shared;
     BlockNode *node = block_node_new(&primary_driver, name, p);
     p->node = node;
     p->name = g_strdup(node->name);
@@ -418,7 +469,16 @@ static bool primaries_begin_logs(GError **errp)
         block_lock();
         g_autoptr(GPtrArray) images = p->error ? g_ptr_array_new() : primary_images(p);
         block_unlock();
-        ok = primary_begin_log(p, images, errp);
+        if (!p->is_shared) {
+            ok = primary_begin_log(p, images, errp);
+            continue;
+        }
+        /* One image never differs from itself. */
+        block_lock();
+        for (guint k = 0; k < images->len; k++) {
+            activity_log_drop(images->pdata[k]);
+        }
+        block_unlock();
     }
     return ok;
 }
@@ -445,6 +505,9 @@ void block_primary_committed(void)
         Primary *p = all->pdata[i];
         g_autoptr(GError) err = NULL;
 
+        if (p->is_shared) {
+            continue;
+        }
         block_lock();
         g_autoptr(GPtrArray) images = p->error ? g_ptr_array_new() : primary_images(p);
         bool begin = !p->error && !p->paired && p->generation && p->peer_flushed;
@@ -472,9 +535,7 @@ void block_primary_committed(void)
 
 static void primary_disk_error(const char *message)
 {
-    if (control.fn) {
-        control.fn(true, message, control.opaque);
-    }
+    block_primary_notify(true, message);
 }
 
 /* Whether the guest's disk @node is replicated, or need not be. */
@@ -595,6 +656,7 @@ void block_primary_stop(void)
             io_source_destroy(&p->patience);
         }
     }
+    block_shared_drain();
     block_front_hold_all(false);
     block_front_kick_all();
     block_unlock();
@@ -612,6 +674,7 @@ JsonArray *block_primary_disks(void)
 
         json_object_set_string_member(o, "disk", nbd_client_export(p->client));
         json_object_set_int_member(o, "size", p->node->size);
+        json_object_set_boolean_member(o, "shared", p->is_shared);
         if (!p->generation) {
             p->generation = activity_log_new_generation();
         }

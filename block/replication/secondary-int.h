@@ -42,6 +42,7 @@
 #define LOG_MEMORY (128ull * 1024 * 1024) /* default of log-memory */
 #define SPILL_SLACK (32ull * 1024 * 1024) /* being written to the hidden disk */
 #define OVERLAY_SOFT (256ull * 1024 * 1024)
+#define OVERLAY_SOFT_SHARED (32ull * 1024 * 1024) /* merged before gates open */
 #define ACTIVE_DIRTY (32ull * 1024 * 1024) /* flushed behind the SVM: a takeover must wait */
 #define MERGE_TELL (64ull * 1024 * 1024)   /* an event each */
 #define LAYERS_MAX 8
@@ -66,6 +67,7 @@ typedef struct LogLayer {
     GQueue queue;      /* LogEntry, not yet written to the image */
     uint64_t pos;      /* up to where the first of them is */
     unsigned applying; /* pieces in flight */
+    uint64_t seq;      /* of its barrier */
 } LogLayer;
 
 struct BlockSecondary {
@@ -79,6 +81,8 @@ struct BlockSecondary {
     char *peer_generation; /* what the primary calls the moment when both are equal */
     bool peer_mirrored;    /* the primary made our image equal by a mirror */
     GQueue peer_flushes;   /* BlockRequest: until what was committed is on the image */
+    bool shared;   /* the image is the primary's, too */
+    bool no_fence; /* shared-fence=none */
     SecondaryState state;
     char *error;
     int errnum; /* its -errno, which the primary is told, or 0 */
@@ -196,7 +200,19 @@ void secondary_journal_forget(BlockSecondary *s);
 void secondary_takeover_begin(BlockSecondary *s);
 void secondary_takeover_step(BlockSecondary *s);
 
+/** Layer @l (taken) is not needed any more; freed bit by bit. */
+void secondary_drop_layer(BlockSecondary *s, LogLayer *l);
+
+/* shared-secondary.c */
+/** Become the owner of all shared images of @all; marks them until the takeover is through.
+ * Waits, so not from the block thread. */
+bool secondary_claim(GPtrArray *all, GError **errp);
+
 /* control.c: the controller's callback and waits */
+BlockSecondary *secondary_of_disk(const char *disk);
+bool secondary_marker_create(const char *path, bool shared, GError **errp);
+/** Whether the program ends and nothing is to be waited for. */
+bool secondary_cancelled(void);
 void secondary_notify(bool fatal, const char *message);
 void secondary_check_arrived(void);
 /** Where the test option die-at may strike. */

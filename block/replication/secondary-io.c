@@ -252,7 +252,7 @@ static void svm_write_done(BlockRequest *sub, int ret)
             if (s->journal_set) {
                 overlay_set(s->journal_set, orig->offset, end);
             }
-            if (overlay_bytes(s->overlay) > OVERLAY_SOFT) {
+            if (overlay_bytes(s->overlay) > (s->shared ? OVERLAY_SOFT_SHARED : OVERLAY_SOFT)) {
                 secondary_ask(s, "the secondary's guest has written much");
             }
         }

@@ -144,7 +144,11 @@ void block_secondary_export_submit(BlockSecondary *s, void *conn, BlockRequest *
             log_arrival(s, conn, req);
         } else {
             count_arrival(s, conn);
-            write_through(s, req);
+            if (s->shared) {
+                block_complete_later(req, 0); /* the primary has written it */
+            } else {
+                write_through(s, req);
+            }
         }
     } else if (s->state == SECONDARY_IDLE || s->state == SECONDARY_LIVE) {
         block_front_submit(s->parent, NULL, req);
@@ -251,6 +255,14 @@ static gboolean garbage_on(gpointer opaque)
     return G_SOURCE_CONTINUE;
 }
 
+void secondary_drop_layer(BlockSecondary *s, LogLayer *l)
+{
+    g_ptr_array_add(s->garbage, l);
+    if (!s->garbage_idle) {
+        s->garbage_idle = secondary_idle(garbage_on, s);
+    }
+}
+
 void secondary_drop_pending(BlockSecondary *s)
 {
     LogLayer *l = log_layer_new();
@@ -261,10 +273,7 @@ void secondary_drop_pending(BlockSecondary *s)
     s->pending_map = log_map_new();
     g_queue_init(&s->pending);
     s->pending_bytes = 0;
-    g_ptr_array_add(s->garbage, l);
-    g_ptr_array_add(s->garbage, s->staged);
+    secondary_drop_layer(s, l);
+    secondary_drop_layer(s, s->staged);
     s->staged = log_layer_new();
-    if (!s->garbage_idle) {
-        s->garbage_idle = secondary_idle(garbage_on, s);
-    }
 }

@@ -73,6 +73,7 @@ static void secondary_query(BlockNode *node, JsonObject *o)
     json_object_set_int_member(o, "log-memory-limit", s->log_memory);
     json_object_set_int_member(o, "log-spilled", s->log.spilled);
     json_object_set_int_member(o, "log-layers", s->layers->len);
+    json_object_set_boolean_member(o, "shared", s->shared);
     json_object_set_int_member(o, "overlay-bytes", overlay_bytes(s->overlay));
     if (s->state == SECONDARY_TAKEOVER) {
         json_object_set_boolean_member(o, "serving", s->serving);
@@ -119,6 +120,13 @@ GPtrArray *secondaries(void)
         }
     }
     return out;
+}
+
+BlockNode *block_secondary_live_image(BlockNode *node)
+{
+    BlockSecondary *s = node_is_secondary(node) ? node->opaque : NULL;
+
+    return s && s->state == SECONDARY_LIVE ? s->parent : NULL;
 }
 
 void block_secondary_exported(BlockNode *parent, const char *export_name)
@@ -207,13 +215,28 @@ static bool secondary_fits(BlockNode *parent, BlockNode *active, BlockNode *hidd
     return false;
 }
 
+/* Image and node must agree on whether the primary has this image, too. */
+static bool secondary_shares(BlockNode *parent, bool shared, const char *what,
+                             GError **errp)
+{
+    if (shared == block_file_is_shared(parent)) {
+        return true;
+    }
+    colo_error_set(errp, "%s: shared-disk=%s, but image '%s' was opened with shared-disk=%s",
+                   what, shared ? "on" : "off", parent->name, shared ? "off" : "on");
+    return false;
+}
+
 BlockNode *block_secondary_open(const char *name, JsonObject *opts, GError **errp)
 {
     static const char *const known[] = {"driver",    "mode",      "file",    "top-id",
                                         "node-name", "read-only", "discard", "cache",
-                                        "aio",       "log-memory", NULL};
+                                        "aio",       "log-memory", "shared-disk",
+                                        "shared-fence", NULL};
     g_autofree char *what = g_strdup_printf("replication '%s'", name ? name : "(inline)");
+    const char *fence = options_get_str(opts, "shared-fence", "required");
     uint64_t log_memory = LOG_MEMORY;
+    bool shared = false;
     BlockNode *disk[3];
 
     if (!options_check_known(opts, what, known, errp)) {
@@ -226,12 +249,22 @@ BlockNode *block_secondary_open(const char *name, JsonObject *opts, GError **err
     if (!options_get_size(opts, "log-memory", 1, &log_memory, errp)) {
         return NULL;
     }
+    if (!options_get_bool(opts, "shared-disk", &shared, errp)) {
+        return NULL;
+    }
+    if (strcmp(fence, "required") && strcmp(fence, "none")) {
+        colo_error_set(errp,
+                       "%s: Parameter 'shared-fence' expects 'required' or 'none', not '%s'",
+                       what, fence);
+        return NULL;
+    }
     g_autoptr(JsonObject) parts = secondary_split(opts, what, errp);
     if (!parts || !secondary_open_disks(parts, what, disk, errp)) {
         return NULL;
     }
     block_lock();
-    if (!secondary_fits(disk[0], disk[1], disk[2], what, errp)) {
+    if (!secondary_fits(disk[0], disk[1], disk[2], what, errp) ||
+        !secondary_shares(disk[0], shared, what, errp)) {
         for (int i = 0; i < 3; i++) {
             block_node_unuse(disk[i]);
         }
@@ -245,6 +278,8 @@ BlockNode *block_secondary_open(const char *name, JsonObject *opts, GError **err
     s->top_id = g_strdup(options_get_str(opts, "top-id", ""));
     s->conns = g_hash_table_new_full(NULL, NULL, NULL, g_free);
     s->log_memory = log_memory;
+    s->shared = shared;
+    s->no_fence = !strcmp(fence, "none");
     s->log.space = overlay_new(s->hidden->size);
     s->pending_map = log_map_new();
     s->staged = log_layer_new();

@@ -385,7 +385,7 @@ void secondary_takeover_begin(BlockSecondary *s)
     s->merge_scan_done = false;
     s->merge_pos = 0;
     if (!s->journaled && s->marker && s->active->filename && s->active->format &&
-        overlay_bytes(s->overlay) > secondary_merge_at_once) {
+        !s->shared && overlay_bytes(s->overlay) > secondary_merge_at_once) {
         snapshot(s);
     }
     s->phase = TAKEOVER_APPLY;

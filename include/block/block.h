@@ -91,6 +91,9 @@ char **block_yank_list(void);
 /** Break the connection of such a node off, now; false: there is none of that name. */
 bool block_yank(const char *node);
 
+/** Whether @name is a replication node with shared-disk=on: both hosts see one image. */
+bool block_node_is_shared(const char *name);
+
 /** Summary a node for query-colo-status and query-named-block-nodes. */
 JsonArray *block_query(void);
 

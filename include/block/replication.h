@@ -61,6 +61,31 @@ bool block_primary_flushed(GSourceFunc done, void *opaque);
  * again detach and delete the replication nodes and add new ones. */
 void block_primary_stop(void);
 
+/*
+ * Disks that both hosts share (shared-disk=on). Without one these do nothing.
+ */
+
+/** Call at the cut of the first checkpoint from which a takeover is safe, while the guest is
+ * stopped: from now on what it writes stays in a log until it is committed. */
+void block_primary_log(void);
+
+/** The secondary has loaded the checkpoint of @barriers: its writes go to the image. */
+void block_primary_loaded(const BlockBarrier *barriers, unsigned n);
+
+/** What the images hold, flushed, to be told to the secondary; how many disks. */
+unsigned block_primary_applied(BlockBarrier *out, unsigned max);
+
+/** The secondary may be about to take over: no image is written until the arbiter's word,
+ * which is block_primary_stop() or block_primary_fence(). */
+void block_primary_lost(void);
+
+/** The secondary has taken over: forget the logs, give up the images' locks. */
+void block_primary_fence(void);
+
+/** After block_primary_stop(): wait until the logs have reached the images, flushed. Call
+ * before output leaves. Blocks the caller (not the block thread). */
+bool block_primary_settle(GError **errp);
+
 /* --- Secondary --- */
 
 /** Names and sizes of exported images, [{"disk", "size"}], for the handshake. */
@@ -95,13 +120,24 @@ bool block_secondary_commit(const BlockBarrier *barriers, unsigned n, GError **e
  * Takeover: forget the uncommitted log, apply the committed, merge the overlay into the
  * image, fdatasync: all durable when it returns true. The SVM may run meanwhile; its I/O
  * is served. Blocks the caller (not the block thread). After a failure a second call tries
- * again what failed.
+ * again what failed. The locks of shared images are waited for, 10 s at most; if they cannot
+ * be had, that is a failure which has changed nothing.
  */
 bool block_secondary_takeover(GError **errp);
 
 /** The program ends: a block_secondary_takeover() that waits returns with an error. Any
  * thread. */
 void block_secondary_cancel(void);
+
+/**
+ * Shared disks: the primary has applied and flushed the log up to @barriers, it is needed no
+ * more. Unknown disks are ignored.
+ */
+void block_secondary_applied(const BlockBarrier *barriers, unsigned n);
+
+/** The name of a shared disk which may not be taken over but with a confirmed fence (not
+ * shared-fence=none), or NULL. The caller frees. */
+char *block_secondary_unfenced(void);
 
 /** Wait for outstanding log application; for tests and a clean end. Gives up on a disk
  * that makes no progress for 10 s. */

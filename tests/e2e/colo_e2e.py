@@ -291,7 +291,10 @@ class Pair(Bed):
         if self.cfg.disk != "none":
             make = make_fs_image if self.cfg.fs else make_image
             make(self.a.image, self.cfg.disk_format, self.cfg.disk_mib)
-            shutil.copy(self.a.image, self.b.image)
+            if self.cfg.shared:
+                self.b.image = self.a.image
+            else:
+                shutil.copy(self.a.image, self.b.image)
         self.a.spawn(primary_command(self.cfg, self.a.dir, self.a.image))
         # compare1 waits for the secondary: only then is the primary's monitor served.
         self.b.spawn(secondary_command(self.cfg, self.b.dir, self.b.image))
@@ -314,8 +317,8 @@ class Pair(Bed):
     def attach_disk(self):
         self.primary.qmp.hmp(
             "drive_add -n buddy driver=replication,mode=primary,file.driver=nbd,"
-            "file.host=%s,file.port=9999,file.export=parent0,node-name=replication0"
-            % self.secondary.ip)
+            "file.host=%s,file.port=9999,file.export=parent0,node-name=replication0%s"
+            % (self.secondary.ip, ",shared-disk=on" if self.cfg.shared else ""))
         self.primary.qmp.cmd("x-blockdev-change",
                              {"parent": "colo-disk0", "node": "replication0"})
 
@@ -381,7 +384,7 @@ class Pair(Bed):
         begin = time.monotonic()
         if self.cfg.disk != "none":
             q.cmd("nbd-server-stop")
-        q.cmd("x-colo-lost-heartbeat")
+        q.cmd("x-colo-lost-heartbeat", {"fenced": True} if self.cfg.shared else None)
         self.takeover_ms = (time.monotonic() - begin) * 1e3
         self.primary, self.secondary = self.secondary, self.primary
         if full:

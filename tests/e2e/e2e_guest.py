@@ -32,6 +32,8 @@ class Config:
     disk_format: str = "raw"    # or qcow2
     disk_mib: int = 64
     fs: bool = False            # the disk holds an ext4, under load
+    shared: bool = False        # both hosts on one image
+    shared_fence: str = ""      # shared-fence of the secondary
     checkpoint_delay: int = 0   # ms; 0 leaves the default
     region: int = 32            # MiB that the guest rewrites
     dirty: int = 5              # MB/s at start
@@ -138,8 +140,9 @@ def primary_command(cfg, rundir, image, who="a"):
         line += ["-object", obj]
     if cfg.disk != "none":
         line += ["-drive", "if=%s,id=colo-disk0,driver=quorum,read-pattern=fifo,"
-                 "vote-threshold=1,children.0.file.filename=%s,children.0.driver=%s" % (
-                     cfg.disk, image, cfg.disk_format)]
+                 "vote-threshold=1,children.0.file.filename=%s,children.0.driver=%s%s" % (
+                     cfg.disk, image, cfg.disk_format,
+                     ",children.0.cache.direct=on" if cfg.shared else "")]
     return line + ["-S"] + list(cfg.extra) + list(cfg.extra_primary)
 
 
@@ -163,7 +166,9 @@ def secondary_command(cfg, rundir, image, primary="a", who="b"):
                  "file.file.filename=%s/secondary-active.qcow2,"
                  "file.backing.driver=qcow2,"
                  "file.backing.file.filename=%s/secondary-hidden.qcow2,"
-                 "file.backing.backing=parent0" % (rundir, rundir),
+                 "file.backing.backing=parent0%s%s" % (
+                     rundir, rundir, ",shared-disk=on" if cfg.shared else "",
+                     ",shared-fence=" + cfg.shared_fence if cfg.shared_fence else ""),
                  "-drive", "if=%s,id=colo-disk0,driver=quorum,read-pattern=fifo,"
                  "vote-threshold=1,children.0=childs0" % cfg.disk]
     return line + ["-incoming", "tcp:%s:9998" % cfg.net.listen[who]] + list(cfg.extra) + \

@@ -114,6 +114,13 @@ bool block_secondary_arrived(const BlockBarrier *barriers, unsigned n, GSourceFu
     return true;
 }
 
+void block_secondary_applied(const BlockBarrier *barriers, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        g_assert_cmpuint(strlen(barriers[i].disk), <, sizeof(barriers[i].disk));
+    }
+}
+
 bool block_secondary_check(const BlockBarrier *barriers, unsigned n, GError **errp)
 {
     return true;

@@ -138,13 +138,16 @@ static inline void slow_add(const char *name)
     block_unlock();
 }
 
+/* Instead of a random one. */
+static const char *pair_log_memory;
+
 static inline Pair *pair_new(uint32_t seed, const char *format)
 {
     Pair *p = g_new0(Pair, 1);
     g_autoptr(GError) err = NULL;
-    bool slow = !strcmp(format, "slow");
+    bool slow = !strcmp(format, "slow"), shared = !strcmp(format, "shared");
 
-    format = slow ? "raw" : format;
+    format = slow || shared ? "raw" : format;
 
     block_test_begin();
     secondary_merge_at_once = 8 << 20;
@@ -156,7 +159,7 @@ static inline Pair *pair_new(uint32_t seed, const char *format)
     p->buf = g_malloc0(SIZE);
     p->sock = test_path("nbd.sock");
     p->image = test_path("secondary.img");
-    p->primary = test_path("primary.img");
+    p->primary = test_path(shared ? "secondary.img" : "primary.img");
     g_autofree char *active = test_path("active.img"), *hidden = test_path("hidden.img");
     const char *const all[] = {p->image, p->primary, active, hidden};
     for (int i = 0; i < 4; i++) {
@@ -165,20 +168,23 @@ static inline Pair *pair_new(uint32_t seed, const char *format)
     const char *discard = g_rand_boolean(p->rand) ? ",discard=unmap" : "";
     /* As the documented command lines have it. */
     test_add("if=ide,id=colo-disk0,driver=quorum,read-pattern=fifo,vote-threshold=1,"
-             "children.0.file.filename=%s,children.0.driver=%s%s",
-             p->primary, format, discard);
+             "children.0.file.filename=%s,children.0.driver=%s%s%s",
+             p->primary, format, discard, shared ? ",children.0.cache.direct=on" : "");
     if (slow) {
         slow_add("parent0");
     } else {
-        test_add("if=none,id=parent0,file.filename=%s,driver=%s%s", p->image, format,
-                 discard);
+        test_add("if=none,id=parent0,file.filename=%s,driver=%s%s%s", p->image, format,
+                 discard, shared ? ",shared-disk=on" : "");
     }
     /* A log that is in memory, all on the hidden disk, or partly. */
     static const char *const memory[] = {"128M", "0", "64k", "1M"};
+    const char *log_memory =
+        pair_log_memory ? pair_log_memory : memory[g_rand_int_range(p->rand, 0, 4)];
     test_add("if=none,id=childs0,driver=replication,mode=secondary,file.driver=%s,"
              "top-id=colo-disk1,file.file.filename=%s,file.backing.driver=%s,"
-             "file.backing.file.filename=%s,file.backing.backing=parent0,log-memory=%s",
-             format, active, format, hidden, memory[g_rand_int_range(p->rand, 0, 4)]);
+             "file.backing.file.filename=%s,file.backing.backing=parent0,log-memory=%s%s",
+             format, active, format, hidden, log_memory,
+             shared ? ",shared-disk=on" : "");
     test_add("if=ide,id=colo-disk1,driver=quorum,read-pattern=fifo,vote-threshold=1,"
              "children.0=childs0");
     g_assert_nonnull(block_serve_child("colo-disk0", &err));
@@ -188,8 +194,8 @@ static inline Pair *pair_new(uint32_t seed, const char *format)
     block_nbd_server_add("parent0", NULL, true, &err);
     g_assert_no_error(err);
     test_add("driver=replication,mode=primary,file.driver=nbd,file.server.type=unix,"
-             "file.server.path=%s,file.export=parent0,node-name=replication0",
-             p->sock);
+             "file.server.path=%s,file.export=parent0,node-name=replication0%s",
+             p->sock, shared ? ",shared-disk=on" : "");
     block_change("colo-disk0", NULL, "replication0", &err);
     g_assert_no_error(err);
     return p;
