@@ -13,6 +13,7 @@
 #include "net/net.h"
 #include "util/error.h"
 #include "util/options.h"
+#include "util/tls.h"
 #include "util/trace.h"
 
 #define CHARDEV_QUEUE_MAX (16u << 20)
@@ -34,6 +35,10 @@ struct Chardev {
     Chardev *joined;
     char peer_name[64];
     GSource *listen_src, *in, *out, *timer;
+    /* TLS, with @creds; while there is a session and no connection: handshake */
+    TlsCreds *creds;
+    TlsSession *tls;
+    GSource *tls_src, *tls_timer;
     /* User */
     const ChardevHandlers *h;
     void *opaque;
@@ -55,6 +60,19 @@ void chardev_socket_close(Chardev *c);
 /** The connection is over; a server listens on, a client tries again. */
 void chardev_socket_lost(Chardev *c, const char *why);
 void chardev_socket_watch(Chardev *c);
+/** The connection can be used: tell its user, read. */
+void chardev_socket_ready(Chardev *c);
+/** Read and deliver what is there. */
+void chardev_socket_read(Chardev *c);
+
+/* tls.c: as the system calls, with or without TLS */
+void chardev_tls_begin(Chardev *c);
+void chardev_tls_end(Chardev *c);
+/** Deliver soon what has been decrypted and not yet read. */
+void chardev_tls_read_pending(Chardev *c);
+ssize_t chardev_send_some(Chardev *c, const uint8_t *data, size_t len);
+GIOCondition chardev_send_wants(Chardev *c);
+ssize_t chardev_recv_some(Chardev *c, uint8_t *data, size_t len);
 
 /* stream.c: frames to bytes and back */
 void chardev_stream_reset(Chardev *c);

@@ -39,6 +39,9 @@ static void chardev_free(Chardev *c)
 {
     chardev_socket_close(c);
     chardev_stream_free(c);
+    if (c->creds) {
+        tls_creds_unref(c->creds);
+    }
     g_free(c->id);
     g_free(c->host);
     g_free(c->port);
@@ -50,9 +53,10 @@ static void chardev_free(Chardev *c)
 
 static const char *const cli_options[] = {
     "backend", "id",   "host", "port", "path",     "server", "wait", "reconnect",
-    "reconnect-ms", "nodelay", "delay", "ipv4", "ipv6", "abstract", "tight", NULL};
+    "reconnect-ms", "nodelay", "delay", "ipv4", "ipv6", "abstract", "tight", "tls-creds",
+    NULL};
 static const char *const data_options[] = {"addr", "server",       "wait",  "reconnect",
-                                           "reconnect-ms", "nodelay", NULL};
+                                           "reconnect-ms", "nodelay", "tls-creds", NULL};
 static const char *const inet_options[] = {"type", "host", "port", "ipv4", "ipv6", NULL};
 static const char *const unix_options[] = {"type", "path", "abstract", "tight", NULL};
 
@@ -174,6 +178,14 @@ static bool parse(Chardev *c, JsonObject *o, GError **errp)
                        what);
         return false;
     }
+    const char *tls = options_get_str(o, "tls-creds", NULL);
+    if (tls && path) {
+        colo_error_set(errp, "Failed to add %s: TLS can only used over TCP socket", what);
+        return false;
+    }
+    if (tls && !(c->creds = tls_creds_get(tls, c->server, errp))) {
+        return false;
+    }
     c->reconnect_ms = s ? s * 1000 : ms;
     c->unix_path = path != NULL;
     c->path = g_strdup(path);
@@ -187,7 +199,7 @@ static bool parse(Chardev *c, JsonObject *o, GError **errp)
 bool chardev_wants(JsonObject *opts)
 {
     static const char *const not_ours[] = {"telnet", "tn3270", "websocket", "mux", "fd",
-                                           "tls-creds", "tls-authz", "logfile", NULL};
+                                           "tls-authz", "logfile", NULL};
     JsonObject *backend = options_get_obj(opts, "backend");
 
     if (backend) {
@@ -363,7 +375,7 @@ void chardev_allow_control(Chardev *c, bool allow)
 
 void chardev_yank(Chardev *c)
 {
-    if (c->connected || c->connecting) {
+    if (c->connected || c->connecting || c->tls) {
         chardev_socket_lost(c, "yanked");
     }
 }

@@ -42,6 +42,7 @@ static void set_down(Chardev *c)
 
     io_source_destroy(&c->in);
     io_source_destroy(&c->out);
+    chardev_tls_end(c);
     if (c->fd >= 0) {
         close(c->fd);
         c->fd = -1;
@@ -88,9 +89,8 @@ void chardev_socket_lost(Chardev *c, const char *why)
     after_down(c);
 }
 
-static gboolean socket_readable(int fd, GIOCondition cond, gpointer opaque)
+void chardev_socket_read(Chardev *c)
 {
-    Chardev *c = opaque;
     const char *why = NULL;
 
     net_batch_begin();
@@ -98,8 +98,14 @@ static gboolean socket_readable(int fd, GIOCondition cond, gpointer opaque)
     net_batch_end();
     if (!ok) {
         chardev_socket_lost(c, why);
-        return G_SOURCE_REMOVE;
+    } else {
+        chardev_tls_read_pending(c);
     }
+}
+
+static gboolean socket_readable(int fd, GIOCondition cond, gpointer opaque)
+{
+    chardev_socket_read(opaque); /* destroys the source if the connection is over */
     return G_SOURCE_CONTINUE;
 }
 
@@ -108,6 +114,7 @@ void chardev_socket_watch(Chardev *c)
     if (c->fd >= 0 && c->connected && c->h && !c->paused && !c->in) {
         c->in = io_thread_watch_fd(net_thread(), c->fd, G_IO_IN | G_IO_HUP | G_IO_ERR,
                                    socket_readable, c);
+        chardev_tls_read_pending(c);
     } else if (!c->h || c->paused) {
         io_source_destroy(&c->in);
     }
@@ -125,6 +132,8 @@ void chardev_pause(Chardev *c, bool pause)
         net_batch_end();
         if (!ok) {
             chardev_socket_lost(c, why);
+        } else {
+            chardev_tls_read_pending(c);
         }
     }
 }
@@ -147,6 +156,15 @@ static void socket_up(Chardev *c, int fd)
         }
         g_snprintf(c->peer_name, sizeof(c->peer_name), "%s:%s", host, port);
     }
+    if (c->creds) {
+        chardev_tls_begin(c);
+    } else {
+        chardev_socket_ready(c);
+    }
+}
+
+void chardev_socket_ready(Chardev *c)
+{
     set_up(c);
     chardev_socket_watch(c);
 }
@@ -200,7 +218,7 @@ static bool try_join(Chardev *c)
 
     for (unsigned i = 0; i < all->len; i++) {
         Chardev *o = all->pdata[i];
-        if (o == c || o->server == c->server || o->connected ||
+        if (o == c || o->server == c->server || o->connected || !o->creds != !c->creds ||
             !addresses_meet(c->server ? c : o, c->server ? o : c)) {
             continue;
         }

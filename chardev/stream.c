@@ -69,13 +69,12 @@ void chardev_stream_flush(void *opaque)
     Chardev *c = opaque;
 
     while (c->fd >= 0 && c->connected && c->ohead < c->oend) {
-        ssize_t n = send(c->fd, c->obuf + c->ohead, c->oend - c->ohead,
-                         MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n = chardev_send_some(c, c->obuf + c->ohead, c->oend - c->ohead);
         if (n >= 0) {
             c->ohead += n;
         } else if (errno == EAGAIN) {
             if (!c->out) {
-                c->out = io_thread_watch_fd(net_thread(), c->fd, G_IO_OUT,
+                c->out = io_thread_watch_fd(net_thread(), c->fd, chardev_send_wants(c),
                                             stream_writable, c);
             }
             return;
@@ -290,7 +289,7 @@ bool chardev_stream_read(Chardev *c, const char **why)
         c->icap = c->ilen + READ_CHUNK;
         c->ibuf = g_realloc(c->ibuf, c->icap);
     }
-    ssize_t n = recv(c->fd, c->ibuf + c->ilen, c->icap - c->ilen, MSG_DONTWAIT);
+    ssize_t n = chardev_recv_some(c, c->ibuf + c->ilen, c->icap - c->ilen);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
         return true;
     }

@@ -173,6 +173,35 @@ QmpResult qmp_query_chardev(QmpRequest *req, JsonObject *args, JsonNode **ret,
     return QMP_PENDING;
 }
 
+QmpResult qmp_chardev_change(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                             GError **errp)
+{
+    const char *id = json_object_get_string_member(args, "id");
+    QmpResult result = QMP_PASS;
+
+    net_lock();
+    Chardev *c = chardev_find(id);
+    if (c && chardev_claimed(c)) {
+        colo_error_set(errp, "Chardev user does not support chardev hotswap");
+        result = QMP_FAILED;
+    } else if (c) {
+        /* The new one may want the same address: the old one goes first. */
+        chardev_remove(id, NULL);
+        result = chardev_new(args, errp) ? QMP_DONE : QMP_FAILED;
+    }
+    net_unlock();
+    return result;
+}
+
+QmpResult qmp_chardev_send_break(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                                 GError **errp)
+{
+    net_lock();
+    bool ours = chardev_find(json_object_get_string_member(args, "id")) != NULL;
+    net_unlock();
+    return ours ? QMP_DONE : QMP_PASS;
+}
+
 QmpResult qmp_query_colo_proxy(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                GError **errp)
 {

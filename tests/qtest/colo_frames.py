@@ -39,6 +39,7 @@ class Wire:
                                       else socket.AF_INET)
             try:
                 self.sock.connect(address)
+                self.sock.settimeout(10)  # nobody reads: a failure, not a wait for ever
                 break
             except OSError:
                 self.sock.close()
@@ -119,7 +120,7 @@ class Vm:
         for n in netdevs:
             command += ["-netdev", "stream,id=%s,server=on,addr.type=unix,"
                         "addr.path=%s" % (n, self.path(n)),
-                        "-device", "e1000,netdev=%s,id=nic-%s" % (n, n)]
+                        "-device", "e1000,netdev=%s,id=nic-%s,romfile=" % (n, n)]
         command += ["-object", "iothread,id=io0", "-object", "iothread,id=io1", *args]
         program = STOCK if stock else bed.program
         self.host = Host(bed, name, command, program=program)
@@ -127,7 +128,7 @@ class Vm:
     def path(self, chardev):
         return "%s/%s-%s" % (self.bed.dir, self.name, chardev)
 
-    def add_chardev(self, name, address=None, server=True, reconnect=0):
+    def add_chardev(self, name, address=None, server=True, reconnect=0, tls=None):
         """A socket at @address: a path (by default one of its own), or (host, port)."""
         address = address or self.path(name)
         if isinstance(address, str):
@@ -139,6 +140,8 @@ class Vm:
             data["wait"] = False
         if reconnect:
             data["reconnect"] = reconnect
+        if tls:
+            data["tls-creds"] = tls
         self.host.cmd("chardev-add", {"id": name,
                                       "backend": {"type": "socket", "data": data}})
         return address
@@ -153,6 +156,10 @@ class Vm:
         """Add a chardev and connect to it."""
         w = Wire(self.add_chardev(chardev), vnet)
         self.bed.closers.append(w)
+        end = time.monotonic() + 5
+        while not self.connected(chardev):
+            assert time.monotonic() < end, chardev + " takes no connection"
+            time.sleep(0.005)
         return w
 
     def outside(self, netdev="n0"):

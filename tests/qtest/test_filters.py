@@ -518,5 +518,44 @@ def changed_devices_are_used(b):
             "Device 'other' is in use")
 
 
+@both
+def yank_and_change(b, vm):
+    """A yanked chardev loses its connection and takes the next one."""
+    v = vm("vm")
+    copy = v.wire("a")
+    v.add_chardev("b")
+    v.add("filter-mirror", "m", netdev="n0", queue="tx", outdev="a")
+    rest, o = v.swallow(), v.outside()
+    named = {(i["type"], i.get("id")) for i in v.host.cmd("query-yank")}
+    assert {("chardev", "a"), ("chardev", "b")} <= named, named
+    for bad in ([{"type": "chardev", "id": "zz"}],
+                [{"type": "chardev", "id": "a"}, {"type": "chardev", "id": "zz"}]):
+        refused(v, "yank", {"instances": bad}, ("DeviceNotFound", "Instance not found"))
+    v.host.cmd("yank", {"instances": []})
+    o.send(udp(b"1"))
+    copy.expect(udp(b"1"))  # nothing of the refused ones was done
+    v.host.cmd("yank", {"instances": [{"type": "chardev", "id": "a"}]})
+    assert copy.closed()
+    copy = Wire(v.path("a"))
+    end = time.monotonic() + 5
+    while not v.connected("a"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    o.send(udp(b"2"))
+    copy.expect(udp(b"2"))
+    rest.expect(udp(b"1"))
+    rest.expect(udp(b"2"))
+    copy.close()
+    unix = {"type": "socket", "data": {"addr": {"type": "unix", "data": {
+        "path": b.dir + "/moved"}}, "wait": False}}
+    refused(v, "chardev-change", {"id": "a", "backend": unix},
+            "Chardev user does not support chardev hotswap")
+    refused(v, "chardev-change", {"id": "zz", "backend": unix}, "Chardev 'zz' does not exist")
+    refused(v, "chardev-send-break", {"id": "zz"}, "Chardev 'zz' not found")
+    v.host.cmd("chardev-send-break", {"id": "b"})
+    v.host.cmd("chardev-change", {"id": "b", "backend": unix})
+    Wire(b.dir + "/moved").close()
+
+
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -6,13 +6,13 @@
 """
 Each case runs a qemu-colo and a stock emulator. The left one has mirrors and redirectors,
 the right one what they lead to: redirectors and colo-compare. The matrix: who is left, with
-and without vnet_hdr_support, over unix and TCP sockets, who listens. About 6 seconds.
+and without vnet_hdr_support, over unix and TCP sockets, who listens. About 20 seconds.
 """
 
 import itertools
 import struct
 
-from colo_qtest import Skip, case, free_port, has_words, main, shutil, time
+from colo_qtest import Skip, case, free_port, has_words, main, os, shutil, subprocess, time
 from colo_frames import STOCK, Vm, Wire, udp
 
 
@@ -173,6 +173,144 @@ def restarted(stays_stock, unix, listens):
 restarted(False, True, True)
 restarted(False, False, False)
 restarted(True, False, True)
+
+
+# --- TLS ---
+
+def need_tls():
+    for tool in ("certtool", "psktool"):
+        if not shutil.which(tool):
+            raise Skip(tool + " (gnutls-bin) is not installed")
+
+
+def make_keys(b):
+    """Directories of QEMU's file names: psk, x509, and a CA that nobody knows."""
+    def run(*command, text=""):
+        done = subprocess.run(command, input=text, text=True, capture_output=True, cwd=b.dir)
+        assert done.returncode == 0, done.stderr
+    for name in ("psk", "x509", "other"):
+        os.mkdir(b.dir + "/" + name)
+    run("psktool", "--username", "qemu", "--pskfile", "psk/keys.psk")
+    for d in ("x509", "other"):
+        def sign(what, template, *by):
+            with open("%s/%s.cfg" % (b.dir, what), "w") as f:
+                f.write(template)
+            run("certtool", "--generate-privkey", "--key-type=ecdsa", "--sec-param=high",
+                "--outfile", "%s/%s-key.pem" % (d, what))
+            run("certtool", *(by or ("--generate-self-signed",)), "--load-privkey",
+                "%s/%s-key.pem" % (d, what), "--template", what + ".cfg", "--outfile",
+                "%s/%s-cert.pem" % (d, what))
+        ca = ("--generate-certificate", "--load-ca-certificate", d + "/ca-cert.pem",
+              "--load-ca-privkey", d + "/ca-key.pem")
+        sign("ca", "cn = CA\nca\ncert_signing_key\n")
+        sign("server", "cn = s\nip_address = 127.0.0.1\ntls_www_server\nsigning_key\n", *ca)
+        sign("client", "cn = c\ntls_www_client\nsigning_key\n", *ca)
+    for root, _, files in os.walk(b.dir):
+        for f in files:
+            if f.endswith((".pem", ".psk")):
+                os.chmod(os.path.join(root, f), 0o600)
+
+
+def credentials(b, vm, ident, kind, folder, server):
+    vm.add("tls-creds-" + kind, ident, dir=b.dir + "/" + folder,
+           endpoint="server" if server else "client")
+
+
+def tls_pair(b, left, right, kind, tls_server):
+    """left's mirror -> right's redirector, the chardevs with TLS."""
+    port = free_port()
+    server, client = (left, right) if tls_server is left else (right, left)
+    credentials(b, server, "tls", kind, kind, True)
+    credentials(b, client, "tls", kind, kind, False)
+    server.add_chardev("t", ("127.0.0.1", port), tls="tls")
+    client.add_chardev("t", ("127.0.0.1", port), False, tls="tls")
+    left.add("filter-mirror", "m", netdev="n0", queue="tx", outdev="t")
+    right.add("filter-redirector", "r", netdev="n0", queue="rx", indev="t")
+    rest, source, sink = left.swallow(), left.outside(), right.outside()
+    end = time.monotonic() + 5
+    while not (left.connected("t") and right.connected("t")):
+        assert time.monotonic() < end, left.host.output() + right.host.output()
+        time.sleep(0.01)
+    for _ in range(8):
+        # QEMU waits for those who read, with all that it has to do.
+        frames = burst(b.rng, 40, b"secret")
+        for f in frames:
+            source.send(f)
+        for f in frames:
+            sink.expect(f)
+            rest.expect(f)
+
+
+def tls(kind, ours_left, left_listens):
+    def run(b):
+        need_stock()
+        need_tls()
+        make_keys(b)
+        left = Vm(b, "left", stock=not ours_left)
+        right = Vm(b, "right", stock=ours_left)
+        tls_pair(b, left, right, kind, left if left_listens else right)
+    run.__name__ = "tls_%s_%s_%s" % (kind, "ours_to_stock" if ours_left else "stock_to_ours",
+                                     "listens" if left_listens else "connects")
+    case(run)
+
+
+tls("psk", True, True)
+tls("psk", False, True)
+tls("x509", True, False)
+tls("x509", False, False)
+
+
+@case
+def tls_between_two_of_ours(b):
+    need_tls()
+    make_keys(b)
+    tls_pair(b, Vm(b, "left"), (right := Vm(b, "right")), "x509", right)
+
+
+@case
+def tls_refuses(b):
+    """Strangers, and those who speak no TLS, do not get in; the next one does."""
+    need_tls()
+    make_keys(b)
+    v, port = Vm(b, "vm"), free_port()
+    got = v.answer("chardev-add", {"id": "t", "backend": {"type": "socket", "data": {
+        "addr": {"type": "inet", "data": {"host": "127.0.0.1", "port": "0"}},
+        "tls-creds": "none"}}})
+    assert got[0] and "none" in got[1], got
+    credentials(b, v, "tls", "x509", "x509", True)
+    credentials(b, v, "mine", "x509", "x509", False)
+    v.add_chardev("t", ("127.0.0.1", port), tls="tls")
+    v.add("filter-redirector", "r", netdev="n0", queue="rx", indev="t")
+    plain = Wire(("127.0.0.1", port))
+    plain.send(udp(b"in the clear"))
+    assert plain.closed()
+    plain.close()
+    o = v.outside()
+
+    def client(folder, *options):
+        d = b.dir + "/" + folder
+        s = subprocess.Popen(["gnutls-cli", "--x509cafile", b.dir + "/x509/ca-cert.pem",
+                              "--x509certfile", d + "/client-cert.pem", "--x509keyfile",
+                              d + "/client-key.pem", "-p", str(port), "127.0.0.1",
+                              "--logfile", b.dir + "/cli.log", *options],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT)
+        f = udp(b"by gnutls-cli")
+        time.sleep(0.3)
+        try:
+            s.stdin.write(struct.pack(">I", len(f)) + f)
+            s.stdin.flush()
+            got = o.recv(1)
+        except BrokenPipeError:
+            got = None
+        s.kill()
+        s.communicate()
+        return got == f
+    assert not client("other"), "a certificate of another CA was let in"
+    assert client("x509"), v.host.output()
+    has_words(v.host.output(), "TLS", "'t'")
+    refused = v.answer("object-del", {"id": "tls"})
+    assert refused[0] and "in use" in refused[1], refused
 
 
 # --- Malformed input ---

@@ -383,7 +383,9 @@ static void test_qmp(void)
     net_unlock();
     make_fails("{\"id\":\"q\",\"backend\":{\"type\":\"pty\",\"data\":{}}}", "pty");
     make_fails("{\"id\":\"q\",\"backend\":{\"type\":\"socket\",\"data\":{\"addr\":{\"type\":"
-               "\"inet\",\"data\":{\"port\":\"1\"}},\"tls-creds\":\"x\"}}}", "tls-creds");
+               "\"inet\",\"data\":{\"port\":\"1\"}},\"tls-authz\":\"x\"}}}", "tls-authz");
+    make_fails("socket,id=q,port=1,tls-creds=x", "credentials with id 'x'");
+    make_fails("socket,id=q,path=/q,tls-creds=x", "TCP");
 }
 
 int main(int argc, char **argv)
