@@ -32,6 +32,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PORT = 7100
 CLIENT_IP6 = "fd00:66::1"
 GUEST_IP6 = "fd00:66::10"
+FAR_IP, FAR_ROUTER_IP = "10.68.0.2", "10.68.0.1"
 STACK = {"a": "p", "b": "s"}  # whose namespace is whose guest
 
 EMULATOR = """#!/bin/sh
@@ -51,7 +52,7 @@ exec qemu-system-x86_64 "$@"
 
 
 class StackNetwork(Network):
-    names = "abcps"
+    names = "abcpsd"
 
     def _build(self):
         super()._build()
@@ -59,6 +60,19 @@ class StackNetwork(Network):
         self.run_in(c, "sysctl", "-qw", "net.ipv6.conf.br-lan.disable_ipv6=0",
                     "net.ipv6.conf.br-lan.accept_ra=0")
         _ip("-n", c, "addr", "add", CLIENT_IP6 + "/64", "dev", "br-lan", "nodad")
+        # A second client, d, behind the first one, which is its router.
+        d = self.ns["d"]
+        _ip("-n", c, "link", "add", "far", "type", "veth", "peer", "name", "eth0", "netns", d)
+        self.run_in(c, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.icmp_ratelimit=0")
+        _ip("-n", c, "addr", "add", FAR_ROUTER_IP + "/24", "dev", "far")
+        _ip("-n", c, "link", "set", "far", "up")
+        _ip("-n", d, "addr", "add", FAR_IP + "/24", "dev", "eth0")
+        _ip("-n", d, "link", "set", "eth0", "up")
+        _ip("-n", d, "route", "add", "default", "via", FAR_ROUTER_IP)
+
+    def far_mtu(self, mtu):
+        """Of the way from the router to d; d itself does not know."""
+        _ip("-n", self.ns["c"], "link", "set", "far", "mtu", str(mtu))
 
     def set_up_stack(self, who):
         ns = self.ns[who]
@@ -70,16 +84,17 @@ class StackNetwork(Network):
         _ip("-n", ns, "link", "set", "eth0", "txqueuelen", "20000")
         _ip("-n", ns, "link", "set", "eth0", "up")
         _ip("-n", ns, "addr", "add", GUEST_IP + "/24", "dev", "eth0")
+        _ip("-n", ns, "route", "add", "default", "via", CLIENT_IP)
         _ip("-n", ns, "addr", "add", GUEST_IP6 + "/64", "dev", "eth0", "nodad")
 
 
 class Opener:
-    """A running stack_peer.py in the client's namespace."""
+    """A running stack_peer.py in a client's namespace."""
 
-    def __init__(self, pair, number, job):
+    def __init__(self, pair, number, job, who):
         self.result = None
         self.process = Process(
-            "opener", pair.net.wrap("c", [sys.executable, HERE + "/stack_peer.py", "open",
+            "opener", pair.net.wrap(who, [sys.executable, HERE + "/stack_peer.py", "open",
                                           json.dumps(job)]),
             "%s/opener-%d.json" % (pair.dir, number))
 
@@ -181,10 +196,10 @@ class StackPair(Pair):
                 for d in way.split():
                     f.write(d + "".join(" %s=%g" % item for item in faults.items()) + "\n")
 
-    def open(self, *groups, host=GUEST_IP):
+    def open(self, *groups, host=GUEST_IP, who="c"):
         opener = Opener(self, len(self.clients), {
             "host": host, "port": PORT, "seed": self.t.rng.randrange(1 << 30),
-            "groups": groups})
+            "groups": groups}, who)
         self.clients.append(opener)
         return opener
 

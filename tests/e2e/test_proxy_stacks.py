@@ -28,9 +28,10 @@ def group(name, n=1, options=None, seconds=0, every=0, **spec):
 GAP_MAX = 1500
 
 
-def live_through(t, groups, before=(1.0, 2.0), host=GUEST_IP, faults=None, gap_max=GAP_MAX,
-                 **pair):
-    """Open @groups, take over in the middle, and check all of them."""
+def live_through(t, groups, before=(1.0, 2.0), host=GUEST_IP, who="c", faults=None,
+                 after=None, gap_max=GAP_MAX, **pair):
+    """Open @groups, take over in the middle, and check all of them; @faults(p) comes before
+    them, @after(p) after the takeover."""
     with StackPair(t, **pair) as p:
         p.start()
         p.protect()
@@ -40,12 +41,14 @@ def live_through(t, groups, before=(1.0, 2.0), host=GUEST_IP, faults=None, gap_m
                 p.capture("stack-" + ns, ns, "eth0")
         if faults:
             faults(p)
-        opener = p.open(*groups, host=host)
+        opener = p.open(*groups, host=host, who=who)
         t.sleep(*before)
         assert opener.process.alive(), "all was over before the takeover: " + \
             opener.process.output()
         stats = p.proxy()
         ms = p.take_over()
+        if after:
+            after(p)
         status = opener.wait()
         assert status == 0, "%s\nproxy before: %s" % (opener.why(), stats)
         server = p.server_status()
@@ -188,6 +191,16 @@ def primary_loses_and_reorders(t):
         group("bulk", down=10 * MB), group("bulk up", up=10 * MB, flags="kK")],
         faults=lossy("p", "in out", loss=0.01, reorder=0.01, delay=1000, jitter=1000),
         gap_max=LOSSY, **skewed(t))
+
+
+@case()
+def narrow_path(t):
+    """A router tells the guests of a smaller MTU: each must take its own numbers for it, before
+    the takeover and after."""
+    return live_through(
+        t, [group("paced", 4, down=2 * MB, down_rate=500000),
+            group("bulk", down=40 * MB, down_rate=10 * MB)], who="d",
+        faults=lambda p: p.net.far_mtu(1400), after=lambda p: p.net.far_mtu(1200), **skewed(t))
 
 
 @case()

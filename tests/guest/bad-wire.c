@@ -192,6 +192,30 @@ static void shift(uint8_t *frame, uint8_t *tcp, uint32_t left, bool inward)
     set_checksum(frame, tcp, left);
 }
 
+/* An ICMP error quotes what the stack sent as the outside saw it. */
+static void shift_quoted(uint8_t *f, uint32_t len)
+{
+    uint32_t icmp = 14 + (f[14] & 15) * 4u, quoted = icmp + 8, tcp, sum;
+
+    if (len < 42 || f[12] != 8 || f[13] != 0 || f[23] != 1 || len < quoted + 20 ||
+        (f[icmp] != 3 && f[icmp] != 11 && f[icmp] != 12) || f[quoted + 9] != 6) {
+        return;
+    }
+    tcp = quoted + (f[quoted] & 15) * 4u;
+    len = 14 + (uint32_t)(f[16] << 8 | f[17]) < len ? 14 + (uint32_t)(f[16] << 8 | f[17]) : len;
+    if (len < tcp + 8) {
+        return;
+    }
+    raise32(f + tcp + 4, -isn_shift);
+    f[icmp + 2] = f[icmp + 3] = 0;
+    sum = sum16(f + icmp, len - icmp);
+    while (sum >> 16) {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    f[icmp + 2] = ~sum >> 8;
+    f[icmp + 3] = ~sum;
+}
+
 /* --- Delay and loss --- */
 
 static Waiting *waiting_new(const uint8_t *data, uint32_t len, int64_t due)
@@ -282,6 +306,8 @@ static void take(Direction *d, uint8_t *data, uint32_t len)
     d->frames++;
     if (tcp && (isn_shift || ts_shift)) {
         shift(data, tcp, left, d == &in);
+    } else if (d == &in && isn_shift) {
+        shift_quoted(data, len);
     }
     if (tcp && d->loss > 0 && rnd() < d->loss) {
         d->lost++;
