@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "block/block.h"
+#include "migration/migration.h"
 #include "qapi-commands.h"
 #include "util/error.h"
 #include "util/options.h"
@@ -106,6 +107,9 @@ QmpResult qmp_human_monitor_command(QmpRequest *req, JsonObject *args, JsonNode 
     }
     if (words[0] && strcmp(words[0], "drive_del") == 0) {
         return drive_del(words, ret, errp);
+    }
+    if (words[0] && !migration_allows(words[0], errp)) {
+        return QMP_FAILED; /* eject, change, block_resize, device_add: as their QMP forms */
     }
     if (words[0] && goes_round_us(words[0])) {
         colo_error_set(errp, "'%s' would bypass the checkpoint controller here: use the QMP "

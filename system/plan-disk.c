@@ -149,6 +149,11 @@ bool plan_drive(Plan *plan, const CmdLine *cl, const char *text, GError **errp)
         json_object_set_string_member(node, "id", id);
     }
     g_autofree char *id = g_strdup(options_get_str(node, "id", ""));
+    if (strcmp(options_get_str(guest, "media", "disk"), "cdrom") == 0 &&
+        !json_object_has_member(node, "readonly") &&
+        !json_object_has_member(node, "read-only")) {
+        json_object_set_string_member(node, "read-only", "on");
+    }
     if (image_is_shared(cl, id)) {
         json_object_set_string_member(node, "shared-disk", "on");
     }

@@ -113,6 +113,40 @@ def disk_replicated(b):
 
 
 @case
+def media_and_sizes_stay_under_protection(b):
+    """What would change one machine and not its twin is refused, by QMP and by HMP; the
+    pair stays as it is, and afterwards the same is the emulator's business again."""
+    cd = ["-drive", "if=none,id=cd0,media=cdrom,driver=raw,file.filename=" + b.image("c.raw", 1),
+          "-device", "ide-cd,id=cdrom,drive=cd0"]
+    primary = b.primary(*b.rom, *quorum(b, "p.raw"), *cd)
+    secondary = b.secondary(*b.rom, *replica(b, "s.raw"), *cd)
+    port = free_port()
+    serve(secondary, port)
+    attach(primary, port)
+    b.protect(primary, secondary)
+    for name, arguments in (
+            ("block_resize", {"node-name": "d0", "size": 2 << 20}),
+            ("eject", {"id": "cdrom", "force": True}),
+            ("change", {"device": "cd0", "target": b.dir + "/c.raw"}),
+            ("blockdev-open-tray", {"id": "cdrom", "force": True}),
+            ("blockdev-remove-medium", {"id": "cdrom"}),
+            ("blockdev-insert-medium", {"id": "cdrom", "node-name": "x"}),
+            ("blockdev-change-medium", {"id": "cdrom", "filename": b.dir + "/c.raw"})):
+        for host in (primary, secondary):
+            has_words(host.error(name, arguments), name, "end protection first")
+    for line in ("block_resize d0 2", "eject -f cd0", "change cd0 %s/c.raw" % b.dir,
+                 "device_add usb-tablet", "device_del cdrom", "balloon 16"):
+        has_words(primary.error("human-monitor-command", {"command-line": line}),
+                  line.split()[0], "end protection first")
+    assert primary.status()["state"] == "protected" and primary.runs() and secondary.runs()
+    secondary.close()
+    primary.qmp.wait_event("COLO_EXIT")
+    primary.cmd("x-colo-lost-heartbeat")
+    primary.wait_state("alone")
+    primary.cmd("eject", {"id": "cdrom", "force": True})
+
+
+@case
 def another_disk_size(b):
     primary = b.primary(*b.rom, *quorum(b, "p.raw", 2))
     secondary = b.secondary(*b.rom, *replica(b, "s.raw", 1))
