@@ -104,7 +104,7 @@ def shared_takeover_wants_a_fence(t):
             assert "fenced=true" in str(e), e
         assert p.secondary.qmp.cmd("query-colo-status")["state"] == "lost"
         # The primary lives, and does not write the image any more.
-        assert disk(p.primary)["shared-state"] == "lost", disk(p.primary)
+        wait("the primary lets go", lambda: disk(p.primary)["shared-state"] == "lost")
         # Told a lie, it finds the lock and waits for it: the host dies at last.
         p.secondary.qmp.cmd("x-colo-lost-heartbeat", {"fenced": True})
         time.sleep(0.5)
