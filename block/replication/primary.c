@@ -9,9 +9,9 @@
  * in order; the point is the count of requests since the node was attached to its quorum.
  * Nothing is ever taken back from the queue: it is the only copy for the secondary.
  *
- * The data is shared with the request by reference. When more than QUEUE_BOUND waits for
+ * The data is shared with the request by reference. When more than queue-memory waits for
  * the secondary, the front delays the guest's completions (not its requests); over the
- * bound for QUEUE_PATIENCE_MS at a stretch, or after any error, the forwarder is dead:
+ * bound for queue-timeout at a stretch, or after any error, the forwarder is dead:
  * it forwards nothing more, says so once, and the guest goes on.
  *
  * With shared-disk=on the secondary has the same image, and what is forwarded does not go
@@ -21,8 +21,8 @@
 
 #include "../activity-log.h"
 
-#define QUEUE_BOUND (64ull * 1024 * 1024)
-#define QUEUE_PATIENCE_MS 2000
+#define QUEUE_MEMORY (64ull * 1024 * 1024) /* defaults of the options */
+#define QUEUE_TIMEOUT_MS 2000
 #define QUEUE_ENTRY_COST 512
 
 typedef struct Primary {
@@ -41,6 +41,8 @@ typedef struct Primary {
     SharedLog *shared; /* while attached */
     uint64_t sequence;
     uint64_t queued; /* bytes that the secondary has not acknowledged */
+    uint64_t queue_memory; /* option: beyond it the guest's writes wait */
+    uint64_t queue_timeout; /* option, ms: so long at most */
     unsigned in_flight;
     GSource *patience;
     bool closed;
@@ -126,7 +128,7 @@ static void forward_done(BlockRequest *req, int ret)
         const char *lost = nbd_client_error(p->client);
         primary_die(p, lost ? lost : why);
     }
-    if (p->patience && p->queued <= QUEUE_BOUND) {
+    if (p->patience && p->queued <= p->queue_memory) {
         io_source_destroy(&p->patience);
         block_front_kick_all();
     }
@@ -165,8 +167,8 @@ void block_primary_forward(BlockNode *node, BlockRequest *req)
     p->queued += fw->cost;
     p->in_flight++;
     nbd_client_submit(p->client, &fw->req);
-    if (p->queued > QUEUE_BOUND && !p->patience && !p->error) {
-        p->patience = io_thread_timer(block_thread(), QUEUE_PATIENCE_MS,
+    if (p->queued > p->queue_memory && !p->patience && !p->error) {
+        p->patience = io_thread_timer(block_thread(), p->queue_timeout,
                                       primary_out_of_patience, p);
     }
 }
@@ -176,7 +178,7 @@ bool block_primary_blocked(BlockNode *node)
     Primary *p = node->opaque;
 
     return p->attached && !p->error &&
-           (p->queued > QUEUE_BOUND || (p->shared && shared_log_blocked(p->shared)));
+           (p->queued > p->queue_memory || (p->shared && shared_log_blocked(p->shared)));
 }
 
 bool block_primary_alive(BlockNode *node)
@@ -260,6 +262,7 @@ static void primary_query(BlockNode *node, JsonObject *o)
     json_object_set_boolean_member(o, "attached", p->attached);
     json_object_set_int_member(o, "sequence", p->sequence);
     json_object_set_int_member(o, "queued-bytes", p->queued);
+    json_object_set_int_member(o, "queue-memory", p->queue_memory);
     json_object_set_boolean_member(o, "shared", p->is_shared);
     if (p->shared) {
         shared_log_query(p->shared, o);
@@ -293,10 +296,12 @@ bool block_node_is_primary(BlockNode *node)
 
 BlockNode *block_primary_open(const char *name, JsonObject *opts, GError **errp)
 {
-    static const char *const known[] = {"driver",      "mode",      "file",
-                                        "node-name",   "read-only", "discard",
-                                        "cache",       "aio",       "shared-disk",
-                                        NULL};
+    static const char *const known[] = {"driver",    "mode",      "file",
+                                        "node-name", "read-only", "discard",
+                                        "cache",     "aio",       "queue-memory",
+                                        "queue-timeout", "shared-disk",
+                                         NULL};
+    uint64_t memory = QUEUE_MEMORY, timeout = QUEUE_TIMEOUT_MS;
     g_autofree char *what = g_strdup_printf("replication '%s'", name ? name : "(inline)");
     bool is_shared = false;
 
@@ -306,6 +311,10 @@ BlockNode *block_primary_open(const char *name, JsonObject *opts, GError **errp)
     }
     if (!options_check_known(opts, what, known, errp) ||
         !options_get_bool(opts, "shared-disk", &is_shared, errp)) {
+        return NULL;
+    }
+    if (!options_get_size(opts, "queue-memory", 1, &memory, errp) ||
+        !options_get_uint(opts, "queue-timeout", &timeout, 1, 600000, errp)) {
         return NULL;
     }
     BlockNode *file = block_node_open_child(opts, "file", errp);
@@ -329,6 +338,8 @@ BlockNode *block_primary_open(const char *name, JsonObject *opts, GError **errp)
     Primary *p = g_new0(Primary, 1);
     p->file = file;
     p->client = client;
+    p->queue_memory = memory;
+    p->queue_timeout = timeout;
     p->is_shared = is_shared;
     BlockNode *node = block_node_new(&primary_driver, name, p);
     p->node = node;

@@ -10,8 +10,10 @@ is shut down in the end; then e2fsck finds nothing, and every acknowledged recor
 """
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 from colo_e2e import Pair, case, main
 
@@ -77,6 +79,43 @@ def ext4_random_kill(t):
 @case(repeat=1)
 def ext4_qcow2_primary_killed(t):
     return live_through(t, lambda p: p.kill_primary("both"), False, disk_format="qcow2")
+
+
+def kill_image_daemon(host):
+    """SIGKILL to the storage daemon that has the host's image open."""
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            with open("/proc/%d/cmdline" % pid, "rb") as f:
+                words = f.read()
+        except OSError:
+            continue
+        if words.startswith(b"qemu-storage-daemon") and host.image.encode() in words:
+            os.kill(pid, signal.SIGKILL)
+            return
+    raise AssertionError("no storage daemon has " + host.image)
+
+
+@case(repeat=1)
+def takeover_without_disk(t):
+    """The secondary's image cannot be written: it does not serve, says why, can be asked again,
+    and ends when it is told to."""
+    with Pair(t, disk_format="qcow2", diskrate=0, checkpoint_delay=300) as p:
+        p.start(boot=False)
+        p.protect()
+        t.sleep(1)
+        p.kill_primary("both")
+        q = p.secondary.qmp
+        q.wait_event("COLO_EXIT", 30)
+        kill_image_daemon(p.secondary)
+        for _ in range(2):
+            q.cmd("x-colo-lost-heartbeat")
+            time.sleep(1)
+            status = q.cmd("query-colo-status")
+            assert status["state"] == "lost", status
+            assert "takeover failed" in status["error"], status["error"]
+            assert status["disks"][0]["state"] == "failover-failed", status["disks"]
+        p.secondary.process.send(signal.SIGTERM)
+        p.secondary.process.wait(20)
 
 
 if __name__ == "__main__":

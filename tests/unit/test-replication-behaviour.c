@@ -205,6 +205,42 @@ static void primary_get_error(void)
     pair_free(p);
 }
 
+/* A secondary that takes nothing any more: the guest's writes wait for queue-timeout, no
+ * longer, and then go on without it. */
+static void primary_bounded_stall(void)
+{
+    g_autoptr(GError) err = NULL;
+    Pair *p = pair_new(1, "slow");
+
+    block_change("colo-disk0", "replication0", NULL, &err);
+    g_assert_no_error(err);
+    g_assert_true(block_node_del("replication0", &err));
+    test_add("driver=replication,mode=primary,file.driver=nbd,file.server.type=unix,"
+             "file.server.path=%s,file.export=parent0,node-name=replication1,"
+             "queue-memory=16k,queue-timeout=300",
+             p->sock);
+    block_change("colo-disk0", NULL, "replication1", &err);
+    g_assert_no_error(err);
+    block_primary_start(note, p, &err);
+    g_assert_no_error(err);
+    g_atomic_int_set(&slow_silent, 1);
+    int64_t longest = 0;
+    for (int i = 0; i < 20; i++) {
+        int64_t t = g_get_monotonic_time();
+
+        write_byte("colo-disk0", 1 + i);
+        longest = MAX(longest, g_get_monotonic_time() - t);
+    }
+    g_test_message("longest write %.0f ms", longest / 1e3);
+    g_assert_cmpint(longest, >, 200000);
+    g_assert_cmpint(longest, <, 2000000);
+    g_assert_cmpint(g_atomic_int_get(&p->fatal), >=, 1);
+    check_state("primary", "error");
+    g_atomic_int_set(&slow_silent, 0);
+    g_assert_cmpint(read_byte("colo-disk0"), ==, 20);
+    pair_free(p);
+}
+
 /* --- Secondary --- */
 
 static void secondary_read_test(void)
@@ -353,6 +389,7 @@ int main(int argc, char **argv)
     g_test_add_func("/replication/primary/stop", primary_stop);
     g_test_add_func("/replication/primary/do-checkpoint", primary_do_checkpoint);
     g_test_add_func("/replication/primary/get-error", primary_get_error);
+    g_test_add_func("/replication/primary/bounded-stall", primary_bounded_stall);
     g_test_add_func("/replication/secondary/read", secondary_read_test);
     g_test_add_func("/replication/secondary/write", secondary_write);
     g_test_add_func("/replication/secondary/start", secondary_start);
