@@ -49,7 +49,7 @@ class Comparison:
             assert self.process.poll() is None and time.monotonic() < end, \
                 "%s: did not start" % label
             time.sleep(0.05)
-        time.sleep(0.5)
+        time.sleep(0.3)
 
     def rss_mib(self):
         with open("/proc/%d/smaps_rollup" % self.process.pid) as f:
@@ -91,12 +91,12 @@ def one(feeder, start, **options):
 
 def measure(b, build):
     feeder = os.path.join(build, "bench", "proxy-feeder")
-    seconds = 0.7 if b.options.quick else 1.5
+    seconds = 0.5 if b.options.quick else 1.5
     sides = {"stock": lambda: Comparison("stock", STOCK, False),
              "ours": lambda: Comparison("ours", b.options.emulator, True)}
     sides["wide"] = sides["ours"]
     out = {"table": [], "flows": [], "queued": [], "latency": {}, "engine": []}
-    common = {"seconds": seconds, "warm": 0.3}
+    common = {"seconds": seconds, "warm": 0.2}
 
     def each(into, what, columns=("stock", "ours"), **options):
         row = dict(what)
@@ -124,7 +124,7 @@ def measure(b, build):
     for side in ("stock", "ours"):
         for name, gap in (("idle", 500), ("busy", 20)):
             out["latency"]["%s %s" % (side, name)] = one(
-                feeder, sides[side], seconds=1.0, latency=gap)
+                feeder, sides[side], seconds=min(seconds, 1.0), latency=gap)
     for proto, size, flows in TABLE:
         run = subprocess.run([os.path.join(build, "bench", "proxy-engine"), proto, str(size),
                               str(flows), "0", "0.2"], capture_output=True, text=True)
