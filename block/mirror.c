@@ -564,6 +564,7 @@ void mirror_run(Mirror *m)
     mirrors++;
     m->hook.after = mirror_after_write;
     m->source->mirror = &m->hook;
+    block_nbd_client(m->target); /* ours: a second connection would be no continuation */
     m->first_pass = true;
     m->active = m->copy_mode == MIRROR_WRITE_BLOCKING;
     m->zeroes = m->target->can_zero;
