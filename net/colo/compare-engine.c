@@ -499,7 +499,7 @@ void compare_engine_logged(CompareEngine *e, const FlowKey *flow, uint32_t upto,
 {
     CompareFlow *fl;
 
-    e->now = now;
+    set_now(e, now);
     /* Of another epoch: the SVM's own ACK will do. */
     if (e->mode == COMPARE_MODE_COMPARE && e->s_epoch == e->c_epoch &&
         (fl = compare_flow_find(e, flow)) && fl->key.kind == PACKET_TCP) {
