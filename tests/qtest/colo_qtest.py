@@ -100,7 +100,9 @@ class Host:
         self.name = name
         self.path = "%s/%s.qmp" % (bed.dir, name)
         self.log = "%s/%s.log" % (bed.dir, name)
-        command = [program or bed.program, *(MACHINE if machine is None else machine), "-qmp",
+        # Stock QEMU's own complaints to GLib are not ours to die of.
+        first = ["env", "-u", "G_DEBUG", program] if program else [bed.program]
+        command = [*first, *(MACHINE if machine is None else machine), "-qmp",
                    "unix:%s,server=on,wait=off" % self.path, *args]
         self.process = Process(name, command, self.log)
         self.qmp = None
