@@ -46,12 +46,14 @@
 
 #define MIB (1024ull * 1024)
 #define SHARED_SOFT (64 * MIB)
-#define SHARED_HARD (128 * MIB)
+#define SHARED_HARD shared_log_hard
 #define LOST_MAX (512 * MIB)
 #define FLUSH_SOFT 256
 #define FLUSH_DELAY_MAX 100 /* ms */
 #define PATIENCE_MS 2000
 #define SHARED_DEPTH 16
+
+uint64_t shared_log_hard = 128 * MIB;
 
 typedef enum SharedState {
     SHARED_PASS,

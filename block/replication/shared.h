@@ -34,6 +34,9 @@ bool shared_log_blocked(SharedLog *l);
 /** The secondary may take over: the image is not written any more. */
 void shared_log_lost(SharedLog *l);
 
+/** For tests: bytes over which the guest's writes wait. */
+extern uint64_t shared_log_hard;
+
 void shared_log_query(SharedLog *l, JsonObject *o);
 
 #endif
