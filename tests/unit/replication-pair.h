@@ -203,6 +203,7 @@ static inline Pair *pair_new(uint32_t seed, const char *format)
 
 static inline void pair_free(Pair *p)
 {
+    block_primary_stop(); /* nothing is noted in what goes now */
     block_test_end();
     g_rand_free(p->rand);
     g_free(p->pvm);
