@@ -370,7 +370,8 @@ static void witness_describe(Arbiter *a, JsonObject *out)
     json_object_set_int_member(out, "generation", MAX(w->revision, 0));
     json_object_set_boolean_member(out, "reachable", w->reachable);
     if (w->mode == WITNESS_ALONE) {
-        json_object_set_int_member(out, "lease-left", MAX(0, (until - boottime_us()) / 1000));
+        int64_t left = (until - boottime_us()) / 1000;
+        json_object_set_int_member(out, "lease-left", MAX(0, left));
     }
     g_mutex_unlock(&w->lock);
 }

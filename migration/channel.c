@@ -351,7 +351,9 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
         }
         int left = -1;
         if (timeout_ms >= 0) {
-            left = MAX(0, (deadline - g_get_monotonic_time() + 999) / 1000);
+            /* One look at the clock: MAX() would take two, and the second may be late. */
+            int64_t rest = (deadline - g_get_monotonic_time() + 999) / 1000;
+            left = MAX(0, rest);
         }
         ChannelResult w = channel_wait(c, POLLIN, left, errp);
         if (w != CHANNEL_OK) {
