@@ -19,7 +19,7 @@ import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = ["workload.c", "boot.c", "memory.c", "disk.c", "services.c"]
+SOURCES = ["workload.c", "boot.c", "memory.c", "disk.c", "fs.c", "services.c"]
 
 
 class Proxy:
