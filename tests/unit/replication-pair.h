@@ -201,9 +201,9 @@ static inline Pair *pair_new(uint32_t seed, const char *format)
     return p;
 }
 
-static inline void pair_free(Pair *p)
+/* After block_shutdown(), which has left nobody to note anything. */
+static inline void pair_free_closed(Pair *p)
 {
-    block_primary_stop(); /* nothing is noted in what goes now */
     block_test_end();
     g_rand_free(p->rand);
     g_free(p->pvm);
@@ -215,6 +215,12 @@ static inline void pair_free(Pair *p)
     g_free(p->primary);
     g_free(p->sock);
     g_free(p);
+}
+
+static inline void pair_free(Pair *p)
+{
+    block_primary_stop(); /* nothing is noted in what goes now */
+    pair_free_closed(p);
 }
 
 typedef struct Batch {

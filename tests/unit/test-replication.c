@@ -107,7 +107,7 @@ static void run_model(const char *format, uint32_t seed, int steps)
     if (!slow) {
         check_image(p, image, format, p->svm);
     }
-    pair_free(p);
+    pair_free_closed(p);
 }
 
 static int steps(int dflt)
@@ -708,7 +708,7 @@ static void test_checks(void)
     g_assert_cmpint(g_access(marker, F_OK), !=, 0);
     test_file_read(p->image, p->buf, SIZE);
     g_assert_cmpmem(p->buf, SIZE, p->committed, SIZE);
-    pair_free(p);
+    pair_free_closed(p);
 }
 
 int main(int argc, char **argv)
