@@ -388,6 +388,9 @@ static void use_log(CompareEngine *e, CompareFlow *fl)
 {
     uint32_t to = seq_min(seq_min(fl->s_log, fl->s_edge), fl->s_own + LOG_AHEAD);
 
+    if (fl->s_log_known && seq_le(fl->s_log, fl->s_own)) {
+        fl->s_log_known = false; /* overtaken: 2 GiB later it would seem to be ahead */
+    }
     if (fl->s_log_known && seq_lt(fl->s_ack, to)) {
         fl->s_ack = to;
         e->stats.logged++;

@@ -40,6 +40,10 @@ static void log_feed(Frame *f, void *opaque)
 {
     FilterRewriter *r = opaque;
 
+    if (r->nf.nd->discard_output) {
+        frame_unref(f); /* for the SVM that is rolled back: not for the restored one */
+        return;
+    }
     net_filter_pass_next(&r->nf, NET_FILTER_TX, f);
 }
 

@@ -92,6 +92,13 @@ static void check_over(RwFlow *fl)
 
 /* --- To the guest --- */
 
+/* Whether the guest would look at the client's RST: anybody can send one that lies outside
+ * its window, and the log must outlive that. */
+static bool rst_counts(const RwFlow *fl, const Packet *p)
+{
+    return !fl->ack_known || (seq_le(fl->g_ack, p->seq) && seq_le(p->seq, fl->g_edge));
+}
+
 static void learn_client(RewriterEngine *r, RwFlow *fl, const Frame *f, const Packet *p,
                          int64_t now)
 {
@@ -106,7 +113,7 @@ static void learn_client(RewriterEngine *r, RwFlow *fl, const Frame *f, const Pa
         fl->cl_fin = true;
         fl->cl_fin_end = p->seq + p->body_len + 1;
     }
-    if (p->flags & TCP_RST) {
+    if ((p->flags & TCP_RST) && rst_counts(fl, p)) {
         fl->closed = true;
         rw_log_clear_flow(r, fl);
     }

@@ -122,6 +122,26 @@ static void test_log_of_another_epoch(void)
     world_free(w);
 }
 
+/* What the log said once is nothing any more when the numbers have wrapped. */
+static void test_log_wraps(void)
+{
+    World *w = connected();
+    uint32_t at = CL + 100;
+
+    logged(w, at);
+    for (int i = 0; i < 4; i++) {
+        P(w, ACK(ISN + 1, at));
+        S(w, ACK(ISN + 1, at));
+        frame_queue_clear(&w->out);
+        at += 0x30000000;
+    }
+    P(w, ACK(ISN + 1, at - 0x30000000 + 1000));
+    expect_none(w);
+    S(w, ACK(ISN + 1, at - 0x30000000 + 1000));
+    expect_tcp(w, ISN + 1, 0, at - 0x30000000 + 1000);
+    world_free(w);
+}
+
 static void test_log_of_a_reset_connection(void)
 {
     World *w = connected();
@@ -454,6 +474,7 @@ int main(int argc, char **argv)
     T("log-is-not-far-ahead", test_log_is_not_far_ahead);
     T("log-of-another-epoch", test_log_of_another_epoch);
     T("log-of-a-reset-connection", test_log_of_a_reset_connection);
+    T("log-wraps", test_log_wraps);
     T("malformed", test_malformed);
     T("saved-late", test_saved_late);
     T("guest-connects", test_guest_connects);

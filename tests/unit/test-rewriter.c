@@ -784,6 +784,23 @@ static void test_log_reset(void)
     world_free(w);
 }
 
+/* Anybody can send a RST beyond the window: the guest ignores it, and so must the log. */
+static void test_log_forged_reset(void)
+{
+    World *w = logging();
+
+    upload(w, CL, 100);
+    expect_told(w, 1, CL + 100);
+    IN(.seq = CL - 1, .ack = PVM_ISN + 1, .flags = TCP_RST | TCP_ACK);
+    IN(.seq = CL + (1u << 30), .flags = TCP_RST);
+    g_assert_cmpuint(logged_bytes(w), >, 0);
+    rewriter_engine_tick(w->r, w->now + 30000);
+    expect_fed(w, CL, 100);
+    IN(.seq = CL + 100, .flags = TCP_RST);
+    g_assert_cmpuint(logged_bytes(w), ==, 0);
+    world_free(w);
+}
+
 /* The SVM repeats what the client has acknowledged, or probes: only we can answer. */
 static void test_client_ack_again(void)
 {
@@ -1059,6 +1076,7 @@ int main(int argc, char **argv)
     T("log-is-bounded", test_log_is_bounded);
     T("log-rollback-and-takeover", test_log_rollback_and_takeover);
     T("log-reset", test_log_reset);
+    T("log-forged-reset", test_log_forged_reset);
     T("client-ack-again", test_client_ack_again);
     return g_test_run();
 }
