@@ -48,16 +48,18 @@ static char *read_private(const char *path, GError **errp)
     return g_file_get_contents(path, &text, NULL, errp) ? text : NULL;
 }
 
-/* Feed the agent, gather the end of what it says, and wait for it, all before @deadline.
- * Returns its wait status, or -1 when it was killed for its time. */
-static int attend(GPid pid, int in, int out, const char *input, char said[OUTPUT_MAX],
-                  int64_t deadline)
+/* Feed the agent, gather the end of what it says, and wait for it, all before @deadline and
+ * the process' end. Returns its wait status, or -1 when it was killed for its time. */
+static int attend(Fence *f, GPid pid, int in, int out, char said[OUTPUT_MAX])
 {
+    int64_t deadline = g_get_monotonic_time() + (int64_t)f->timeout_ms * 1000;
+    const char *input = f->input;
     size_t left = strlen(input), have = 0;
     int status = -1;
     bool over = false;
 
-    while (!over && g_get_monotonic_time() < deadline) {
+    while (!over && g_get_monotonic_time() < deadline &&
+           !g_atomic_int_get(&f->arbiter.ending)) {
         struct pollfd pfd[2] = {{left ? in : -1, POLLOUT, 0}, {out, POLLIN, 0}};
         poll(pfd, 2, 20);
         if (pfd[0].revents) {
@@ -104,8 +106,8 @@ static ArbiterVerdict fence_leave(Arbiter *a, GError **errp)
     GPid pid;
     int in, out;
 
-    colo_trace(migration_fence, "%s attempt %d", f->agent,
-               g_atomic_int_add(&f->attempts, 1) + 1);
+    int attempt = g_atomic_int_add(&f->attempts, 1) + 1;
+    colo_trace(migration_fence, "%s attempt %d", f->agent, attempt);
     if (!g_spawn_async_with_pipes(NULL, argv, NULL,
                                   G_SPAWN_DO_NOT_REAP_CHILD | G_SPAWN_STDERR_TO_DEV_NULL,
                                   own_group, NULL, &pid, &in, &out, NULL, errp)) {
@@ -113,8 +115,7 @@ static ArbiterVerdict fence_leave(Arbiter *a, GError **errp)
     }
     g_unix_set_fd_nonblocking(in, TRUE, NULL);
     g_unix_set_fd_nonblocking(out, TRUE, NULL);
-    int status = attend(pid, in, out, f->input, said,
-                        g_get_monotonic_time() + (int64_t)f->timeout_ms * 1000);
+    int status = attend(f, pid, in, out, said);
     close(out);
     if (status == 0) {
         return ARBITER_WON;

@@ -143,6 +143,13 @@ static bool is_mine(Witness *w, const EtcdValue *v, const char *state)
            strcmp(options_get_str(o, "state", ""), state) == 0;
 }
 
+static bool swap_to_alone(Witness *w, int64_t revision, bool *done, int64_t *now,
+                          EtcdValue *found, GError **errp)
+{
+    return etcd_swap(w->etcd, w->key, revision, w->record_alone, w->lease, done, now, found,
+                     errp);
+}
+
 /* Swap the key from @revision (0: absent, -1: anything) to "alone, me". */
 static ArbiterVerdict become_alone(Witness *w, int64_t revision, EtcdValue *found,
                                    GError **errp)
@@ -150,16 +157,17 @@ static ArbiterVerdict become_alone(Witness *w, int64_t revision, EtcdValue *foun
     bool done = false;
     int64_t now = 0;
 
-    if (!fresh_lease(w, errp) ||
-        !etcd_swap(w->etcd, w->key, revision, w->record_alone, w->lease, &done, &now, found,
-                   errp)) {
-        note_reach(w, false);
-        return ARBITER_UNDECIDED;
+    bool ok = fresh_lease(w, errp) && swap_to_alone(w, revision, &done, &now, found, errp);
+    if (ok && !done && is_mine(w, found, "alone")) {
+        /* Our own, whose answer was lost; perhaps with another lease than is kept now. */
+        ok = swap_to_alone(w, found->revision, &done, &now, found, errp);
+        if (ok && !done && !found->text) { /* that lease ended this moment */
+            ok = swap_to_alone(w, 0, &done, &now, found, errp);
+        }
     }
-    note_reach(w, true);
-    if (!done && is_mine(w, found, "alone")) {
-        now = found->revision; /* our own, whose answer was lost */
-        done = true;
+    note_reach(w, ok);
+    if (!ok) {
+        return ARBITER_UNDECIDED;
     }
     if (!done) {
         return ARBITER_LOST;
@@ -301,19 +309,23 @@ static void lose(Witness *w, const EtcdValue *found)
     colo_ownership_lost(why);
 }
 
-/* Renew the lease; if it has ended, become the owner again unless another is. */
+/* Renew the lease; if it has ended, become the owner again unless another is. The lease
+ * alone proves nothing: the key may have been deleted, or forced, by an operator. */
 static void keep(Witness *w)
 {
     int64_t left = 0, asked = boottime_us();
     g_auto(EtcdValue) found = {0};
 
-    bool ok = etcd_lease_keepalive(w->etcd, w->lease, &left, NULL);
+    bool ok = etcd_lease_keepalive(w->etcd, w->lease, &left, NULL) &&
+              (left <= 0 || etcd_get(w->etcd, w->key, &found, NULL));
     note_reach(w, ok);
-    if (ok && left > 0) {
+    if (ok && left > 0 && found.text && !is_mine(w, &found, "alone")) {
+        lose(w, &found);
+    } else if (ok && left > 0 && found.text && found.lease == w->lease) {
         w->lease_asked_us = asked;
         net_speak_until(speech_end(w));
     } else if (ok) {
-        w->lease = 0;
+        w->lease = left > 0 ? w->lease : 0;
         if (become_alone(w, 0, &found, NULL) == ARBITER_LOST) {
             lose(w, &found);
         }

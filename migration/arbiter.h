@@ -45,6 +45,7 @@ struct Arbiter {
     const ArbiterClass *class;
     char *name;        /* kind, and what the peer's must have in common with it */
     unsigned delay_ms; /* before a secondary's first attempt */
+    gint ending;       /* atomic: the process ends, a long attempt may be broken off */
 };
 
 /**

@@ -212,6 +212,13 @@ void child_qmp_forget_events(ChildQmp *q)
     q->n_events = 0;
 }
 
+bool child_qmp_ended(const ChildQmp *q)
+{
+    struct pollfd pfd = {q->fd, 0, 0};
+
+    return poll(&pfd, 1, 0) > 0 && (pfd.revents & (POLLHUP | POLLERR));
+}
+
 ChildQmp *child_qmp_new(int fd, GError **errp)
 {
     ChildQmp *q = g_new0(ChildQmp, 1);

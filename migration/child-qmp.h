@@ -35,4 +35,7 @@ bool child_qmp_wait_event(ChildQmp *q, const char *name, const char *needle,
                           int timeout_ms, GError **errp);
 void child_qmp_forget_events(ChildQmp *q);
 
+/** Whether the emulator has closed its end: it is dead. Any thread; does not read. */
+bool child_qmp_ended(const ChildQmp *q);
+
 #endif

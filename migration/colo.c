@@ -242,6 +242,9 @@ void migration_shutdown(void)
 {
     g_mutex_lock(&colo.lock);
     colo.want_quit = true;
+    if (colo.arbiter) {
+        g_atomic_int_set(&colo.arbiter->ending, 1);
+    }
     if (colo.channel) {
         channel_cancel(colo.channel);
     }

@@ -53,7 +53,10 @@ bool colo_decide(ColoMode mode)
         next += (int64_t)colo.arbiter->delay_ms * 1000;
     }
     while (v == ARBITER_UNDECIDED && !colo.want_quit && !colo.peer_took_over) {
-        if (colo.operator_vouches || (colo.want_exit && (!may_ask || colo.decided))) {
+        if (child_qmp_ended(colo.qmp)) {
+            /* Nothing here could serve: the win is the peer's. The process ends soon. */
+            break;
+        } else if (colo.operator_vouches || (colo.want_exit && (!may_ask || colo.decided))) {
             v = ARBITER_WON;
         } else if (may_ask && !colo.decided &&
                    (colo.want_exit || g_get_monotonic_time() >= next)) {
@@ -69,8 +72,9 @@ bool colo_decide(ColoMode mode)
         }
     }
     bool forced = colo.operator_vouches && !colo.decided;
-    bool won = v == ARBITER_WON && !colo.want_quit && !colo.peer_took_over;
-    if (v == ARBITER_LOST || colo.peer_took_over) {
+    /* The arbiter's verdict counts more than what the peer said that it would do. */
+    bool won = v == ARBITER_WON && !colo.want_quit;
+    if (v == ARBITER_LOST || (v != ARBITER_WON && colo.peer_took_over)) {
         colo_set_state_locked(COLO_STATE_FENCED);
     } else if (won) {
         colo.decided = true;

@@ -29,7 +29,7 @@ struct Etcd {
 void etcd_value_clear(EtcdValue *v)
 {
     g_clear_pointer(&v->text, g_free);
-    v->revision = 0;
+    v->revision = v->lease = 0;
 }
 
 Etcd *etcd_new(const char *endpoints, const char *cacert, const char *cert, const char *key,
@@ -261,6 +261,35 @@ static JsonObject *first_object(JsonObject *o, const char *member)
     return JSON_NODE_HOLDS_OBJECT(n) ? json_node_get_object(n) : NULL;
 }
 
+/* The first of a range's answers, if there is one. */
+static void read_range(JsonObject *range, EtcdValue *found)
+{
+    JsonObject *kv = first_object(range, "kvs");
+
+    if (kv) {
+        gsize len = 0;
+        g_autofree guchar *text = g_base64_decode(options_get_str(kv, "value", ""), &len);
+        found->text = g_strndup((const char *)text, len);
+        found->revision = get_i64(kv, "mod_revision");
+        found->lease = get_i64(kv, "lease");
+    }
+}
+
+bool etcd_get(Etcd *e, const char *key, EtcdValue *found, GError **errp)
+{
+    JsonObject *body = json_object_new();
+
+    etcd_value_clear(found);
+    set_b64(body, "key", key);
+    g_autoptr(JsonObject) o = call(e, "/v3/kv/range", body, errp);
+    if (o && get_i64(options_get_obj(o, "header"), "revision") <= 0) {
+        colo_error_set(errp, "witness: unexpected answer");
+        return false;
+    }
+    read_range(o, found);
+    return o != NULL;
+}
+
 bool etcd_swap(Etcd *e, const char *key, int64_t revision, const char *value, int64_t lease,
                bool *done, int64_t *revision_out, EtcdValue *found, GError **errp)
 {
@@ -280,14 +309,8 @@ bool etcd_swap(Etcd *e, const char *key, int64_t revision, const char *value, in
     }
     *revision_out = get_i64(header, "revision");
     JsonObject *response = first_object(o, "responses");
-    JsonObject *kv = *done ? NULL
-                           : first_object(response ? options_get_obj(response, "response_range")
-                                                   : NULL, "kvs");
-    if (kv) {
-        gsize len = 0;
-        g_autofree guchar *text = g_base64_decode(options_get_str(kv, "value", ""), &len);
-        found->text = g_strndup((const char *)text, len);
-        found->revision = get_i64(kv, "mod_revision");
+    if (!*done) {
+        read_range(response ? options_get_obj(response, "response_range") : NULL, found);
     }
     return true;
 }

@@ -21,6 +21,7 @@ typedef struct Etcd Etcd;
 typedef struct EtcdValue {
     char *text;       /* NULL: there is no such key */
     int64_t revision; /* of its last change */
+    int64_t lease;    /* that it goes with, or 0 */
 } EtcdValue;
 
 void etcd_value_clear(EtcdValue *v);
@@ -37,6 +38,9 @@ int64_t etcd_lease_grant(Etcd *e, unsigned ttl_s, GError **errp);
 /** *@left_s: seconds that it is good for from now; 0: it has expired. */
 bool etcd_lease_keepalive(Etcd *e, int64_t lease, int64_t *left_s, GError **errp);
 bool etcd_lease_revoke(Etcd *e, int64_t lease, GError **errp);
+
+/** What is at @key now. */
+bool etcd_get(Etcd *e, const char *key, EtcdValue *found, GError **errp);
 
 /**
  * One transaction: if @key's last change is @revision (0: it does not exist; -1: whatever

@@ -61,6 +61,7 @@ static void handle(const ChannelMsg *msg)
     case CHANNEL_EXIT:
         g_mutex_lock(&colo.lock);
         colo.peer_took_over = true;
+        g_cond_broadcast(&colo.cond);
         g_mutex_unlock(&colo.lock);
         /* At once: the checkpoint's thread may be busy for long. */
         net_lock();
@@ -199,10 +200,13 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
     }
     g_mutex_unlock(&colo.lock);
 
-    if (was_protected && !quit) {
+    if (was_protected) {
+        /* At the process' end, too: the emulator outlives the channel by a moment. */
         net_lock();
         proxy_silence();
         net_unlock();
+    }
+    if (was_protected && !quit) {
         block_primary_lost();
         colo_report("protection ended (%s)%s", text,
                     on_request ? ""

@@ -227,6 +227,7 @@ static int run(const CmdLine *cl, const char *argv0)
     g_autoptr(GError) err = NULL;
 
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGCHLD, SIG_DFL); /* whatever was inherited: children's ends are waited for */
     self.loop = g_main_loop_new(NULL, FALSE);
     g_unix_signal_add(SIGTERM, on_signal, NULL);
     g_unix_signal_add(SIGINT, on_signal, NULL);

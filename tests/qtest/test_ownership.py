@@ -146,6 +146,105 @@ def owner_with_a_lease(b):
             time.sleep(0.2)
 
 
+def witness(etcd, lease=2):
+    return ("-colo", "arbiter=witness,witness=%s,witness-lease=%d,witness-key=k"
+            % (etcd.url, lease),
+            "-colo", "peer-timeout=1000")
+
+
+def record(etcd):
+    text = etcd.ctl("get", "k", "--print-value-only").stdout
+    return json.loads(text) if text else None
+
+
+@case
+def every_round_asks_the_arbiter(b):
+    """A survivor that protects its guest again has no win left over: what let it out of the
+    first round, a verdict or an operator's word, counts for nothing in the second."""
+    for word in (None, {"fenced": True}):
+        with Etcd(b) as etcd:
+            b.port = free_port()
+            words = (*witness(etcd), *b.rom)
+            first = b.host("first-%d" % bool(word), *words)
+            second = b.host("second-%d" % bool(word), "-incoming", "tcp:127.0.0.1:%d" % b.port,
+                            *words)
+            b.protect(first, second)
+            if word:
+                second.cmd("x-colo-lost-heartbeat", word)
+            first.process.kill()
+            second.wait_state("alone")
+            second.wait("the key", lambda: (record(etcd) or {}).get("state") == "alone")
+            second.wait("ownership",
+                        lambda: second.status()["arbiter"]["ownership"] == "alone")
+            b.port = free_port()
+            third = b.host("third-%d" % bool(word), "-incoming", "tcp:127.0.0.1:%d" % b.port,
+                           *words)
+            b.protect(second, third)
+            assert record(etcd)["state"] == "protected"
+            etcd.popen.send_signal(signal.SIGSTOP)
+            third.process.kill()
+            second.wait_state("lost")
+            second.cmd("x-colo-lost-heartbeat")
+            time.sleep(1)
+            assert second.status()["state"] == "lost", "went on without the arbiter"
+            etcd.popen.send_signal(signal.SIGCONT)
+            second.wait_state("alone")
+            assert record(etcd)["state"] == "alone"
+            second.close()
+        shutil.rmtree(b.dir + "/etcd")
+
+
+@case
+def dead_emulator_asks_nobody(b):
+    """The emulator dies in the middle of a checkpoint: its side has nothing to win for, and
+    the other one serves."""
+    with Etcd(b) as etcd:
+        for i in range(3):
+            b.port = free_port()
+            words = (*witness(etcd), *b.rom)
+            primary, secondary = b.primary(*words), b.secondary(*words)
+            b.protect(primary, secondary)
+            child = primary.process.children()[0]
+            os.kill(child, signal.SIGSTOP)
+            primary.cmd("xen-colo-do-checkpoint")
+            time.sleep(0.3)
+            os.kill(child, signal.SIGKILL)
+            secondary.wait_state("alone")
+            primary.ended()
+            secondary.cmd("quit")
+            secondary.ended()
+
+
+@case
+def end_does_not_wait_for_the_agent(b):
+    """quit, while a fence agent takes its time."""
+    agent = b.dir + "/agent"
+    with open(agent, "w") as f:
+        f.write("#!/bin/sh\nexec sleep 40\n")
+    os.chmod(agent, 0o755)
+    words = ("-colo", "arbiter=fence,fence-agent=" + agent)
+    primary, secondary = b.pair(*words)
+    primary.process.kill()
+    secondary.wait_state("lost")
+    secondary.wait("the agent", lambda: secondary.status()["arbiter"]["attempts"])
+    secondary.cmd("quit")
+    secondary.ended(8)
+
+
+@case
+def owner_looks_at_the_key(b):
+    """The lease may be alive while the key is another's: silent for good. A key that was only
+    deleted is made again."""
+    with Etcd(b) as etcd:
+        host = b.host("one", *witness(etcd, 4))
+        etcd.ctl("del", "k")
+        host.wait("the key again", lambda: record(etcd), 5)
+        etcd.ctl("put", "k", json.dumps({"owner": "x", "state": "alone", "host": "other"}))
+        host.wait_state("fenced", 5)
+        assert host.status()["arbiter"]["ownership"] == "idle"
+        assert record(etcd)["host"] == "other"
+
+
 @case
 def witness_that_talks_nonsense(b):
     """A port that answers, but not as an etcd: refused, nothing crashes."""
