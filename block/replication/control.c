@@ -213,7 +213,7 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
 
         ok = !*path || secondary_marker_create(path, false, errp);
         for (guint k = 0; !ok && k < i; k++) {
-            journal_remove(markers->pdata[k]);
+            journal_remove(markers->pdata[k], NULL);
         }
     }
     for (guint i = 0; ok && i < all->len; i++) {
@@ -469,7 +469,7 @@ bool block_secondary_takeover(GError **errp)
         }
         block_unlock();
         if (marker) {
-            journal_remove(marker);
+            journal_remove(marker, NULL);
         }
     }
     return ok;
@@ -559,7 +559,7 @@ void block_secondary_end(void)
         BlockSecondary *s = all->pdata[i];
 
         if (s->marker && !s->error) {
-            journal_remove(s->marker);
+            journal_remove(s->marker, NULL);
             g_clear_pointer(&s->marker, g_free);
         }
     }

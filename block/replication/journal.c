@@ -113,13 +113,32 @@ bool journal_create(const char *path, uint64_t size, const char *active,
     return ok;
 }
 
+/* Whether the last batch is whole. */
+static bool ends_whole(int fd, off_t size)
+{
+    char end[sizeof("end 00000000\n")] = "";
+    ssize_t len = sizeof(end) - 1;
+
+    errno = EIO;
+    return size > len && pread(fd, end, len, size - len) == len &&
+           g_str_has_prefix(end, "end ") && end[len - 1] == '\n';
+}
+
 bool journal_append(const char *path, GArray *ranges, GError **errp)
 {
     g_autoptr(GString) text = g_string_new(NULL);
-    int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    int fd = open(path, O_RDWR | O_APPEND | O_CLOEXEC);
+    struct stat st;
 
     add_ranges(text, "keep", ranges);
-    bool ok = fd >= 0 && write_all(fd, text);
+    bool ok = fd >= 0 && fstat(fd, &st) == 0 && ends_whole(fd, st.st_size);
+    if (ok && !write_all(fd, text)) {
+        int err = errno;
+
+        /* Half a batch would hide all that come after it. */
+        ok = false;
+        errno = ftruncate(fd, st.st_size) == 0 ? err : errno;
+    }
     if (!ok) {
         colo_error_set_errno(errp, errno, "journal '%s'", path);
     }
@@ -129,11 +148,15 @@ bool journal_append(const char *path, GArray *ranges, GError **errp)
     return ok;
 }
 
-void journal_remove(const char *path)
+bool journal_remove(const char *path, GError **errp)
 {
-    if (unlink(path) == 0) {
-        journal_sync_dir(path);
+    bool ok = (unlink(path) == 0 && journal_sync_dir(path)) || errno == ENOENT;
+
+    if (!ok) {
+        colo_error_set_errno(errp, errno, "cannot remove '%s', which must not be there when "
+                                          "the image is opened again", path);
     }
+    return ok;
 }
 
 bool journal_is(const char *path)
@@ -329,7 +352,7 @@ bool journal_recover(const char *path, BlockNode *node, GError **errp)
                        node->filename, err->message, path);
         return false;
     }
-    journal_remove(path);
+    journal_remove(path, NULL);
     colo_report("image '%s': ended a takeover that was interrupted (%" PRIu64
                 " KiB from the active disk)",
                 node->filename, bytes >> 10);

@@ -34,6 +34,6 @@ bool journal_recover(const char *path, BlockNode *node, GError **errp);
 bool journal_sync_dir(const char *path);
 
 /** Remove a marker or a journal, durably. */
-void journal_remove(const char *path);
+bool journal_remove(const char *path, GError **errp);
 
 #endif

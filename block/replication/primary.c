@@ -597,7 +597,14 @@ bool block_primary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
         g_autoptr(GPtrArray) all = primaries();
 
         for (guint i = 0; i < all->len; i++) {
-            ((Primary *)all->pdata[i])->running = true;
+            Primary *p = all->pdata[i];
+            BlockNode *quorum = primary_quorum(p);
+
+            p->running = true;
+            if (quorum) {
+                /* The peer's image leaves that moment: it holds for one start only. */
+                g_clear_pointer(&quorum->mirrored_to, g_free);
+            }
         }
         control.fn = fn;
         control.opaque = opaque;

@@ -128,7 +128,8 @@ struct BlockSecondary {
         TAKEOVER_FLUSH,
         TAKEOVER_JOURNAL,
         TAKEOVER_MERGE,
-        TAKEOVER_END
+        TAKEOVER_END,
+        TAKEOVER_REMOVE
     } phase;
     bool journaled; /* the journal is in force */
     bool serving;   /* and so the takeover has been answered */

@@ -15,12 +15,14 @@
  *   JOURNAL  the file beside the image gets to say what is to be copied (journal.c), by a
  *            thread of its own; durable now, so the disk serves
  *   MERGE    in the background, with events
- *   END      flush, LIVE, the journal is removed
+ *   END      the image is flushed
+ *   REMOVE   the journal goes, durably; only then LIVE
  *
  * The guest's requests are answered all the while. While a journal is in force a flush of
  * the guest is: flush the image, then take out of the journal what the guest has written
- * since, then answer. A journal that cannot be written makes the takeover one of the first
- * kind: it takes longer.
+ * since, then answer. From END on it waits for LIVE: while the file is there, the next start
+ * copies what it says over whatever is newer. A journal that cannot be written makes the
+ * takeover one of the first kind: it takes longer.
  */
 #include "journal.h"
 #include "secondary-int.h"
@@ -68,8 +70,6 @@ static void release_waiters(BlockSecondary *s)
     g_ptr_array_set_size(s->waiters, 0);
 }
 
-static void job_start(BlockSecondary *s, int kind, GArray *ranges);
-
 static void takeover_live(BlockSecondary *s)
 {
     BlockRequest *req;
@@ -80,9 +80,9 @@ static void takeover_live(BlockSecondary *s)
     release_waiters(s);
     if (s->serving) {
         takeover_event(s, s->error ? "failed" : "completed");
-        if (!s->error) {
-            job_start(s, JOB_REMOVE, NULL);
-        }
+    }
+    if (!s->error) {
+        secondary_step("takeover-live");
     }
     s->serving = false;
     while ((req = g_queue_pop_head(&s->flushes))) {
@@ -156,9 +156,14 @@ static gboolean job_done(gpointer opaque)
             secondary_flush_kick(s);
             secondary_takeover_step(s);
         } else if (job->kind == JOB_APPEND) {
+            if (job->err) {
+                /* They are noted but once: the next flush must say them. */
+                g_array_append_vals(s->newer, job->ranges->data, job->ranges->len);
+            }
             flushes_done(s, job->err ? -EIO : 0);
         } else {
-            secondary_check_settled(s);
+            s->journaled = false;
+            takeover_live(s);
         }
     }
     g_clear_error(&job->err);
@@ -183,7 +188,7 @@ static gpointer job_thread(gpointer opaque)
         journal_append(job->path, job->ranges, &job->err);
         break;
     case JOB_REMOVE:
-        journal_remove(job->path);
+        journal_remove(job->path, &job->err);
         break;
     }
     io_thread_post(block_thread(), job_done, job);
@@ -359,7 +364,14 @@ void secondary_takeover_step(BlockSecondary *s)
         }
         break;
     case TAKEOVER_END:
-        takeover_live(s);
+        if (s->serving) {
+            s->phase = TAKEOVER_REMOVE;
+            job_start(s, JOB_REMOVE, NULL);
+        } else {
+            takeover_live(s);
+        }
+        break;
+    case TAKEOVER_REMOVE:
         break;
     }
 }

@@ -9,6 +9,10 @@
  */
 #include "replication-pair.h"
 
+#include "../../block/replication/journal.h"
+
+#include <sys/resource.h>
+
 static void run_model(const char *format, uint32_t seed, int steps)
 {
     g_autoptr(GError) err = NULL;
@@ -490,6 +494,96 @@ static void test_journal(void)
     journal_once("qcow2", true);
 }
 
+static const char *journal_path;
+static gint journal_at_live = -1;
+
+static void note_live(const char *step)
+{
+    if (!strcmp(step, "takeover-live")) {
+        g_atomic_int_set(&journal_at_live, g_access(journal_path, F_OK) == 0);
+    }
+}
+
+static bool journal_says(const char *path, const char *what)
+{
+    g_autofree char *text = NULL;
+
+    return g_file_get_contents(path, &text, NULL, NULL) && strstr(text, what);
+}
+
+/* A flush that could not be noted in the journal fails, and the next one notes it. And no
+ * flush is answered as an ordinary one while the journal is there: a start after a crash
+ * would bring older data back. */
+static void test_journal_flush(void)
+{
+    g_autoptr(GError) err = NULL;
+    Pair *p = pair_new(test_seed(), "raw");
+    uint64_t at_once = secondary_merge_at_once;
+    g_autofree char *marker = g_strconcat(p->image, ".colo", NULL);
+    g_autofree char *away = g_strconcat(p->image, ".away", NULL);
+
+    secondary_merge_at_once = 0;
+    start(p);
+    take_barrier(p);
+    commit(p);
+    g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_WRITE, 4096, 4096, p->svm), ==, 0);
+    secondary_test_hold_merge = 1;
+    g_assert_true(block_secondary_takeover(&err));
+    g_assert_true(journal_says(marker, "copy 4096 8192\n"));
+    g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_WRITE, 4096, 4096, p->svm), ==, 0);
+    g_assert_cmpint(g_rename(marker, away), ==, 0);
+    g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_FLUSH, 0, 0, NULL), ==, -EIO);
+    g_assert_cmpint(g_rename(away, marker), ==, 0);
+    g_assert_false(journal_says(marker, "keep"));
+    g_assert_cmpint(test_io("colo-disk1", BLOCK_OP_FLUSH, 0, 0, NULL), ==, 0);
+    g_assert_true(journal_says(marker, "keep 4096 8192\n"));
+    journal_path = marker;
+    BlockNode *childs = test_node("childs0");
+    block_lock();
+    block_replication_set_step(note_live);
+    secondary_test_hold_merge = 0;
+    secondary_takeover_step(childs->opaque);
+    block_unlock();
+    g_assert_true(block_secondary_settle(&err));
+    block_replication_set_step(NULL);
+    g_assert_cmpint(g_atomic_int_get(&journal_at_live), ==, 0);
+    secondary_merge_at_once = at_once;
+    pair_free(p);
+}
+
+/* What of a batch was written before the disk was full does not stand before the next. */
+static void test_journal_full(void)
+{
+    struct rlimit old, little;
+    g_autoptr(GError) err = NULL;
+    g_autoptr(GArray) many = g_array_new(FALSE, FALSE, sizeof(JournalRange));
+    struct stat before, after;
+
+    block_test_begin();
+    g_autofree char *active = test_image("active", 1 << 20);
+    g_autofree char *path = test_path("image.colo");
+    for (uint64_t i = 0; i < 100; i++) {
+        JournalRange r = {i * 4096, i * 4096 + 512};
+
+        g_array_append_val(many, r);
+    }
+    g_assert_true(journal_create(path, 1 << 20, active, "raw", many, &err));
+    g_assert_cmpint(stat(path, &before), ==, 0);
+    signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &old);
+    little = old;
+    little.rlim_cur = before.st_size + 700;
+    setrlimit(RLIMIT_FSIZE, &little);
+    g_assert_false(journal_append(path, many, &err));
+    setrlimit(RLIMIT_FSIZE, &old);
+    g_assert_nonnull(strstr(err->message, "File too large"));
+    g_assert_cmpint(stat(path, &after), ==, 0);
+    g_assert_cmpint(after.st_size, ==, before.st_size);
+    g_clear_error(&err);
+    g_assert_true(journal_append(path, many, &err));
+    block_test_end();
+}
+
 /* The image's storage daemon is killed: the primary's side is told, nothing is served from
  * the image, and it stays marked. */
 static void test_daemon_killed(void)
@@ -728,6 +822,8 @@ int main(int argc, char **argv)
     g_test_add_func("/block/replication/crash/subprocess", crash_child);
     g_test_add_func("/block/replication/journal", test_journal);
     g_test_add_func("/block/replication/journal/subprocess", journal_child);
+    g_test_add_func("/block/replication/journal-flush", test_journal_flush);
+    g_test_add_func("/block/replication/journal-full", test_journal_full);
     g_test_add_func("/block/replication/daemon-killed", test_daemon_killed);
     g_test_add_func("/block/replication/large-commit", test_large_commit);
     return g_test_run();

@@ -109,10 +109,36 @@ static void test_forgets(void)
     block_primary_committed();
     stays();
     /* Alone, nothing is. */
+    activity_log_set_times(100000, 7); /* no round between the two */
     checkpoint(p);
     block_primary_stop();
+    activity_log_set_times(30, 7);
     stays();
     activity_log_set_times(10000, 3000);
+    pair_free(p);
+}
+
+/* That a mirror made the images equal is said for one start: afterwards the secondary may die
+ * between two checkpoints, and its image must not be taken for the mirror's. */
+static void test_mirrored_once(void)
+{
+    Pair *p = pair_new(test_seed(), "raw");
+    BlockNode *quorum = test_node("colo-disk0");
+    bool said[2];
+
+    for (int i = 0; i < 2; i++) {
+        if (i == 0) {
+            quorum->mirrored_to = g_strdup("parent0");
+        }
+        g_autoptr(JsonArray) disks = block_primary_disks();
+        said[i] = json_object_has_member(json_array_get_object_element(disks, 0),
+                                         "mirrored");
+        if (i == 0) {
+            start(p);
+        }
+    }
+    g_assert_true(said[0]);
+    g_assert_false(said[1]);
     pair_free(p);
 }
 
@@ -161,6 +187,7 @@ int main(int argc, char **argv)
     g_test_message("seed %u", test_seed());
     g_test_add_func("/resync/forgets", test_forgets);
     g_test_add_func("/resync/generations", test_generations);
+    g_test_add_func("/resync/mirrored-once", test_mirrored_once);
     g_test_add_func("/resync/silent-peer", test_silent_peer);
     return g_test_run();
 }
