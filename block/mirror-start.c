@@ -259,7 +259,8 @@ static bool mirror_mark(Mirror *m, const char *sync, const DirtyBitmap *peer,
 {
     ActivityLog *log = peer ? source_log(m->source, generation) : NULL;
 
-    m->full = strcmp(sync, "none") != 0 && !peer;
+    m->none = !strcmp(sync, "none");
+    m->full = !m->none && !peer;
     if (m->full) {
         dirty_bitmap_set(m->dirty, 0, m->source->size);
     } else if (peer && log) {

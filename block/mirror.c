@@ -488,7 +488,8 @@ static void guest_excluded(BlockRange *range)
 
         mirror_unhook(m);
         g_free(m->source->mirrored_to);
-        m->source->mirrored_to = nbd ? g_strdup(nbd_client_export(nbd)) : NULL;
+        m->source->mirrored_to =
+            nbd && !m->none ? g_strdup(nbd_client_export(nbd)) : NULL;
         block_front_include(m->source, range);
     }
     flush_target(m, target_flushed);

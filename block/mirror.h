@@ -69,6 +69,7 @@ typedef struct Mirror {
     uint64_t cursor;
     bool first_pass;
     bool full;           /* all of the disk is copied */
+    bool none;           /* sync=none: the target is not the source's equal at the end */
     bool probe;          /* ask for holes, in the first pass */
     bool zeroes;         /* the target can write them by itself */
     bool probing;        /* an answer is awaited */

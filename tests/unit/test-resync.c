@@ -7,6 +7,7 @@
  */
 #include "replication-pair.h"
 #include "../../block/activity-log.h"
+#include "block/job.h"
 
 /* The log of the primary's image. */
 static ActivityLog *primary_log(void)
@@ -64,6 +65,14 @@ static void stays(void)
     }
 }
 
+static bool job_ready(void)
+{
+    g_autoptr(JsonArray) jobs = block_job_query_block();
+
+    return json_array_get_length(jobs) == 1 &&
+           json_object_get_boolean_member(json_array_get_object_element(jobs, 0), "ready");
+}
+
 static void greet(void)
 {
     g_autoptr(JsonArray) disks = block_primary_disks();
@@ -115,6 +124,35 @@ static void test_forgets(void)
     activity_log_set_times(30, 7);
     stays();
     activity_log_set_times(10000, 3000);
+    pair_free(p);
+}
+
+/* Only a mirror that copied everything makes the images equal. */
+static void test_mirrored_all(void)
+{
+    static const char *const sync[] = {"none", "full"};
+    Pair *p = pair_new(test_seed(), "raw");
+
+    for (int i = 0; i < 2; i++) {
+        g_autoptr(GError) err = NULL;
+        g_autoptr(JsonObject) args = test_opts(
+            "device=colo-disk0,job-id=j,mode=existing,format=raw,sync=%s,"
+            "target=nbd+unix:///parent0?socket=%s", sync[i], p->sock);
+
+        block_mirror_start(args, true, &err);
+        g_assert_no_error(err);
+        for (int k = 0; k < 500 && !job_ready(); k++) {
+            g_usleep(10000);
+        }
+        block_job_command("j", BLOCK_JOB_CANCEL, &err);
+        g_assert_no_error(err);
+        for (int k = 0; k < 500 && block_job_exists("j"); k++) {
+            g_usleep(10000);
+        }
+        g_autoptr(JsonArray) disks = block_primary_disks();
+        g_assert_cmpint(json_object_has_member(json_array_get_object_element(disks, 0),
+                                               "mirrored"), ==, i == 1);
+    }
     pair_free(p);
 }
 
@@ -188,6 +226,7 @@ int main(int argc, char **argv)
     g_test_add_func("/resync/forgets", test_forgets);
     g_test_add_func("/resync/generations", test_generations);
     g_test_add_func("/resync/mirrored-once", test_mirrored_once);
+    g_test_add_func("/resync/mirrored-all", test_mirrored_all);
     g_test_add_func("/resync/silent-peer", test_silent_peer);
     return g_test_run();
 }
