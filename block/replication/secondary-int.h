@@ -94,6 +94,7 @@ struct BlockSecondary {
     uint64_t committed;  /* seq of the last barrier */
     uint64_t staged_line; /* up to here entries were moved to @staged */
     unsigned through;    /* write-through requests in flight, from before the start */
+    bool closed;         /* the node has gone; they have not */
 
     LogAccount log;
     uint64_t log_memory; /* option: beyond it entries are spilled */

@@ -81,6 +81,13 @@ static void through_done(BlockRequest *sub, int ret)
 
     g_free(w);
     s->through--;
+    if (s->closed) {
+        if (s->through == 0) {
+            g_free(s);
+        }
+        orig->done(orig, ret);
+        return;
+    }
     if (ret < 0 && s->state != SECONDARY_IDLE) {
         s->errnum = ret;
         secondary_fail(s, "a write of the primary failed: %s", g_strerror(-ret));

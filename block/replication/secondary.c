@@ -57,7 +57,10 @@ static void secondary_close(BlockNode *node)
     g_free(s->peer_generation);
     g_free(s->marker);
     g_free(s->error);
-    g_free(s);
+    s->closed = true;
+    if (s->through == 0) {
+        g_free(s);
+    } /* else through_done() does */
 }
 
 static void secondary_query(BlockNode *node, JsonObject *o)
