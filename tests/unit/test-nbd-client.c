@@ -8,6 +8,8 @@
 #include "block-test.h"
 
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 #define MIB (1024 * 1024)
@@ -36,8 +38,16 @@ static GPid nbdkit(const char *words)
                   G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD | G_SPAWN_STDERR_TO_DEV_NULL,
                   NULL, NULL, &pid, &err);
     g_assert_no_error(err);
-    for (int i = 0; i < 1000 && access(sock, F_OK); i++) {
-        g_usleep(5000);
+    /* The socket is there before it listens. */
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    g_strlcpy(addr.sun_path, sock, sizeof(addr.sun_path));
+    for (int i = 0, r = -1; i < 1000 && r < 0; i++) {
+        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        r = connect(fd, (struct sockaddr *)&addr, sizeof(addr));
+        close(fd);
+        if (r < 0) {
+            g_usleep(5000);
+        }
     }
     return pid;
 }
