@@ -56,7 +56,7 @@ static int take(int guest, uint32_t *number)
 
 static void settle(void)
 {
-    g_usleep(50000);
+    g_usleep(150000); /* a busy machine has other things to do first */
 }
 
 static void end(int outside, int guest)
