@@ -203,6 +203,11 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
         ok = secondary_can_start(s, errp);
         if (s->parent->filename && !s->shared) {
             g_ptr_array_add(markers, g_strconcat(s->parent->filename, ".colo", NULL));
+            if (!g_file_test(s->parent->filename, G_FILE_TEST_IS_REGULAR)) {
+                colo_report("'%s' is no file: the marker '%s.colo' is lost if this host loses "
+                            "power; then copy the whole disk from the other host",
+                            s->parent->filename, s->parent->filename);
+            }
         } else {
             g_ptr_array_add(markers, g_strdup(""));
         }

@@ -397,7 +397,9 @@ void secondary_takeover_begin(BlockSecondary *s)
     s->merge_scan_done = false;
     s->merge_pos = 0;
     if (!s->journaled && s->marker && s->active->filename && s->active->format &&
-        !s->shared && overlay_bytes(s->overlay) > secondary_merge_at_once) {
+        !s->shared && overlay_bytes(s->overlay) > secondary_merge_at_once &&
+        /* What stands beside a device is gone with the power: merge first, then serve. */
+        g_file_test(s->parent->filename, G_FILE_TEST_IS_REGULAR)) {
         snapshot(s);
     }
     s->phase = TAKEOVER_APPLY;
