@@ -17,6 +17,10 @@
  * Invariants. @sent covers every frame that can be unread: the kernel charges at least
  * 768 bytes a datagram to our send buffer, which is set to hold at most SENT_MAX of
  * those. Frames are sent in order; @pending is not empty only when the socket was full.
+ *
+ * A pause leaves the guest's output in the socket: when that is full, the child's NIC
+ * stops sending. It is lifted, and the socket read empty, before the child is stopped: a
+ * NIC that cannot send at a stop loses its frames (RULES 1).
  */
 #include <errno.h>
 #include <limits.h>
@@ -126,17 +130,49 @@ static gboolean port_in(int fd, GIOCondition cond, gpointer opaque)
     return G_SOURCE_CONTINUE;
 }
 
-unsigned child_port_drain(ChildPort *p)
+static unsigned port_drain(ChildPort *p, uint64_t max)
 {
     unsigned total = 0;
     int n;
 
     net_batch_begin();
-    while ((n = port_receive(p)) > 0) {
+    while (total < max && (n = port_receive(p)) > 0) {
         total += n;
     }
     net_batch_end();
     return total;
+}
+
+unsigned child_port_drain(ChildPort *p)
+{
+    return port_drain(p, UINT64_MAX);
+}
+
+void child_port_pause(ChildPort *p, bool pause)
+{
+    if (pause == child_port_paused(p)) {
+        return;
+    }
+    colo_trace(net_child_pause, "%s", pause ? "not read" : "read again");
+    if (pause) {
+        io_source_destroy(&p->in);
+    } else {
+        p->in = io_thread_watch_fd(p->thread, p->fd, G_IO_IN, port_in, p);
+    }
+}
+
+bool child_port_paused(const ChildPort *p)
+{
+    return !p->in;
+}
+
+void child_port_catch_up(ChildPort *p)
+{
+    if (child_port_paused(p)) {
+        child_port_pause(p, false);
+        /* No more fit: what a busy guest adds meanwhile is the watch's. */
+        port_drain(p, child_port_capacity(p) / MIN_CHARGE + RX_BATCH);
+    }
 }
 
 static gboolean port_out(int fd, GIOCondition cond, gpointer opaque)

@@ -69,8 +69,13 @@ unsigned child_port_backlog(ChildPort *p);
 /** Stop feeding; what the child has not read is appended to @back, oldest first. */
 void child_port_hold(ChildPort *p, EntryRing *back);
 void child_port_resume(ChildPort *p);
-/** Read the guest's output until the socket is empty; number of frames. */
+/** Read the guest's output until the socket is empty; number of frames. Paused or not. */
 unsigned child_port_drain(ChildPort *p);
+/** Read the guest's output no more, or again: its NIC waits when the socket is full. */
+void child_port_pause(ChildPort *p, bool pause);
+bool child_port_paused(const ChildPort *p);
+/** End a pause and read at once all that has come in it; without one, nothing. */
+void child_port_catch_up(ChildPort *p);
 void child_port_forget_filter(ChildPort *p, NetFilter *gone, NetFilter *instead);
 
 /* --- Backends --- */

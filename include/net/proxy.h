@@ -47,7 +47,9 @@ bool proxy_start_primary(ProxyTriggerFunc fn, void *opaque, int64_t stream_timeo
                          GError **errp);
 
 /** Stop feeding the guest; frames that QEMU has not read yet are taken back and belong
- * to the next epoch. New input queues (bounded; then dropped before either VM sees it). */
+ * to the next epoch. New input queues (bounded; then dropped before either VM sees it).
+ * A guest that was made to wait may send again: its output is read until the release,
+ * however much is held. */
 void proxy_hold_input(void);
 
 /** Read the guest's output until the child's sockets are empty; number of frames read. */

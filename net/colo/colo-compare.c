@@ -185,7 +185,7 @@ static bool pause_input(ColoCompare *c, Chardev *in, bool primary)
 }
 
 /* Nothing is dropped and memory is bounded: who is too far ahead is not read. A joined
- * chardev cannot be paused; what it brings is bounded by checkpoints. */
+ * chardev cannot be paused: there the guest's own port is (proxy-primary.c). */
 static bool compare_throttle(ColoCompare *c)
 {
     bool waits = false;
@@ -194,6 +194,7 @@ static bool compare_throttle(ColoCompare *c)
     if (c->primary_in && !chardev_peer(c->primary_in)) {
         waits |= pause_input(c, c->primary_in, true);
     }
+    waits |= proxy_throttle_output(c);
     if (c->secondary_in && !chardev_peer(c->secondary_in)) {
         waits |= pause_input(c, c->secondary_in, false);
     }

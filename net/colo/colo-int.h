@@ -103,6 +103,10 @@ bool colo_compare_set(ColoCompare *c, const char *property, JsonNode *value, GEr
 /** Let the engine look at the time, and ask to be called again when it must. */
 void colo_compare_tick(ColoCompare *c);
 
+/** While this side is the primary of a protection: do not read the output of the guest
+ * whose comparison has too much of it, or read it again. Whether it waits. */
+bool proxy_throttle_output(ColoCompare *c);
+
 /* --- notify_dev of colo-compare --- */
 /** c->notify has changed: compare for it, or no longer. */
 void colo_notify_start(ColoCompare *c);

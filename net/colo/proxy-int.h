@@ -66,5 +66,7 @@ uint64_t proxy_new_gap(uint64_t said, uint64_t got, uint64_t *known);
 /** Look for the parts of every NetDev. */
 void proxy_find_links(void);
 void proxy_drop_links(void);
+/** Every guest's output is read again. */
+void proxy_unthrottle(void);
 
 #endif

@@ -272,10 +272,44 @@ void proxy_silence(void)
     }
     int64_t now = g_get_monotonic_time();
     net_set_role(NET_ROLE_SILENT);
+    proxy_unthrottle();
     EACH_LINK (l) {
         if (l->cmp) {
             compare_engine_set_mode(l->cmp->engine, COMPARE_MODE_HOLD, now);
         }
+    }
+}
+
+/* --- Back-pressure on the guest --- */
+
+/* Not while input is held: then the socket has to be empty at the stop that follows, and
+ * what fits into it is let in beyond the bound. The engine has asked for a checkpoint. */
+bool proxy_throttle_output(ColoCompare *c)
+{
+    bool waits = false;
+
+    if (!proxy.primary || net_get_role() != NET_ROLE_PRIMARY) {
+        return false; /* nothing is paused */
+    }
+    EACH_LINK (l) {
+        if (l->cmp == c) {
+            ChildPort *port = l->nd->port;
+            bool wait = !l->nd->held && c->primary_in && chardev_peer(c->primary_in) &&
+                        compare_engine_should_wait(c->engine, true, child_port_paused(port));
+            child_port_pause(port, wait);
+            waits |= wait;
+        }
+    }
+    return waits;
+}
+
+void proxy_unthrottle(void)
+{
+    GPtrArray *nds = netdev_list(); /* a link's may be gone already */
+
+    for (unsigned i = 0; i < nds->len; i++) {
+        NetDev *nd = nds->pdata[i];
+        child_port_pause(nd->port, false);
     }
 }
 

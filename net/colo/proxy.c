@@ -164,6 +164,7 @@ void proxy_find_links(void)
 
 void proxy_drop_links(void)
 {
+    proxy_unthrottle();
     EACH_LINK (l) {
         frame_queue_clear(&l->owed);
         g_clear_pointer(&l->cut_cmp, g_byte_array_unref);
@@ -187,8 +188,9 @@ void proxy_hold_input(void)
 
     for (unsigned i = 0; i < nds->len; i++) {
         NetDev *nd = nds->pdata[i];
-        nd->charge_at_hold = output_charge(nd);
         netdev_hold(nd);
+        child_port_catch_up(nd->port); /* not to pass for output that came since */
+        nd->charge_at_hold = output_charge(nd);
     }
 }
 
