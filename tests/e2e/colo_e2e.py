@@ -35,8 +35,8 @@ import tempfile
 import time
 import traceback
 
-from e2e_guest import (Config, TWIN_MAC, make_fs_image, make_image, primary_command,
-                       secondary_command, unprotected_command)
+from e2e_guest import (Config, TWIN_MAC, disks, image_of, make_fs_image, make_image,
+                       primary_command, secondary_command, unprotected_command)
 from e2e_net import GUEST_IP, TWIN_IP, Network
 from e2e_proc import QMP, Process, QMPError
 
@@ -132,6 +132,8 @@ class Host:
                 raise QMPError("guest not ready in %s s: %s" % (timeout,
                                                                 self.console()[-500:]))
             time.sleep(0.02)
+        found = BAD_CONSOLE.search(self.console())
+        assert not found, "console of host %s: %s" % (self.who, self.console()[-500:])
 
     def close(self):
         if self.qmp:
@@ -236,13 +238,13 @@ class Bed:
             found = BAD_CONSOLE.search(host.console())
             assert not found, "console of host %s: %s" % (host.who, found.group(0))
 
-    def check_image(self, host, log=True):
+    def check_image(self, host, log=True, number=0):
         """The records on a host's image, while no emulator has it open."""
-        path = host.image
+        image = path = image_of(self.cfg, host.dir, host.image, number)
         if self.cfg.disk_format != "raw":
             path = "%s/check.raw" % self.dir
             subprocess.run(["qemu-img", "convert", "-f", self.cfg.disk_format, "-O", "raw",
-                            host.image, path], check=True)
+                            image, path], check=True)
         words = [self.t.client, "--json", "--image", path]
         if log and os.path.exists("%s/acknowledged" % self.dir):
             words += ["--log", "%s/acknowledged" % self.dir]
@@ -295,6 +297,10 @@ class Pair(Bed):
                 self.b.image = self.a.image
             else:
                 shutil.copy(self.a.image, self.b.image)
+        for n in range(1, len(disks(self.cfg))):
+            for host in (self.a, self.b):
+                make_image(image_of(self.cfg, host.dir, host.image, n),
+                           self.cfg.disk_format, self.cfg.disk_mib)
         self.a.spawn(primary_command(self.cfg, self.a.dir, self.a.image))
         # compare1 waits for the secondary: only then is the primary's monitor served.
         self.b.spawn(secondary_command(self.cfg, self.b.dir, self.b.image))
@@ -312,15 +318,17 @@ class Pair(Bed):
         if self.cfg.disk != "none":
             q.cmd("nbd-server-start", {"addr": {"type": "inet", "data": {
                 "host": self.net.listen[(host or self.secondary).who], "port": "9999"}}})
-            q.cmd("nbd-server-add", {"device": "parent0", "writable": True})
+            for n in range(len(disks(self.cfg))):
+                q.cmd("nbd-server-add", {"device": "parent%d" % n, "writable": True})
 
     def attach_disk(self):
-        self.primary.qmp.hmp(
-            "drive_add -n buddy driver=replication,mode=primary,file.driver=nbd,"
-            "file.host=%s,file.port=9999,file.export=parent0,node-name=replication0%s"
-            % (self.secondary.ip, ",shared-disk=on" if self.cfg.shared else ""))
-        self.primary.qmp.cmd("x-blockdev-change",
-                             {"parent": "colo-disk0", "node": "replication0"})
+        for n in range(len(disks(self.cfg))):
+            self.primary.qmp.hmp(
+                "drive_add -n buddy driver=replication,mode=primary,file.driver=nbd,"
+                "file.host=%s,file.port=9999,file.export=parent%d,node-name=replication%d%s"
+                % (self.secondary.ip, n, n, ",shared-disk=on" if self.cfg.shared else ""))
+            self.primary.qmp.cmd("x-blockdev-change", {"parent": "colo-disk%d" % n,
+                                                       "node": "replication%d" % n})
 
     def migrate(self):
         q = self.primary.qmp
@@ -412,9 +420,9 @@ class Pair(Bed):
         if wait_exit:
             q.wait_event("COLO_EXIT", 30)
         begin = time.monotonic()
-        if self.cfg.disk != "none":
-            q.cmd("x-blockdev-change", {"parent": "colo-disk0", "child": "children.1"})
-            q.hmp("drive_del replication0")
+        for n in range(len(disks(self.cfg))):
+            q.cmd("x-blockdev-change", {"parent": "colo-disk%d" % n, "child": "children.1"})
+            q.hmp("drive_del replication%d" % n)
         for name in ("comp0", "iothread1", "m0", "redire0", "redire1"):
             q.cmd("object-del", {"id": name})
         q.cmd("x-colo-lost-heartbeat")

@@ -9,6 +9,7 @@ for addresses, paths and the guest itself.
 
 import dataclasses
 import os
+import struct
 import subprocess
 
 from e2e_net import GUEST_IP, Network
@@ -28,7 +29,9 @@ class Config:
     mem: int = 256              # MiB
     smp: int = 1
     nic: str = "virtio-net-pci"  # or e1000, rtl8139
-    disk: str = "virtio"        # drive interface: virtio, ide, none (no disk)
+    disk: str = "virtio"        # drive interface: virtio, ide, scsi, none (no disk)
+    disk2: str = ""             # of a second replicated disk, with the same records
+    read_only: tuple = ()       # more drives: (interface, "disk" or "cdrom")
     disk_format: str = "raw"    # or qcow2
     disk_mib: int = 64
     fs: bool = False            # the disk holds an ext4, under load
@@ -75,16 +78,67 @@ def make_fs_image(path, fmt, mib):
         os.unlink(raw)
 
 
+def make_read_only_image(path):
+    """4 MiB of blocks that say which they are."""
+    with open(path, "wb") as f:
+        for n in range(1024):
+            f.write(struct.pack("<Q", n * 0x9e3779b97f4a7c15 & (1 << 64) - 1) * 512)
+
+
+def disks(cfg):
+    """Interfaces of the replicated disks; disk N is colo-diskN and parentN."""
+    return [] if cfg.disk == "none" else [cfg.disk] + ([cfg.disk2] if cfg.disk2 else [])
+
+
+def image_of(cfg, rundir, image, n):
+    return image if n == 0 else "%s/disk%d.%s" % (rundir, n, cfg.disk_format)
+
+
+def guest_names(cfg):
+    """What the guest calls its drives, in order: the replicated ones, the others."""
+    next_of = {"vd": 0, "sd": 0, "sr": 0}
+    names = []
+    for interface, media in [(i, "disk") for i in disks(cfg)] + list(cfg.read_only):
+        kind = "sr" if media == "cdrom" else "vd" if interface == "virtio" else "sd"
+        names.append("/dev/%s%s" % (kind, next_of[kind] if kind == "sr" else
+                                    "abcd"[next_of[kind]]))
+        next_of[kind] += 1
+    return names
+
+
+def drive(interface, name, rest, media="disk"):
+    """-drive, and for SCSI the -device."""
+    line = ["-drive", "if=%s,id=%s,%s" % ("none" if interface == "scsi" else interface,
+                                          name, rest)]
+    if interface == "scsi":
+        line += ["-device", "scsi-%s,bus=scsi0.0,drive=%s" % (
+            "cd" if media == "cdrom" else "hd", name)]
+    return line
+
+
+def other_drives(cfg, rundir):
+    """What is only read: each host has its own copy."""
+    line = []
+    for n, (interface, media) in enumerate(cfg.read_only):
+        path = "%s/read-only%d.raw" % (rundir, n)
+        make_read_only_image(path)
+        line += drive(interface, "ro%d" % n, "format=raw,file=%s,%s" % (
+            path, "media=cdrom" if media == "cdrom" else "readonly=on"), media)
+    return line
+
+
 def kernel_command_line(cfg):
-    device = {"virtio": "/dev/vda", "ide": "/dev/sda", "none": ""}[cfg.disk]
+    names = guest_names(cfg)
     words = ["console=ttyS0", "quiet", "loglevel=4", "nokaslr", "mitigations=off",
              "no_timer_check", "tsc=reliable", "random.trust_cpu=on",
              "colo.ip=%s" % cfg.ip, "colo.region=%d" % cfg.region,
              "colo.dirty=%d" % cfg.dirty, "colo.check=%d" % cfg.check,
              "colo.diskrate=%d" % cfg.diskrate, "colo.threads=%d" % cfg.smp,
-             "colo.ata=%d" % (cfg.disk == "ide"), "colo.fs=%d" % cfg.fs]
-    if device:
-        words.append("colo.disk=" + device)
+             "colo.ata=%d" % ("ide" in disks(cfg) + [i for i, _ in cfg.read_only]),
+             "colo.fs=%d" % cfg.fs]
+    words += ["colo.%s=%s" % pair for pair in zip(("disk", "disk2"), names[:len(disks(cfg))])]
+    if cfg.read_only:
+        words.append("colo.read-only=" + ",".join(names[len(disks(cfg)):]))
     return " ".join(words + ([cfg.append] if cfg.append else []))
 
 
@@ -105,6 +159,8 @@ def common(cfg, name, rundir):
         kernel, initrd = build_guest()
         line += ["-kernel", kernel, "-initrd", initrd, "-append", kernel_command_line(cfg),
                  "-device", "%s,id=e0,netdev=hn0,mac=%s,romfile=" % (cfg.nic, cfg.mac)]
+    if "scsi" in disks(cfg) + [interface for interface, _ in cfg.read_only]:
+        line += ["-device", "virtio-scsi-pci,id=scsi0"]
     if cfg.usb:
         line += ["-device", "piix3-usb-uhci", "-device", "usb-tablet"]
     return line
@@ -113,10 +169,10 @@ def common(cfg, name, rundir):
 def unprotected_command(cfg, name, rundir, image):
     """The same guest without COLO, as the measure of everything."""
     line = common(cfg, name, rundir)
-    if cfg.disk != "none":
-        line += ["-drive", "if=%s,id=colo-disk0,format=%s,file=%s" % (
-            cfg.disk, cfg.disk_format, image)]
-    return line + list(cfg.extra)
+    for n, interface in enumerate(disks(cfg)):
+        line += drive(interface, "colo-disk%d" % n, "format=%s,file=%s" % (
+            cfg.disk_format, image_of(cfg, rundir, image, n)))
+    return line + other_drives(cfg, rundir) + list(cfg.extra)
 
 
 def primary_command(cfg, rundir, image, who="a"):
@@ -138,11 +194,12 @@ def primary_command(cfg, rundir, image, who="a"):
                 "outdev=compare_out0,iothread=iothread1" +
                 ("," + cfg.compare if cfg.compare else "")):
         line += ["-object", obj]
-    if cfg.disk != "none":
-        line += ["-drive", "if=%s,id=colo-disk0,driver=quorum,read-pattern=fifo,"
-                 "vote-threshold=1,children.0.file.filename=%s,children.0.driver=%s%s" % (
-                     cfg.disk, image, cfg.disk_format,
-                     ",children.0.cache.direct=on" if cfg.shared else "")]
+    for n, interface in enumerate(disks(cfg)):
+        line += drive(interface, "colo-disk%d" % n, "driver=quorum,read-pattern=fifo,"
+                      "vote-threshold=1,children.0.file.filename=%s,children.0.driver=%s%s" % (
+                          image_of(cfg, rundir, image, n), cfg.disk_format,
+                          ",children.0.cache.direct=on" if cfg.shared else ""))
+    line += other_drives(cfg, rundir)
     return line + ["-S"] + list(cfg.extra) + list(cfg.extra_primary)
 
 
@@ -156,20 +213,23 @@ def secondary_command(cfg, rundir, image, primary="a", who="b"):
                 "filter-redirector,id=f2,netdev=hn0,queue=rx,outdev=red1",
                 "filter-rewriter,id=rew0,netdev=hn0,queue=all"):
         line += ["-object", obj]
-    if cfg.disk != "none":
-        for name in ("active", "hidden"):
-            make_image("%s/secondary-%s.qcow2" % (rundir, name), "qcow2", cfg.disk_mib)
-        line += ["-drive", "if=none,id=parent0,file.filename=%s,driver=%s" % (
-                     image, cfg.disk_format),
-                 "-drive", "if=none,id=childs0,driver=replication,mode=secondary,"
-                 "file.driver=qcow2,top-id=colo-disk0,"
-                 "file.file.filename=%s/secondary-active.qcow2,"
+    for n, interface in enumerate(disks(cfg)):
+        overlays = ["%s/secondary-%s%s.qcow2" % (rundir, name, n or "")
+                    for name in ("active", "hidden")]
+        for path in overlays:
+            make_image(path, "qcow2", cfg.disk_mib)
+        line += ["-drive", "if=none,id=parent%d,file.filename=%s,driver=%s" % (
+                     n, image_of(cfg, rundir, image, n), cfg.disk_format),
+                 "-drive", "if=none,id=childs%d,driver=replication,mode=secondary,"
+                 "file.driver=qcow2,top-id=colo-disk%d,"
+                 "file.file.filename=%s,"
                  "file.backing.driver=qcow2,"
-                 "file.backing.file.filename=%s/secondary-hidden.qcow2,"
-                 "file.backing.backing=parent0%s%s" % (
-                     rundir, rundir, ",shared-disk=on" if cfg.shared else "",
-                     ",shared-fence=" + cfg.shared_fence if cfg.shared_fence else ""),
-                 "-drive", "if=%s,id=colo-disk0,driver=quorum,read-pattern=fifo,"
-                 "vote-threshold=1,children.0=childs0" % cfg.disk]
+                 "file.backing.file.filename=%s,"
+                 "file.backing.backing=parent%d%s%s" % (
+                     n, n, *overlays, n, ",shared-disk=on" if cfg.shared else "",
+                     ",shared-fence=" + cfg.shared_fence if cfg.shared_fence else "")]
+        line += drive(interface, "colo-disk%d" % n, "driver=quorum,read-pattern=fifo,"
+                      "vote-threshold=1,children.0=childs%d" % n)
+    line += other_drives(cfg, rundir)
     return line + ["-incoming", "tcp:%s:9998" % cfg.net.listen[who]] + list(cfg.extra) + \
         list(cfg.extra_secondary)

@@ -119,7 +119,8 @@ static unsigned sysfs_hex(const char *device, const char *attr)
 
 void boot_modules(void)
 {
-    bool virtio = false, e1000 = false, rtl = false, ide = false, ahci = false;
+    bool virtio = false, e1000 = false, rtl = false, ide = false, ahci = false, scsi = false;
+    char more[64] = "";
     DIR *dir = opendir("/sys/bus/pci/devices");
     struct dirent *e;
 
@@ -135,6 +136,7 @@ void boot_modules(void)
         virtio |= vendor == 0x1af4;
         e1000 |= vendor == 0x8086 && device >= 0x1000 && device < 0x1100;
         rtl |= vendor == 0x10ec && device == 0x8139;
+        scsi |= vendor == 0x1af4 && (device == 0x1004 || device == 0x1048);
         ide |= class == 0x0101;
         ahci |= class == 0x0106;
     }
@@ -143,6 +145,9 @@ void boot_modules(void)
     }
     if (virtio) {
         load_list("virtio");
+    }
+    if (scsi) {
+        load_list("scsi");
     }
     if (e1000) {
         load_list("e1000");
@@ -161,6 +166,9 @@ void boot_modules(void)
         if (ahci) {
             load_list("ahci");
         }
+    }
+    if (boot_arg("colo.read-only", more, sizeof(more)) && strstr(more, "/sr")) {
+        load_list("cdrom");
     }
 }
 

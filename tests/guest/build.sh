@@ -94,6 +94,8 @@ if [ ! -s "$initrd" ]; then
     list rtl8139 8139cp 8139too
     list ide ata_piix sd_mod
     list ahci ahci sd_mod
+    list scsi virtio_scsi sd_mod
+    list cdrom sr_mod
     list ext4 crc32c_generic ext4
     # The kernel refuses compressed modules through finit_module without a flag.
     for module in "$root"/modules/*.ko.xz; do

@@ -8,6 +8,9 @@
  * and memory are held against each other (a takeover must bring both from one moment).
  * Zone 1: records written, and made stable, at a client's request: what was acknowledged
  * must be there whatever happens.
+ *
+ * With a second disk every record goes to the first, then to the second, and is read from
+ * both: a takeover must bring all disks and the memory from one moment.
  */
 #include "workload.h"
 #include "pattern.h"
@@ -22,6 +25,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define RO_BLOCKS 1024 /* of a read-only disk: block n is n times a constant, all over */
+
+static int second = -1; /* the second disk */
+static int read_only[4] = {-1, -1, -1, -1};
 static uint64_t *zone0; /* number + 1 of the record in each slot, 0 unknown */
 
 static DiskRecord *record_new(void)
@@ -39,13 +46,25 @@ static bool record_write(int fd, DiskRecord *r, uint64_t zone, uint64_t number)
     uint64_t at = disk_record_offset(workload.disk_size, zone, number);
 
     disk_record_make(r, workload.run, zone, number);
-    if (pwrite(fd, r, sizeof(*r), at) != sizeof(*r) || fdatasync(fd)) {
+    if (pwrite(fd, r, sizeof(*r), at) != sizeof(*r) || fdatasync(fd) ||
+        (second >= 0 && (pwrite(second, r, sizeof(*r), at) != sizeof(*r) || fdatasync(second)))) {
         workload.disk_errors++;
         note_error("disk: write of record %llu: %s", (unsigned long long)number,
                    strerror(errno));
         return false;
     }
     return true;
+}
+
+/* Whether the second disk holds @r there as well. */
+static bool second_agrees(const DiskRecord *r, uint64_t at)
+{
+    DiskRecord *other = record_new();
+    bool ok = pread(second, other, sizeof(*other), at) == sizeof(*other) &&
+              !memcmp(r, other, sizeof(*r));
+
+    free(other);
+    return ok;
 }
 
 static bool record_read(int fd, DiskRecord *r, uint64_t zone, uint64_t number)
@@ -58,13 +77,39 @@ static bool record_read(int fd, DiskRecord *r, uint64_t zone, uint64_t number)
                    strerror(errno));
         return false;
     }
+    if (second >= 0 && !second_agrees(r, at)) {
+        workload.disk_errors++;
+        note_error("disk: record %llu is not the same on the second disk",
+                   (unsigned long long)number);
+        return false;
+    }
     return true;
+}
+
+/* Read block @pick of each disk that is only read. */
+static void read_only_check(uint64_t *block, uint64_t pick)
+{
+    for (int i = 0; i < 4 && read_only[i] >= 0; i++) {
+        uint64_t n = pick % RO_BLOCKS;
+        bool ok = pread(read_only[i], block, DISK_RECORD_SIZE, n * DISK_RECORD_SIZE) ==
+                  DISK_RECORD_SIZE;
+
+        for (size_t k = 0; ok && k < DISK_RECORD_SIZE / sizeof(*block); k++) {
+            ok = block[k] == n * 0x9e3779b97f4a7c15ull;
+        }
+        if (!ok) {
+            workload.disk_errors++;
+            note_error("disk: block %llu of read-only disk %d: %s", (unsigned long long)n, i,
+                       strerror(errno));
+        }
+        workload.ro_checked += ok;
+    }
 }
 
 static void *writer_thread(void *opaque)
 {
     int fd = (int)(intptr_t)opaque;
-    DiskRecord *r = record_new();
+    DiskRecord *r = record_new(), *block = record_new();
     uint64_t slots = disk_zone_slots(workload.disk_size);
     uint64_t number = 0, pick = 1;
 
@@ -95,6 +140,7 @@ static void *writer_thread(void *opaque)
                            (unsigned long long)zone0[slot] - 1);
             }
         }
+        read_only_check((uint64_t *)block, pick >> 20);
         spent = now_us() - start;
         if (spent < 1000000 / rate) {
             usleep(1000000 / rate - spent);
@@ -255,23 +301,65 @@ void disk_serve(int listen_fd)
     start_thread(accept_thread, (void *)(intptr_t)listen_fd, 0);
 }
 
-bool disk_start(void)
+/* Drivers take a moment to bring up their disks. */
+static int disk_open(const char *path, int flags)
 {
     int fd = -1;
 
-    if (!workload.disk[0]) {
-        return true;
-    }
     for (int i = 0; i < 1500 && fd < 0; i++) {
-        fd = open(workload.disk, O_RDWR | O_DIRECT | O_CLOEXEC);
+        fd = open(path, flags | O_DIRECT | O_CLOEXEC);
         if (fd < 0) {
             usleep(10000);
         }
     }
+    return fd;
+}
+
+/* The disks beside the first; false after it told why. */
+static bool disk_open_others(void)
+{
+    char list[sizeof(workload.read_only)], *save = NULL;
+    uint64_t size = 0;
+    int n = 0;
+
+    if (workload.disk2[0]) {
+        second = disk_open(workload.disk2, O_RDWR);
+        if (second < 0 || ioctl(second, BLKGETSIZE64, &size) || size != workload.disk_size) {
+            printf("guest: colo.disk2=%s: %llu bytes: %s\n", workload.disk2,
+                   (unsigned long long)size, strerror(errno));
+            return false;
+        }
+    }
+    strcpy(list, workload.read_only);
+    for (char *p = strtok_r(list, ",", &save); p && n < 4; p = strtok_r(NULL, ",", &save)) {
+        int ro = 0;
+
+        read_only[n] = disk_open(p, O_RDONLY);
+        if (read_only[n] < 0 || ioctl(read_only[n], BLKROGET, &ro) || (!ro && !strstr(p, "/sr"))) {
+            printf("guest: colo.read-only=%s: %s\n", p,
+                   read_only[n] < 0 ? strerror(errno) : "the guest may write it");
+            return false;
+        }
+        n++;
+    }
+    return true;
+}
+
+bool disk_start(void)
+{
+    int fd;
+
+    if (!workload.disk[0]) {
+        return true;
+    }
+    fd = disk_open(workload.disk, O_RDWR);
     if (fd < 0 || ioctl(fd, BLKGETSIZE64, &workload.disk_size) ||
         !disk_zone_slots(workload.disk_size)) {
         printf("guest: colo.disk=%s: %s\n", workload.disk, strerror(errno));
         workload.disk_size = 0;
+        return false;
+    }
+    if (!disk_open_others()) {
         return false;
     }
     if (workload.fs) {

@@ -5,7 +5,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Kernel command line: colo.ip= colo.mask= colo.gw= (static address of eth0),
- * colo.disk=/dev/vda, colo.region=MiB, colo.dirty=MB/s, colo.check=MB/s,
+ * colo.disk=/dev/vda, colo.disk2=/dev/sda (the same records), colo.region=MiB,
+ * colo.read-only=/dev/sr0,/dev/vdb (numbered blocks), colo.dirty=MB/s, colo.check=MB/s,
  * colo.threads=N (memory threads), colo.diskrate=records/s, colo.run=N (stamped on disk
  * records), colo.fs=1 (the disk holds an ext4), colo.ata=0 (no ATA probing), colo.ipv6=1, colo.shell=1 (a shell on ttyS0).
  * With --local the services run as an ordinary process, for trying them without a guest.
@@ -116,14 +117,14 @@ static size_t status(char *out, size_t size)
         "{\"uptime_ms\":%llu,\"dirty_mbs\":%llu,\"check_mbs\":%llu,\"disk_rate\":%llu,"
         "\"mem_written\":%llu,\"mem_checked\":%llu,\"mem_errors\":%llu,"
         "\"disk_size\":%llu,\"disk_written\":%llu,\"disk_checked\":%llu,"
-        "\"disk_acked\":%llu,\"disk_errors\":%llu,\"conns\":%llu,\"tcp_in\":%llu,"
+        "\"disk_acked\":%llu,\"ro_checked\":%llu,\"disk_errors\":%llu,\"conns\":%llu,\"tcp_in\":%llu,"
         "\"tcp_out\":%llu,\"udp\":%llu,\"errors\":%llu,\"first_error\":\"%s\"}\n",
         (unsigned long long)(now_us() - start_us) / 1000,
         (unsigned long long)w->dirty_mbs, (unsigned long long)w->check_mbs,
         (unsigned long long)w->disk_rate, (unsigned long long)w->mem_written,
         (unsigned long long)w->mem_checked, (unsigned long long)w->mem_errors,
         (unsigned long long)w->disk_size, (unsigned long long)w->disk_written,
-        (unsigned long long)w->disk_checked, (unsigned long long)w->disk_acked,
+        (unsigned long long)w->disk_checked, (unsigned long long)w->disk_acked, (unsigned long long)w->ro_checked,
         (unsigned long long)w->disk_errors, (unsigned long long)w->conns,
         (unsigned long long)w->tcp_in, (unsigned long long)w->tcp_out,
         (unsigned long long)w->udp_count,
@@ -165,6 +166,8 @@ static void configure(void)
     workload.disk_rate = boot_arg_number("colo.diskrate", 0);
     workload.run = boot_arg_number("colo.run", 1);
     boot_arg("colo.disk", workload.disk, sizeof(workload.disk));
+    boot_arg("colo.disk2", workload.disk2, sizeof(workload.disk2));
+    boot_arg("colo.read-only", workload.read_only, sizeof(workload.read_only));
     workload.fs = boot_arg_number("colo.fs", 0);
     if (workload.dirty_threads < 1 || workload.dirty_threads > 64) {
         workload.dirty_threads = 1;

@@ -38,12 +38,13 @@ typedef struct Workload {
     uint64_t region_mib;
     unsigned dirty_threads;
     uint64_t run;
-    char disk[64];
+    char disk[64], disk2[64];  /* the second has each record of the first, right after it */
+    char read_only[64];        /* device,device,...: blocks that say which they are */
     bool fs;                   /* it holds a file system (fs.c) */
     uint64_t disk_size;        /* 0: no disk */
     /* counters */
     atomic_ullong mem_written, mem_checked, mem_errors;
-    atomic_ullong disk_written, disk_checked, disk_errors, disk_acked;
+    atomic_ullong disk_written, disk_checked, disk_errors, disk_acked, ro_checked;
     atomic_ullong conns, tcp_in, tcp_out, udp_count;
     char first_error[160];
     atomic_flag error_taken;

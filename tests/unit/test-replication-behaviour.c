@@ -380,6 +380,111 @@ static void secondary_continuous_replication(void)
     pair_free(p);
 }
 
+/* --- Several disks --- */
+
+static char *add_second_disk(Pair *p)
+{
+    g_autoptr(GError) err = NULL;
+    g_autofree char *primary = test_image("primary2.img", SIZE);
+    g_autofree char *active = test_image("active2.img", SIZE);
+    g_autofree char *hidden = test_image("hidden2.img", SIZE);
+    g_autofree char *image = test_image("secondary2.img", SIZE);
+
+    test_add("if=ide,id=colo-disk2,driver=quorum,read-pattern=fifo,vote-threshold=1,"
+             "children.0.file.filename=%s,children.0.driver=raw",
+             primary);
+    test_add("if=none,id=parent2,file.filename=%s,driver=raw", image);
+    test_add("if=none,id=childs2,driver=replication,mode=secondary,file.driver=raw,"
+             "top-id=colo-disk3,file.file.filename=%s,file.backing.driver=raw,"
+             "file.backing.file.filename=%s,file.backing.backing=parent2",
+             active, hidden);
+    test_add("if=ide,id=colo-disk3,driver=quorum,read-pattern=fifo,vote-threshold=1,"
+             "children.0=childs2");
+    block_nbd_server_add("parent2", NULL, true, &err);
+    g_assert_no_error(err);
+    test_add("driver=replication,mode=primary,file.driver=nbd,file.server.type=unix,"
+             "file.server.path=%s,file.export=parent2,node-name=replication2",
+             p->sock);
+    block_change("colo-disk2", NULL, "replication2", &err);
+    g_assert_no_error(err);
+    return g_steal_pointer(&image);
+}
+
+static gboolean arrived_now(gpointer opaque)
+{
+    g_atomic_int_inc((gint *)opaque);
+    return G_SOURCE_REMOVE;
+}
+
+static void check_both(uint8_t byte, const char *image1, const char *image2)
+{
+    settle();
+    g_assert_cmpint(read_byte("colo-disk1"), ==, byte);
+    g_assert_cmpint(read_byte("colo-disk3"), ==, byte);
+    g_assert_cmpint(file_byte(image1), ==, byte);
+    g_assert_cmpint(file_byte(image2), ==, byte);
+}
+
+/* While one disk's writes are on their way nothing is committed on any, in whichever order
+ * the checkpoint names them; nor by a checkpoint that forgets one. */
+static void all_disks_commit_in_one_checkpoint(void)
+{
+    for (int late = 0; late < 2; late++) {
+        g_autoptr(GError) err = NULL;
+        Pair *p = pair_new(1, "raw");
+        g_autofree char *second = add_second_disk(p);
+        BlockBarrier b[2], now[2];
+        gint told = 0;
+
+        begin(p);
+        write_byte("colo-disk0", 0x11);
+        write_byte("colo-disk2", 0x11);
+        g_assert_cmpuint(block_primary_barriers(b, 2), ==, 2);
+        b[late].sequence++; /* the write below, which is late */
+        memcpy(now, b, sizeof(b));
+        now[late].sequence--;
+        BlockWait w;
+        block_wait_init(&w);
+        if (!block_secondary_arrived(now, 2, wake, &w)) {
+            g_assert_cmpint(block_wait(&w, 10000), ==, 0);
+        }
+
+        g_assert_false(block_secondary_arrived(b, 2, arrived_now, &told));
+        for (int order = 0; order < 2; order++) {
+            const BlockBarrier named[2] = {b[order], b[!order]};
+
+            g_assert_false(block_secondary_check(named, 2, NULL));
+            g_assert_false(block_secondary_commit(named, 2, &err));
+            g_assert_nonnull(strstr(err->message, b[late].disk));
+            g_clear_error(&err);
+        }
+        check_both(0, p->image, second);
+        for (int alone = 0; alone < 2; alone++) {
+            g_assert_false(block_secondary_commit(&now[alone], 1, &err));
+            g_assert_nonnull(strstr(err->message, "names 1 disks, but 2"));
+            g_clear_error(&err);
+        }
+        check_both(0, p->image, second);
+        g_assert_cmpint(g_atomic_int_get(&told), ==, 0);
+
+        bool first = !strcmp(b[late].disk, "parent0");
+        write_byte(first ? "colo-disk0" : "colo-disk2", 0x11);
+        for (int i = 0; i < 10000 && !g_atomic_int_get(&told); i++) {
+            g_usleep(1000);
+        }
+        g_assert_cmpint(g_atomic_int_get(&told), ==, 1);
+        block_secondary_commit(b, 2, &err);
+        g_assert_no_error(err);
+        check_both(0x11, p->image, second);
+        /* A takeover drops what no checkpoint took, on both. */
+        write_byte("colo-disk0", 0x22);
+        write_byte("colo-disk2", 0x22);
+        g_assert_true(block_secondary_takeover(&err));
+        check_both(0x11, p->image, second);
+        pair_free(p);
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -398,5 +503,7 @@ int main(int argc, char **argv)
     g_test_add_func("/replication/secondary/get-error", secondary_get_error);
     g_test_add_func("/replication/secondary/continuous-replication",
                     secondary_continuous_replication);
+    g_test_add_func("/replication/disks/commit-in-one-checkpoint",
+                    all_disks_commit_in_one_checkpoint);
     return g_test_run();
 }
