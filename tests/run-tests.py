@@ -347,7 +347,7 @@ def main():
                         help="only tests like unit/packet, qtest/, e2e/failover")
     parser.add_argument("--seed", default=str(secrets.randbelow(10**9)))
     parser.add_argument("--quick", action="store_true", help="each case once")
-    parser.add_argument("--minutes", type=float, default=24,
+    parser.add_argument("--minutes", type=float, default=12,
                         help="stop to repeat end-to-end cases after so long")
     options = parser.parse_args()
     if not os.path.exists(options.build + "/build.ninja"):

@@ -81,6 +81,8 @@ static uint8_t *slow_data;
 static gint slow_error;  /* writes fail with it */
 static gint slow_silent; /* writes are never answered while it is set */
 
+static gint slow_busy;   /* requests under way: their owners must outlive them */
+
 static inline gboolean slow_finish(gpointer opaque)
 {
     BlockRequest *req = opaque;
@@ -90,6 +92,7 @@ static inline gboolean slow_finish(gpointer opaque)
     }
     if (req->op != BLOCK_OP_READ && g_atomic_int_get(&slow_error)) {
         req->done(req, -g_atomic_int_get(&slow_error));
+        g_atomic_int_add(&slow_busy, -1);
         return G_SOURCE_REMOVE;
     }
 
@@ -107,6 +110,7 @@ static inline gboolean slow_finish(gpointer opaque)
         break;
     }
     req->done(req, 0);
+    g_atomic_int_add(&slow_busy, -1);
     return G_SOURCE_REMOVE;
 }
 
@@ -115,6 +119,7 @@ static inline void slow_submit(BlockNode *node, BlockRequest *req)
     GSource *s =
         g_timeout_source_new(req->op == BLOCK_OP_READ ? 0 : g_random_int_range(0, 8));
 
+    g_atomic_int_inc(&slow_busy);
     g_source_set_callback(s, slow_finish, req, NULL);
     g_source_attach(s, io_thread_context(block_thread()));
     g_source_unref(s);
@@ -220,6 +225,10 @@ static inline void pair_free_closed(Pair *p)
 static inline void pair_free(Pair *p)
 {
     block_primary_stop(); /* nothing is noted in what goes now */
+    g_atomic_int_set(&slow_silent, 0);
+    for (int i = 0; i < 5000 && g_atomic_int_get(&slow_busy) > 0; i++) {
+        g_usleep(1000);
+    }
     pair_free_closed(p);
 }
 
