@@ -31,7 +31,6 @@
  * deleted, or x-colo-lost-heartbeat fenced=true) starts it anew.
  */
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "migration/arbiter.h"
@@ -73,14 +72,6 @@ typedef struct Witness {
     bool reachable; /* the last call went through */
 } Witness;
 
-static int64_t boottime_us(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_BOOTTIME, &ts);
-    return ts.tv_sec * G_USEC_PER_SEC + ts.tv_nsec / 1000;
-}
-
 static void set_mode(Witness *w, WitnessMode mode, int64_t revision)
 {
     g_mutex_lock(&w->lock);
@@ -120,7 +111,7 @@ static int64_t speech_end(Witness *w)
 /* A lease with most of its time ahead. */
 static bool fresh_lease(Witness *w, GError **errp)
 {
-    int64_t left = 0, asked = boottime_us();
+    int64_t left = 0, asked = net_boot_us();
 
     if (w->lease && etcd_lease_keepalive(w->etcd, w->lease, &left, errp) && left > 0) {
         w->lease_asked_us = asked;
@@ -128,7 +119,7 @@ static bool fresh_lease(Witness *w, GError **errp)
     } else if (w->lease && left == 0 && errp && *errp) {
         return note_reach(w, false);
     }
-    asked = boottime_us();
+    asked = net_boot_us();
     w->lease = etcd_lease_grant(w->etcd, w->ttl_s, errp);
     w->lease_asked_us = asked;
     return note_reach(w, w->lease != 0);
@@ -313,7 +304,7 @@ static void lose(Witness *w, const EtcdValue *found)
  * alone proves nothing: the key may have been deleted, or forced, by an operator. */
 static void keep(Witness *w)
 {
-    int64_t left = 0, asked = boottime_us();
+    int64_t left = 0, asked = net_boot_us();
     g_auto(EtcdValue) found = {0};
 
     bool ok = etcd_lease_keepalive(w->etcd, w->lease, &left, NULL) &&
@@ -382,7 +373,7 @@ static void witness_describe(Arbiter *a, JsonObject *out)
     json_object_set_int_member(out, "generation", MAX(w->revision, 0));
     json_object_set_boolean_member(out, "reachable", w->reachable);
     if (w->mode == WITNESS_ALONE) {
-        int64_t left = (until - boottime_us()) / 1000;
+        int64_t left = (until - net_boot_us()) / 1000;
         json_object_set_int_member(out, "lease-left", MAX(0, left));
     }
     g_mutex_unlock(&w->lock);

@@ -321,16 +321,19 @@ int64_t net_speaks_until(void)
     return atomic_load(&speak_until);
 }
 
+int64_t net_boot_us(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_BOOTTIME, &ts);
+    return ts.tv_sec * G_USEC_PER_SEC + ts.tv_nsec / 1000;
+}
+
 static bool lease_over(void)
 {
     int64_t until = atomic_load_explicit(&speak_until, memory_order_relaxed);
-    struct timespec ts;
 
-    if (until == 0) {
-        return false;
-    }
-    clock_gettime(CLOCK_BOOTTIME, &ts);
-    return ts.tv_sec * G_USEC_PER_SEC + ts.tv_nsec / 1000 > until;
+    return until != 0 && net_boot_us() > until;
 }
 
 void netdev_output(NetDev *nd, Frame *f)

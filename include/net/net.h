@@ -60,6 +60,9 @@ NetRole net_get_role(void);
  * at the start): the end of a lease. Any thread, no lock.
  */
 void net_speak_until(int64_t boot_us);
+
+/** That clock, now. */
+int64_t net_boot_us(void);
 int64_t net_speaks_until(void);
 
 /**

@@ -15,8 +15,8 @@
 #include "alloc-count.h"
 #include "chardev/chardev.h"
 #include "net-frames.h"
+#include "net-setup.h"
 #include "net/net.h"
-#include "util/options.h"
 
 #define PAYLOAD 10
 #define RECORD (4 + 54 + PAYLOAD)
@@ -24,23 +24,6 @@
 
 static char *dir;
 static int p_fd, s_fd, o_fd;
-
-static void add(const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    g_autofree char *text = g_strdup_vprintf(fmt, ap);
-    va_end(ap);
-    bool dev = g_str_has_prefix(text, "socket,");
-    g_autoptr(JsonObject) o = options_parse(text, dev ? "backend" : "qom-type", NULL);
-    g_autoptr(GError) err = NULL;
-    if (dev) {
-        chardev_new(o, &err);
-    } else {
-        net_object_add(o, &err);
-    }
-    g_assert_no_error(err);
-}
 
 static int connect_to(const char *name)
 {
