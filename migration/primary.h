@@ -9,6 +9,44 @@
 
 #include "migration/colo.h"
 
+/* What one checkpoint carries beside RAM; allocated once. */
+typedef struct Capture {
+    uint8_t *device; /* VMSTATE_IMAGE_MAX bytes */
+    size_t device_len;
+    GBytes *proxy;
+    BlockBarrier barriers[COLO_DISKS_MAX];
+    unsigned n_barriers;
+    bool running;
+    int64_t pause_us;
+    char save_command[400]; /* stop and save, in one write */
+} Capture;
+
+typedef struct Primary {
+    char *uri;
+    Channel *ch;
+    GThread *rx;
+    Capture cap;
+    bool started_rooms; /* block and proxy were told to start */
+} Primary;
+
+/** Buffers of @cap, touched in advance. Pair with capture_clear(). */
+void capture_init(Capture *cap);
+void capture_clear(Capture *cap);
+
+/** Copy what was dirtied so far while the guest runs, so that little is left for the pause. */
+bool capture_prepass(GError **errp);
+
+/** From `stop` to `cont`: all that the checkpoint of @epoch carries. On failure the guest is
+ * let run again all the same. */
+bool capture_paused(Capture *cap, uint64_t epoch, GError **errp);
+
+/** Connect and agree with the secondary, start the rooms and the receiving thread. What was
+ * begun is the caller's to end, on failure, too. */
+bool primary_connect(Primary *p, GError **errp);
+
+/** Send all of RAM while the guest runs, until little is left. */
+bool primary_first_copy(Primary *p, GError **errp);
+
 /** The peer counts as lost from now on; the first reason is kept. Any thread. */
 void primary_lost(const char *why);
 

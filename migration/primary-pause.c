@@ -1,0 +1,204 @@
+/*
+ * The primary's capture: one instant of the guest, taken between `stop` and `cont`.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Used by the checkpoint thread alone. Nothing here waits for the peer, and between `stop`
+ * and `cont` nothing is allocated.
+ */
+#include "migration/primary.h"
+
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "migration/vmstate-image.h"
+#include "net/net.h"
+#include "net/proxy.h"
+#include "util/error.h"
+#include "util/options.h"
+#include "util/trace.h"
+
+#define PREPASS_ROUNDS 4
+#define PREPASS_ENOUGH 256   /* pages: a final pass of this size costs well under 1 ms */
+#define SAVE_TRIES 5
+#define SETTLE_TRIES 64
+
+void capture_init(Capture *cap)
+{
+    memset(cap, 0, sizeof(*cap));
+    cap->device = g_malloc(VMSTATE_IMAGE_MAX);
+    memset(cap->device, 0, 1 << 20); /* no first-touch faults in the pause */
+    g_snprintf(cap->save_command, sizeof(cap->save_command),
+               "{\"execute\":\"stop\",\"id\":\"stop\"}\n"
+               "{\"execute\":\"xen-save-devices-state\",\"arguments\":{\"filename\":"
+               "\"/proc/self/fd/%d\",\"live\":false},\"id\":\"save\"}\n",
+               colo.child.state_fd);
+}
+
+void capture_clear(Capture *cap)
+{
+    g_clear_pointer(&cap->device, g_free);
+    g_clear_pointer(&cap->proxy, g_bytes_unref);
+}
+
+static bool read_device_state(Capture *cap, GError **errp)
+{
+    struct stat st;
+
+    if (fstat(colo.child.state_fd, &st) < 0 || st.st_size == 0 ||
+        st.st_size > VMSTATE_IMAGE_MAX) {
+        colo_error_set(errp, "the emulator's device state has %lld bytes (at most %u fit)",
+                       (long long)st.st_size, VMSTATE_IMAGE_MAX);
+        return false;
+    }
+    cap->device_len = st.st_size;
+    if (pread(colo.child.state_fd, cap->device, cap->device_len, 0) !=
+        (ssize_t)cap->device_len) {
+        colo_error_set(errp, "the emulator's device state cannot be read back");
+        return false;
+    }
+    return true;
+}
+
+/* Read the guest's output socket empty; how many frames were read from it so far, by us
+ * or by the net thread. */
+static uint64_t drain_output(void)
+{
+    net_lock();
+    proxy_drain_output();
+    uint64_t n = proxy_output_frames();
+    net_unlock();
+    return n;
+}
+
+/* Let the emulator send what its NIC still has in its hands: its main loop has looked at
+ * the emptied socket when it answers a command. */
+static bool settle_output(GError **errp)
+{
+    uint64_t before, after = drain_output();
+
+    for (int i = 0; i < SETTLE_TRIES; i++) {
+        before = after;
+        if (!colo_child_command("{\"execute\":\"query-name\",\"id\":\"q\"}\n", "q", errp)) {
+            return false;
+        }
+        after = drain_output();
+        if (after == before) {
+            return true;
+        }
+    }
+    colo_error_set(errp, "the emulator goes on sending frames while it is stopped");
+    return false;
+}
+
+/* Device state and the rest of RAM, of one instant. A NIC that could not send before STOP
+ * does so afterwards and changes its rings and its state under the save (RULES 1). If a
+ * frame came after the save began, or if the socket may have been full, so that one could
+ * still come, all output is waited for and both are repeated. */
+static bool save_stopped(Capture *cap, GError **errp)
+{
+    for (int i = 0; i < SAVE_TRIES; i++) {
+        if (i > 0) {
+            colo.stats.repeated_saves++;
+            if (!settle_output(errp) ||
+                !child_qmp_send(colo.qmp, strchr(cap->save_command, '\n') + 1, errp)) {
+                return false;
+            }
+        } else if (!child_qmp_wait(colo.qmp, "stop", 30000, errp)) {
+            return false;
+        }
+        colo_step("stopped");
+        uint64_t frames = drain_output();
+        if (ram_capture(colo.ram, errp) < 0 ||
+            !child_qmp_wait(colo.qmp, "save", 30000, errp)) {
+            return false;
+        }
+        colo_step("saved");
+        net_lock();
+        bool tight = i == 0 && proxy_output_was_tight();
+        net_unlock();
+        if (drain_output() == frames && !tight) {
+            return true;
+        }
+    }
+    colo_error_set(errp, "the emulator goes on sending frames while it is stopped");
+    return false;
+}
+
+/* Let the guest run again, unless it ended by itself just before the stop. */
+static bool resume(Capture *cap, GError **errp)
+{
+    g_autoptr(GError) err = NULL;
+
+    if (colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", &err)) {
+        return true;
+    }
+    g_autoptr(JsonNode) node = child_qmp_query(
+        colo.qmp, "{\"execute\":\"query-status\",\"id\":\"st\"}\n", "st", NULL);
+    const char *st = node ? options_get_str(json_node_get_object(node), "status", "") : "";
+    if (strcmp(st, "shutdown") == 0 || strcmp(st, "guest-panicked") == 0) {
+        cap->running = false;
+        return true;
+    }
+    g_propagate_error(errp, g_steal_pointer(&err));
+    return false;
+}
+
+bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
+{
+    bool ok;
+
+    net_lock();
+    proxy_hold_input();
+    net_unlock();
+    block_primary_hold(true);
+    colo_step("held");
+    int64_t start = g_get_monotonic_time();
+    ok = child_qmp_send(colo.qmp, cap->save_command, errp) && save_stopped(cap, errp) &&
+         read_device_state(cap, errp);
+    if (ok) {
+        if (epoch == COLO_EPOCH_SAFE) {
+            block_primary_log();
+        }
+        cap->n_barriers = block_primary_barriers(cap->barriers, COLO_DISKS_MAX);
+        net_lock();
+        proxy_cut(epoch);
+        net_unlock();
+        if (colo.opts.verify_ram) {
+            ram_hash(colo.ram);
+        }
+        colo_step("cut");
+    }
+    if (cap->running) {
+        bool cont = resume(cap, ok ? errp : NULL);
+        ok = ok && cont;
+    }
+    cap->pause_us = g_get_monotonic_time() - start;
+    net_lock();
+    proxy_release_input();
+    if (ok) {
+        cap->proxy = proxy_save();
+    }
+    net_unlock();
+    block_primary_hold(false);
+    colo_step("resumed");
+    return ok;
+}
+
+bool capture_prepass(GError **errp)
+{
+    ram_epoch_begin(colo.ram);
+    colo_step("prepass");
+    for (int i = 0; i < PREPASS_ROUNDS; i++) {
+        int64_t n = ram_capture(colo.ram, errp);
+        if (n < 0) {
+            return false;
+        }
+        if (n < PREPASS_ENOUGH) {
+            break;
+        }
+    }
+    return true;
+}
