@@ -16,6 +16,7 @@
 #define COLO_BLOCK_INT_H
 
 #include "block/block.h"
+#include "util/tls.h"
 #include "util/error.h"
 #include "util/io-thread.h"
 #include "util/options.h"
@@ -268,6 +269,15 @@ typedef void (*NbdClientClosedFunc)(void *opaque, const char *why);
 
 /** Connect over @fd (taken) to @export; waits at most @ms. */
 NbdClient *nbd_client_new(int fd, const char *export_name, unsigned ms, GError **errp);
+/** The same over TLS, which libnbd connects itself: to @path, or @host and @port. Blocks up to
+ * @ms; not under the block lock. */
+NbdClient *nbd_client_new_tls(const char *path, const char *host, const char *port,
+                              const char *export_name, TlsCreds *tls, unsigned ms,
+                              GError **errp);
+/** What a second connection to the same server needs: its options, and its TLS or NULL. */
+JsonObject *nbd_client_where(NbdClient *c);
+void nbd_client_set_where(NbdClient *c, JsonObject *where);
+TlsCreds *nbd_client_creds(NbdClient *c);
 void nbd_client_set_closed(NbdClient *c, NbdClientClosedFunc fn, void *opaque);
 void nbd_client_submit(NbdClient *c, BlockRequest *req);
 uint64_t nbd_client_size(NbdClient *c);

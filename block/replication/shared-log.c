@@ -38,9 +38,7 @@
  * protection ends. In LOST nothing can move but by the arbiter's word: over LOST_MAX the
  * guest's writes wait for that.
  */
-#include "shared.h"
-
-#include "log-map.h"
+#include "shared-int.h"
 
 #include <inttypes.h>
 
@@ -51,62 +49,10 @@
 #define FLUSH_SOFT 256
 #define FLUSH_DELAY_MAX 100 /* ms */
 #define PATIENCE_MS 2000
-#define SHARED_DEPTH 16
 
 uint64_t shared_log_hard = 128 * MIB;
 
-typedef enum SharedState {
-    SHARED_PASS,
-    SHARED_LOGGING,
-    SHARED_LOST,
-    SHARED_DRAIN,
-    SHARED_FENCED,
-} SharedState;
-
-struct SharedLog {
-    BlockNode *quorum, *image;
-    BlockNode *file;      /* the raw image itself, for its locks */
-    BlockNode *forwarder; /* or NULL */
-    char *disk;           /* the export's name */
-    SharedState state;
-    LogMap *map; /* of what is not in the image yet */
-    LogAccount account;
-    uint64_t arrived;   /* number of the last logged request */
-    uint64_t committed; /* of the last loaded checkpoint */
-    uint64_t applied;   /* up to here the image has all, flushed */
-    bool dirty;         /* written since the last flush was queued */
-    bool closed;
-    bool stalled_told;
-    unsigned items;     /* in queues and in flight */
-    unsigned in_flight; /* image requests, reads too */
-    GQueue stalled;     /* BlockRequest */
-    int failed;
-};
-
-/* A write, or a flush (@entry NULL). */
-typedef struct SharedItem {
-    SharedLog *log;
-    LogEntry *entry;
-    uint64_t seq;         /* of the log's last write up to here; UINT64_MAX: not forwarded */
-    bool report;          /* after this flush the secondary may forget up to @seq */
-    BlockRequest *client; /* answered when done, or NULL */
-    BlockRequest sub;
-} SharedItem;
-
-/* Room singleton, guarded by the block lock. */
-static struct {
-    GPtrArray *logs; /* SharedLog */
-    GQueue pending;  /* SharedItem: not committed */
-    GQueue ready;    /* SharedItem: to be applied */
-    GQueue flight;   /* SharedItem: being written */
-    bool flushing;
-    unsigned flushes; /* items in queues that are flushes of the guest's */
-    bool asked, blocked;
-    uint64_t progress, progress_seen;
-    GSource *patience;
-} shared;
-
-static void shared_step(void);
+SharedQueues shared;
 
 static const char *state_name(SharedState s)
 {
@@ -115,7 +61,7 @@ static const char *state_name(SharedState s)
     return names[s];
 }
 
-static void set_state(SharedLog *l, SharedState s)
+void shared_set_state(SharedLog *l, SharedState s)
 {
     if (l->state != s) {
         colo_trace(block_shared_state, "%s: %s, %" PRIu64 " bytes", l->quorum->name,
@@ -142,11 +88,12 @@ SharedLog *shared_log_new(BlockNode *quorum, BlockNode *image, GError **errp)
 
     file = file ? file : image;
     if (!block_file_is_direct(file) || file->read_only) {
-        colo_error_set(errp,
-                       "shared-disk=on: '%s' must be a writable raw image with "
-                       "cache.direct=on: what this host keeps in its cache it could still "
-                       "write when the other one has taken over",
-                       image->name);
+        colo_error_set(
+            errp,
+            "shared-disk=on: '%s' must be a writable raw image with "
+            "cache.direct=on: what this host keeps in its cache it could still "
+            "write when the other one has taken over",
+            image->name);
         return NULL;
     }
     if (!block_file_is_owned(file)) {
@@ -168,7 +115,7 @@ SharedLog *shared_log_new(BlockNode *quorum, BlockNode *image, GError **errp)
     return l;
 }
 
-static void log_unref(SharedLog *l)
+void shared_log_unref(SharedLog *l)
 {
     if (!l->closed || l->in_flight) {
         return;
@@ -178,7 +125,7 @@ static void log_unref(SharedLog *l)
     g_free(l);
 }
 
-static void item_free(SharedItem *it)
+void shared_item_free(SharedItem *it)
 {
     SharedLog *l = it->log;
 
@@ -190,7 +137,7 @@ static void item_free(SharedItem *it)
     g_free(it);
 }
 
-static void drop_items(GQueue *q, SharedLog *l)
+void shared_drop_items(GQueue *q, SharedLog *l)
 {
     GList *next;
 
@@ -203,7 +150,7 @@ static void drop_items(GQueue *q, SharedLog *l)
             if (it->client) {
                 block_complete_later(it->client, -ESHUTDOWN);
             }
-            item_free(it);
+            shared_item_free(it);
         }
     }
 }
@@ -217,14 +164,14 @@ void shared_log_close(SharedLog *l)
                     "image",
                     l->quorum->name, l->account.memory);
     }
-    drop_items(&shared.pending, l);
-    drop_items(&shared.ready, l);
+    shared_drop_items(&shared.pending, l);
+    shared_drop_items(&shared.ready, l);
     while ((req = g_queue_pop_head(&l->stalled))) {
         block_complete_later(req, -ESHUTDOWN);
     }
     g_ptr_array_remove(shared.logs, l);
     l->closed = true;
-    log_unref(l);
+    shared_log_unref(l);
     if (shared.logs->len == 0) {
         g_clear_pointer(&shared.logs, g_ptr_array_unref);
         io_source_destroy(&shared.patience);
@@ -309,7 +256,7 @@ static void check_bounds(SharedLog *l)
     }
 }
 
-static void progress(void)
+void shared_progress(void)
 {
     shared.progress++;
     if (shared.blocked && total_bytes() <= SHARED_HARD) {
@@ -320,7 +267,7 @@ static void progress(void)
 
 /* --- Into the queue --- */
 
-static SharedItem *item_new(SharedLog *l, uint64_t seq, BlockRequest *client)
+SharedItem *shared_item_new(SharedLog *l, uint64_t seq, BlockRequest *client)
 {
     SharedItem *it = g_new0(SharedItem, 1);
 
@@ -334,7 +281,7 @@ static SharedItem *item_new(SharedLog *l, uint64_t seq, BlockRequest *client)
 static void add_write(SharedLog *l, GQueue *q, const BlockRequest *req, uint64_t seq,
                       BlockRequest *client)
 {
-    SharedItem *it = item_new(l, seq, client);
+    SharedItem *it = shared_item_new(l, seq, client);
     BlockRequest copy = *req;
 
     if (req->op == BLOCK_OP_WRITE && !req->buf) {
@@ -360,9 +307,9 @@ static void add_flush(SharedLog *l)
     }
     l->dirty = false;
     shared.flushes++;
-    g_queue_push_tail(&shared.pending,
-                      item_new(l, l->state == SHARED_LOGGING ? l->arrived : UINT64_MAX,
-                               NULL));
+    g_queue_push_tail(
+        &shared.pending,
+        shared_item_new(l, l->state == SHARED_LOGGING ? l->arrived : UINT64_MAX, NULL));
 }
 
 void shared_log_forwarded(SharedLog *l, BlockRequest *req, uint64_t seq)
@@ -393,7 +340,7 @@ static void submit_flush(SharedLog *l, BlockRequest *req)
         return;
     }
     if (l->state == SHARED_DRAIN) {
-        g_queue_push_tail(&shared.ready, item_new(l, UINT64_MAX, req));
+        g_queue_push_tail(&shared.ready, shared_item_new(l, UINT64_MAX, req));
         shared_step();
         return;
     }
@@ -412,7 +359,7 @@ static void submit_flush(SharedLog *l, BlockRequest *req)
     g_source_unref(s);
 }
 
-static void submit_write(SharedLog *l, BlockRequest *req)
+void shared_submit_write(SharedLog *l, BlockRequest *req)
 {
     if (l->state == SHARED_DRAIN) {
         add_write(l, &shared.ready, req, UINT64_MAX, req);
@@ -437,100 +384,16 @@ static void submit_write(SharedLog *l, BlockRequest *req)
     block_complete_later(req, 0);
 }
 
-/* --- Reads --- */
-
-typedef struct SharedRead {
-    SharedLog *log;
-    BlockRequest *orig;
-    unsigned left;
-    int ret;
-} SharedRead;
-
-typedef struct SharedPart {
-    SharedRead *read;
-    BlockRequest req;
-} SharedPart;
-
-static void part_done(BlockRequest *req, int ret)
-{
-    SharedPart *part = req->opaque;
-    SharedRead *r = part->read;
-    SharedLog *l = r->log;
-
-    g_free(part);
-    r->ret = ret < 0 ? ret : r->ret;
-    l->in_flight--;
-    block_node_unuse(l->image);
-    if (--r->left == 0) {
-        BlockRequest *orig = r->orig;
-
-        ret = r->ret;
-        g_free(r);
-        orig->done(orig, ret);
-    }
-    log_unref(l);
-}
-
-static void read_image(SharedRead *r, uint64_t start, uint64_t end)
-{
-    SharedPart *part = g_new0(SharedPart, 1);
-
-    part->read = r;
-    part->req = (BlockRequest){.op = BLOCK_OP_READ,
-                               .offset = start,
-                               .bytes = end - start,
-                               .data = r->orig->data + (start - r->orig->offset),
-                               .done = part_done,
-                               .opaque = part};
-    r->left++;
-    r->log->in_flight++;
-    r->log->image->users++;
-    block_submit(r->log->image, &part->req);
-}
-
-static void submit_read(SharedLog *l, BlockRequest *req)
-{
-    SharedRead *r = g_new0(SharedRead, 1);
-    uint64_t pos = req->offset, end = pos + req->bytes;
-
-    r->log = l;
-    r->orig = req;
-    while (pos < end) {
-        LogExtent *x = log_map_next(l->map, pos);
-        uint64_t hole = x ? MIN(MAX(x->start, pos), end) : end;
-
-        if (hole > pos) {
-            read_image(r, pos, hole);
-            pos = hole;
-        }
-        if (pos < end) {
-            uint64_t stop = MIN(x->end, end);
-            uint8_t *to = req->data + (pos - req->offset);
-
-            if (x->entry->buf) {
-                memcpy(to, x->entry->data + (pos - x->entry->start), stop - pos);
-            } else {
-                memset(to, 0, stop - pos);
-            }
-            pos = stop;
-        }
-    }
-    if (r->left == 0) {
-        g_free(r);
-        block_complete_later(req, 0);
-    }
-}
-
 bool shared_log_submit(SharedLog *l, BlockRequest *req)
 {
-    bool logs = l->state == SHARED_LOST || l->state == SHARED_DRAIN ||
-                l->state == SHARED_FENCED;
+    bool logs =
+        l->state == SHARED_LOST || l->state == SHARED_DRAIN || l->state == SHARED_FENCED;
 
     if (req->op == BLOCK_OP_READ) {
         if (log_map_empty(l->map)) {
             return false;
         }
-        submit_read(l, req);
+        shared_submit_read(l, req);
     } else if (req->op == BLOCK_OP_STATUS) {
         BlockExtent e = {.bytes = req->bytes};
 
@@ -551,7 +414,7 @@ bool shared_log_submit(SharedLog *l, BlockRequest *req)
             block_complete_later(req, 0);
         }
     } else if (logs) {
-        submit_write(l, req);
+        shared_submit_write(l, req);
     } else {
         /* In LOGGING: it was forwarded before; the next barrier's release waits for it. */
         return false;
@@ -559,301 +422,9 @@ bool shared_log_submit(SharedLog *l, BlockRequest *req)
     return true;
 }
 
-/* --- Out of the queue, into the image --- */
-
-static void item_end(SharedItem *it, int ret)
-{
-    SharedLog *l = it->log;
-    BlockRequest *client = it->client;
-
-    item_free(it);
-    if (l->state == SHARED_DRAIN && l->items == 0 && !l->closed) {
-        set_state(l, SHARED_PASS);
-    }
-    if (client) {
-        client->done(client, ret);
-    }
-}
-
-/* Nobody else can be told: while protected, protection ends and the item waits for what
- * the arbiter says; alone, the guest's flushes fail from now on. True: the item lives. */
-static bool item_failed(SharedItem *it, int ret)
-{
-    SharedLog *l = it->log;
-    g_autofree char *why =
-        g_strdup_printf("the shared image cannot be %s: %s",
-                        it->entry ? "written" : "flushed", g_strerror(-ret));
-
-    if (l->state == SHARED_LOGGING || l->state == SHARED_LOST) {
-        g_queue_push_head(&shared.ready, it);
-        if (l->forwarder && l->state == SHARED_LOGGING) {
-            block_primary_fail(l->forwarder, why);
-        }
-        shared_log_lost(l);
-        return true;
-    }
-    if (!l->failed && l->state != SHARED_FENCED) {
-        l->failed = ret;
-        colo_report("disk '%s': %s", l->quorum->name, why);
-    }
-    return false;
-}
-
-static void give_up_locks(SharedLog *l)
-{
-    if (l->state == SHARED_FENCED && !l->closed && block_file_is_owned(l->file)) {
-        for (GList *x = shared.flight.head; x; x = x->next) {
-            if (((SharedItem *)x->data)->log == l) {
-                return;
-            }
-        }
-        block_file_own(l->file, false, NULL);
-        colo_trace(block_shared_disowned, "%s", l->file->filename);
-    }
-}
-
-static void item_done(BlockRequest *sub, int ret)
-{
-    SharedItem *it = sub->opaque;
-    SharedLog *l = it->log;
-    bool lives = false;
-
-    if (it->entry) {
-        g_queue_remove(&shared.flight, it);
-    } else {
-        shared.flushing = false;
-    }
-    l->in_flight--;
-    block_node_unuse(l->image);
-    if (ret < 0 && !it->client && !l->closed) {
-        lives = item_failed(it, ret);
-    } else if (ret == 0 && it->report) {
-        l->applied = MAX(l->applied, it->seq);
-        colo_trace(block_shared_applied, "%s: %" PRIu64, l->disk, l->applied);
-    }
-    if (!lives) {
-        if (it->entry) {
-            log_map_remove(l->map, it->entry->start, it->entry->end, it->entry);
-        }
-        item_end(it, ret);
-    }
-    progress();
-    give_up_locks(l);
-    log_unref(l);
-    shared_step();
-}
-
-static void item_start(SharedItem *it)
-{
-    LogEntry *e = it->entry;
-
-    it->sub = (BlockRequest){.op = BLOCK_OP_FLUSH, .done = item_done, .opaque = it};
-    if (e) {
-        it->sub.op = e->buf ? BLOCK_OP_WRITE : BLOCK_OP_ZEROES;
-        it->sub.flags = e->buf ? 0 : BLOCK_REQ_MAY_UNMAP;
-        if (it->client) {
-            it->sub.flags |= it->client->flags & BLOCK_REQ_FUA;
-        }
-        it->sub.offset = e->start;
-        it->sub.bytes = e->end - e->start;
-        it->sub.data = (uint8_t *)e->data;
-        it->sub.buf = e->buf;
-        g_queue_push_tail(&shared.flight, it);
-    } else {
-        shared.flushing = true;
-    }
-    it->log->in_flight++;
-    it->log->image->users++;
-    block_submit(it->log->image, &it->sub);
-}
-
-static bool may_start(SharedItem *it)
-{
-    SharedState s = it->log->state;
-
-    if (shared.flushing || s == SHARED_LOST || s == SHARED_FENCED) {
-        return false;
-    }
-    if (!it->entry) {
-        return g_queue_is_empty(&shared.flight);
-    }
-    for (GList *x = shared.flight.head; x; x = x->next) {
-        SharedItem *other = x->data;
-
-        if (other->log == it->log && other->entry->start < it->entry->end &&
-            it->entry->start < other->entry->end) {
-            return false;
-        }
-    }
-    return shared.flight.length < SHARED_DEPTH;
-}
-
-static void shared_step(void)
-{
-    SharedItem *it;
-
-    while ((it = g_queue_peek_head(&shared.ready)) && may_start(it)) {
-        g_queue_pop_head(&shared.ready);
-        item_start(it);
-    }
-}
-
 void shared_log_lost(SharedLog *l)
 {
     if (l->state == SHARED_LOGGING) {
-        set_state(l, SHARED_LOST);
+        shared_set_state(l, SHARED_LOST);
     }
-}
-
-/* --- replication.h --- */
-
-static const BlockBarrier *barrier_of(const SharedLog *l, const BlockBarrier *b, unsigned n)
-{
-    for (unsigned i = 0; i < n; i++) {
-        if (!g_strcmp0(b[i].disk, l->disk)) {
-            return &b[i];
-        }
-    }
-    return NULL;
-}
-
-void block_primary_log(void)
-{
-    block_lock();
-    for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
-        SharedLog *l = shared.logs->pdata[i];
-
-        if (l->forwarder && (l->state == SHARED_PASS || l->state == SHARED_DRAIN)) {
-            l->arrived = block_primary_sequence(l->forwarder);
-            set_state(l, SHARED_LOGGING);
-        }
-    }
-    block_unlock();
-}
-
-void block_primary_loaded(const BlockBarrier *barriers, unsigned n)
-{
-    SharedItem *it;
-
-    block_lock();
-    for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
-        SharedLog *l = shared.logs->pdata[i];
-        const BlockBarrier *b = barrier_of(l, barriers, n);
-
-        if (b && l->state == SHARED_LOGGING) {
-            l->committed = MAX(l->committed, b->sequence);
-        }
-    }
-    while ((it = g_queue_peek_head(&shared.pending)) && it->seq <= it->log->committed) {
-        g_queue_push_tail(&shared.ready, g_queue_pop_head(&shared.pending));
-    }
-    for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
-        SharedLog *l = shared.logs->pdata[i];
-
-        if (l->state == SHARED_LOGGING && l->committed > l->applied) {
-            SharedItem *report = item_new(l, l->committed, NULL);
-
-            report->report = true;
-            g_queue_push_tail(&shared.ready, report);
-        }
-    }
-    shared.asked = false;
-    progress();
-    shared_step();
-    g_main_context_wakeup(io_thread_context(block_thread()));
-    block_unlock();
-}
-
-unsigned block_primary_applied(BlockBarrier *out, unsigned max)
-{
-    unsigned n = 0;
-
-    block_lock();
-    for (guint i = 0; shared.logs && i < shared.logs->len && n < max; i++) {
-        SharedLog *l = shared.logs->pdata[i];
-
-        if (l->forwarder && l->applied > 0) {
-            g_strlcpy(out[n].disk, l->disk, sizeof(out[n].disk));
-            out[n++].sequence = l->applied;
-        }
-    }
-    block_unlock();
-    return n;
-}
-
-void block_primary_lost(void)
-{
-    block_lock();
-    for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
-        shared_log_lost(shared.logs->pdata[i]);
-    }
-    block_unlock();
-}
-
-void block_primary_fence(void)
-{
-    block_lock();
-    for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
-        SharedLog *l = shared.logs->pdata[i];
-
-        set_state(l, SHARED_FENCED);
-        drop_items(&shared.pending, l);
-        drop_items(&shared.ready, l);
-        give_up_locks(l);
-    }
-    block_unlock();
-}
-
-void block_shared_drain(void)
-{
-    SharedItem *it;
-
-    for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
-        SharedLog *l = shared.logs->pdata[i];
-        BlockRequest *req;
-
-        if (l->state != SHARED_LOGGING && l->state != SHARED_LOST) {
-            continue;
-        }
-        set_state(l, l->items ? SHARED_DRAIN : SHARED_PASS);
-        while ((it = g_queue_pop_head(&shared.pending))) {
-            g_queue_push_tail(&shared.ready, it);
-        }
-        while ((req = g_queue_pop_head(&l->stalled))) {
-            submit_write(l, req);
-        }
-    }
-    shared_step();
-    g_main_context_wakeup(io_thread_context(block_thread()));
-}
-
-bool block_primary_settle(GError **errp)
-{
-    g_autoptr(GPtrArray) nodes = g_ptr_array_new();
-    bool ok = true;
-
-    block_lock();
-    for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
-        SharedLog *l = shared.logs->pdata[i];
-
-        if (l->state == SHARED_DRAIN) {
-            l->quorum->users++;
-            g_ptr_array_add(nodes, l->quorum);
-        }
-    }
-    block_unlock();
-    for (guint i = 0; i < nodes->len; i++) {
-        BlockNode *node = nodes->pdata[i];
-        int r = block_request_sync(node, BLOCK_OP_FLUSH, 0, 0, NULL, 0);
-
-        if (r < 0 && ok) {
-            colo_error_set_errno(errp, -r, "disk '%s': the shared image is not whole",
-                                 node->name);
-            ok = false;
-        }
-        block_lock();
-        block_node_unuse(node);
-        block_unlock();
-    }
-    return ok;
 }
