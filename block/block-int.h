@@ -336,7 +336,7 @@ uint64_t block_primary_sequence(BlockNode *node);
 /** Protection ends, as after an error of its own. */
 void block_primary_fail(BlockNode *node, const char *why);
 /** Tell the controller: a wish for a checkpoint, or @fatal. */
-void block_primary_notify(bool fatal, const char *message);
+bool block_primary_notify(bool fatal, const char *message);
 /** Protection ended, this side goes on: the logs of shared disks flow into their images. */
 void block_shared_drain(void);
 

@@ -164,6 +164,44 @@ static void primary_stop(void)
     pair_free(p);
 }
 
+static gpointer committed_again_and_again(gpointer stop)
+{
+    while (!g_atomic_int_get((int *)stop)) {
+        block_primary_committed();
+    }
+    return NULL;
+}
+
+/* The monitor takes the node out of its quorum and deletes it while the controller is at
+ * work on all of them. ASan and TSan look on. */
+static void primary_taken_away(void)
+{
+    g_autoptr(GError) err = NULL;
+    Pair *p = pair_new(1, "raw");
+    int stop = 0;
+
+    begin(p);
+    write_byte("colo-disk0", 0x11);
+    GThread *t = g_thread_new("committed", committed_again_and_again, &stop);
+    for (int i = 0; i < 20; i++) {
+        g_usleep(2000);
+        block_change("colo-disk0", "replication0", NULL, &err);
+        g_assert_no_error(err);
+        block_node_del("replication0", &err);
+        g_assert_no_error(err);
+        test_add("driver=replication,mode=primary,file.driver=nbd,file.server.type=unix,"
+                 "file.server.path=%s,file.export=parent0,node-name=replication0",
+                 p->sock);
+        block_change("colo-disk0", NULL, "replication0", &err);
+        g_assert_no_error(err);
+    }
+    g_atomic_int_set(&stop, 1);
+    g_thread_join(t);
+    write_byte("colo-disk0", 0x22);
+    g_assert_cmpint(read_byte("colo-disk0"), ==, 0x22);
+    pair_free(p);
+}
+
 static void primary_do_checkpoint(void)
 {
     Pair *p = pair_new(1, "raw");
@@ -492,6 +530,7 @@ int main(int argc, char **argv)
     g_test_add_func("/replication/primary/write", primary_write);
     g_test_add_func("/replication/primary/start", primary_start);
     g_test_add_func("/replication/primary/stop", primary_stop);
+    g_test_add_func("/replication/primary/taken-away", primary_taken_away);
     g_test_add_func("/replication/primary/do-checkpoint", primary_do_checkpoint);
     g_test_add_func("/replication/primary/get-error", primary_get_error);
     g_test_add_func("/replication/primary/bounded-stall", primary_bounded_stall);
