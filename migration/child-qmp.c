@@ -4,8 +4,13 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * QEMU writes each QMP message on one line and puts "id" last; both hold for every QEMU
- * since 2.x and are checked when the greeting is read.
+ * QEMU writes each QMP message on one line; "id" stands last in a success and first in an
+ * error, in every QEMU since 2.x.
+ *
+ * Ids are constants, so that nothing is allocated between stop and cont, and are used again
+ * and again. An answer that nobody waited for (a wait timed out, or a command before it in
+ * one write failed) must not be taken for that of the next command of its id: what was sent
+ * is remembered until its answer has come, and only the latest of an id counts.
  */
 #include "migration/child-qmp.h"
 
@@ -21,6 +26,8 @@
 
 #define LINE_MAX_BYTES (4u << 20)
 #define EVENTS_MAX 32
+#define SENT_MAX 64 /* commands without an answer; the emulator answers in order */
+#define ID_MAX 24
 
 struct ChildQmp {
     int fd;
@@ -29,6 +36,8 @@ struct ChildQmp {
     char *buf;
     unsigned n_events;
     char events[EVENTS_MAX][400]; /* recent events, each cut */
+    unsigned n_sent;
+    char sent[SENT_MAX][ID_MAX]; /* ids of commands without an answer, oldest first */
 };
 
 /* Next line (without its end), or NULL with @errp; borrowed until the next call. */
@@ -80,12 +89,79 @@ static bool line_is_event(const char *line)
     return strncmp(line, "{\"timestamp\"", 12) == 0;
 }
 
+/* What stands before the "error" of an answer to @id. */
+static size_t error_head(char head[80], const char *id)
+{
+    return snprintf(head, 80, "{\"id\": \"%s\", ", id);
+}
+
 static bool line_has_id(const char *line, const char *id)
 {
-    char needle[80];
+    char text[80];
 
-    snprintf(needle, sizeof(needle), "\"id\": \"%s\"", id);
-    return strstr(line, needle) != NULL;
+    if (strncmp(line, text, error_head(text, id)) == 0) {
+        return true;
+    }
+    size_t n = snprintf(text, sizeof(text), ", \"id\": \"%s\"}", id), len = strlen(line);
+    while (len > 0 && g_ascii_isspace(line[len - 1])) {
+        len--;
+    }
+    return len >= n && strncmp(line + len - n, text, n) == 0;
+}
+
+static bool answer_is_error(const char *line, const char *id)
+{
+    char head[80];
+    size_t n = error_head(head, id);
+
+    line += strncmp(line, head, n) == 0 ? n : 1;
+    return strncmp(line, "\"error\"", 7) == 0;
+}
+
+static void drop_sent(ChildQmp *q, unsigned i)
+{
+    memmove(q->sent[i], q->sent[i + 1], sizeof(q->sent[0]) * (--q->n_sent - i));
+}
+
+/* Remember the ids of the commands in @text, a line each: the last "id" of a line. */
+static void note_sent(ChildQmp *q, const char *text)
+{
+    static const char key[] = "\"id\":\"";
+
+    while (*text) {
+        const char *end = strchrnul(text, '\n'), *id = NULL;
+        for (const char *p = text; (p = strstr(p, key)) && p < end;) {
+            p += sizeof(key) - 1;
+            id = p;
+        }
+        if (id) {
+            if (q->n_sent == SENT_MAX) {
+                drop_sent(q, 0);
+            }
+            size_t len = strcspn(id, "\"");
+            g_strlcpy(q->sent[q->n_sent++], id, MIN(len + 1, (size_t)ID_MAX));
+        }
+        text = end + (*end != 0);
+    }
+}
+
+/* Whether the answer @line is to the latest command of @id; it is crossed off. */
+static bool is_latest_answer(ChildQmp *q, const char *line, const char *id)
+{
+    bool latest = false;
+
+    for (unsigned i = 0; i < q->n_sent; i++) {
+        if (!line_has_id(line, q->sent[i])) {
+            continue;
+        }
+        latest = strcmp(q->sent[i], id) == 0;
+        for (unsigned k = i + 1; k < q->n_sent; k++) {
+            latest = latest && strcmp(q->sent[k], id) != 0;
+        }
+        drop_sent(q, i);
+        break;
+    }
+    return latest;
 }
 
 /* The reply line with @id, or NULL. */
@@ -101,7 +177,7 @@ static const char *wait_line(ChildQmp *q, const char *id, int timeout_ms, GError
         }
         if (line_is_event(line)) {
             note_event(q, line);
-        } else if (line_has_id(line, id)) {
+        } else if (is_latest_answer(q, line, id)) {
             return line;
         }
     }
@@ -126,6 +202,7 @@ bool child_qmp_send(ChildQmp *q, const char *text, GError **errp)
 {
     size_t len = strlen(text);
 
+    note_sent(q, text);
     while (len > 0) {
         ssize_t n = send(q->fd, text, len, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) {
@@ -148,7 +225,7 @@ bool child_qmp_wait(ChildQmp *q, const char *id, int timeout_ms, GError **errp)
     if (!line) {
         return false;
     }
-    if (strncmp(line, "{\"error\"", 8) == 0) {
+    if (answer_is_error(line, id)) {
         set_reply_error(line, errp);
         return false;
     }
@@ -203,6 +280,8 @@ bool child_qmp_wait_event(ChildQmp *q, const char *name, const char *needle,
             if (event_matches(line, name, needle)) {
                 return true;
             }
+        } else {
+            is_latest_answer(q, line, "");
         }
     }
 }

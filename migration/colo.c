@@ -34,12 +34,72 @@ const char *colo_state_name(ColoState s)
     return state_names[s];
 }
 
+const char *colo_migration_status(void)
+{
+    switch (colo.state) {
+    case COLO_STATE_SETUP:
+        return "setup";
+    case COLO_STATE_SYNC:
+        return "active";
+    case COLO_STATE_PROTECTED:
+    case COLO_STATE_LOST:
+    case COLO_STATE_FENCED:
+    case COLO_STATE_TAKEOVER:
+        return "colo";
+    default:
+        return !colo.error          ? NULL
+               : colo.was_protected ? "completed"
+               : colo.want_exit     ? "cancelled"
+                                    : "failed";
+    }
+}
+
+static gboolean send_status(gpointer status)
+{
+    JsonObject *data = json_object_new();
+
+    json_object_set_string_member(data, "status", status);
+    monitor_event("MIGRATION", data);
+    return G_SOURCE_REMOVE;
+}
+
+static void say_status_locked(void)
+{
+    const char *status = colo_migration_status();
+
+    if (colo.cap_events && status && g_strcmp0(status, colo.said_status) != 0) {
+        /* In the main thread monitor_event() would send it now, under the lock. */
+        if (g_main_context_is_owner(NULL)) {
+            g_idle_add_full(G_PRIORITY_DEFAULT, send_status, (gpointer)status, NULL);
+        } else {
+            send_status((gpointer)status);
+        }
+    }
+    colo.said_status = status;
+}
+
 void colo_set_state_locked(ColoState s)
 {
     colo_trace(migration_state, "%s -> %s", colo_state_name(colo.state),
                colo_state_name(s));
     colo.state = s;
+    say_status_locked();
     g_cond_broadcast(&colo.cond);
+}
+
+void colo_show_run_state(void)
+{
+    g_mutex_lock(&colo.lock);
+    bool run = !colo.user_paused && !colo.guest_off;
+    bool news = colo.opts.hide_events && colo.mode != COLO_MODE_NONE &&
+                run != colo.shown_running && !colo.guest_off;
+    if (news) {
+        colo.shown_running = run;
+    }
+    g_mutex_unlock(&colo.lock);
+    if (news) {
+        monitor_event(run ? "RESUME" : "STOP", NULL);
+    }
 }
 
 void colo_set_state(ColoState s)
@@ -117,6 +177,9 @@ void colo_finish_run_state(guint n)
         g_ptr_array_add(reqs, g_ptr_array_remove_index(colo.run_state_requests, 0));
     }
     g_mutex_unlock(&colo.lock);
+    if (reqs->len) {
+        colo_show_run_state();
+    }
     for (guint i = 0; i < reqs->len; i++) {
         qmp_request_finish(reqs->pdata[i], NULL, NULL);
     }

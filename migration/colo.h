@@ -55,6 +55,9 @@ typedef struct Colo {
     GMutex lock; /* guards all below */
     GCond cond;  /* anything below changed */
     bool cap_colo;
+    bool cap_events;    /* the "events" capability: MIGRATION is sent */
+    const char *said_status; /* by the last MIGRATION, static text */
+    bool shown_running; /* what the last STOP or RESUME told the user */
     uint64_t checkpoint_delay; /* ms */
     ColoMode mode, last_mode;
     bool was_protected; /* the last migration led to protection */
@@ -95,6 +98,14 @@ extern Colo colo; /* documented global: one virtual machine a process */
 
 const char *colo_mode_name(ColoMode m);
 const char *colo_state_name(ColoState s);
+
+/** Status of the migration as query-migrate names it, or NULL: none was begun. The lock is
+ * held. */
+const char *colo_migration_status(void);
+
+/** The user's STOP or RESUME, where checkpoints' are hidden: send what the last one does not
+ * say. Any thread, without the lock. */
+void colo_show_run_state(void);
 
 /** Change state, tell those who wait, trace; the lock is held. */
 void colo_set_state_locked(ColoState s);

@@ -26,7 +26,7 @@ QmpResult qmp_x_colo_lost_heartbeat(QmpRequest *req, JsonObject *args, JsonNode 
     options_get_bool(args, "fenced", &fenced, NULL);
     g_mutex_lock(&colo.lock);
     if (colo.mode == COLO_MODE_NONE) {
-        why = "VM is not in COLO mode";
+        why = "The feature 'colo' is not enabled"; /* QEMU's words */
     } else if (colo.state == COLO_STATE_FENCED || colo.peer_took_over) {
         why = colo.mode == COLO_MODE_SECONDARY
                   ? "the primary goes on alone: this side must stay silent (quit it)"
@@ -162,6 +162,12 @@ static void on_status(JsonNode *ret, const GError *err, void *opaque)
             json_object_set_string_member(
                 o, "status", waiting ? "inmigrate" : (run ? "running" : "paused"));
         }
+    } else if (copy && colo.mode != COLO_MODE_NONE && !colo.user_paused && !colo.guest_off) {
+        /* It stands still for protection's sake, not for the user's. */
+        JsonObject *o = json_node_get_object(copy);
+        if (!strcmp(options_get_str(o, "status", ""), "paused")) {
+            json_object_set_string_member(o, "status", "colo");
+        }
     }
     g_mutex_unlock(&colo.lock);
     qmp_request_finish(opaque, copy, err ? g_error_copy(err) : NULL);
@@ -268,6 +274,21 @@ bool migration_allows(const char *command, GError **errp)
     return true;
 }
 
+/* Whether the child's STOP or RESUME is shown. Where those of checkpoints are hidden, the
+ * user sees the ones that do as he wishes (an I/O error's stop, too). */
+static bool show_run_state(bool run)
+{
+    g_mutex_lock(&colo.lock);
+    bool hide = colo.opts.hide_events && colo.mode != COLO_MODE_NONE;
+    bool wish = !colo.user_paused && !colo.guest_off;
+    bool show = !hide || (run == wish && run != colo.shown_running);
+    if (show) {
+        colo.shown_running = run;
+    }
+    g_mutex_unlock(&colo.lock);
+    return show;
+}
+
 bool migration_child_event(const char *name, JsonObject *data)
 {
     if (strcmp(name, "SHUTDOWN") == 0 || strcmp(name, "GUEST_PANICKED") == 0) {
@@ -282,8 +303,7 @@ bool migration_child_event(const char *name, JsonObject *data)
         colo.guest_off = colo.guest_exit = false;
         g_mutex_unlock(&colo.lock);
     }
-    if (strcmp(name, "STOP") == 0 || strcmp(name, "RESUME") == 0) {
-        return !(colo.opts.hide_events && colo.mode != COLO_MODE_NONE);
-    }
-    return true;
+    return strcmp(name, "STOP") == 0     ? show_run_state(false)
+           : strcmp(name, "RESUME") == 0 ? show_run_state(true)
+                                         : true;
 }

@@ -14,11 +14,25 @@
 #include "util/error.h"
 #include "util/options.h"
 
-/* An answer of the child that we complete before the user sees it. */
+/* An answer of the child that we complete, or learn from, before the user sees it. */
 typedef struct Patch {
     QmpRequest *req;
     void (*patch)(JsonNode *ret);
 } Patch;
+
+static void events_on(JsonNode *ret)
+{
+    g_mutex_lock(&colo.lock);
+    colo.cap_events = true;
+    g_mutex_unlock(&colo.lock);
+}
+
+static void events_off(JsonNode *ret)
+{
+    g_mutex_lock(&colo.lock);
+    colo.cap_events = false;
+    g_mutex_unlock(&colo.lock);
+}
 
 static void on_patched(JsonNode *ret, const GError *err, void *opaque)
 {
@@ -51,6 +65,7 @@ QmpResult qmp_migrate_set_capabilities(QmpRequest *req, JsonObject *args, JsonNo
     JsonArray *caps = json_object_get_array_member(args, "capabilities");
     g_autoptr(JsonArray) rest = json_array_new();
     int x_colo = -1;
+    void (*learn)(JsonNode *ret) = NULL;
 
     for (guint i = 0; i < json_array_get_length(caps); i++) {
         JsonNode *n = json_array_get_element(caps, i);
@@ -60,6 +75,9 @@ QmpResult qmp_migrate_set_capabilities(QmpRequest *req, JsonObject *args, JsonNo
             x_colo = json_object_get_boolean_member(o, "state");
         } else {
             json_array_add_element(rest, json_node_copy(n));
+        }
+        if (o && strcmp(options_get_str(o, "capability", ""), "events") == 0) {
+            learn = json_object_get_boolean_member(o, "state") ? events_on : events_off;
         }
     }
     if (x_colo >= 0) {
@@ -79,7 +97,7 @@ QmpResult qmp_migrate_set_capabilities(QmpRequest *req, JsonObject *args, JsonNo
     }
     JsonObject *out = json_object_new();
     json_object_set_array_member(out, "capabilities", g_steal_pointer(&rest));
-    return ask_child(req, "migrate-set-capabilities", out, NULL);
+    return ask_child(req, "migrate-set-capabilities", out, learn);
 }
 
 static void patch_capabilities(JsonNode *ret)
@@ -187,6 +205,7 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     colo.peer_may_live = false;
     g_clear_pointer(&colo.peer_failure, g_free);
     g_clear_pointer(&colo.error, g_free);
+    colo.said_status = NULL;
     memset(&colo.stats, 0, sizeof(colo.stats));
     colo_set_state_locked(COLO_STATE_SETUP);
     colo.thread = g_thread_new("colo-ckpt", primary_thread, g_strdup(uri));
@@ -232,27 +251,7 @@ QmpResult qmp_query_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret,
                             GError **errp)
 {
     g_mutex_lock(&colo.lock);
-    const char *status = NULL;
-    switch (colo.state) {
-    case COLO_STATE_SETUP:
-        status = "setup";
-        break;
-    case COLO_STATE_SYNC:
-        status = "active";
-        break;
-    case COLO_STATE_PROTECTED:
-    case COLO_STATE_LOST:
-    case COLO_STATE_FENCED:
-    case COLO_STATE_TAKEOVER:
-        status = "colo";
-        break;
-    default:
-        status = !colo.error            ? NULL
-                 : colo.was_protected   ? "completed"
-                 : colo.want_exit       ? "cancelled"
-                                        : "failed";
-        break;
-    }
+    const char *status = colo_migration_status();
     if (!status) {
         g_mutex_unlock(&colo.lock);
         return QMP_PASS;

@@ -12,8 +12,10 @@
 #include "chardev/chardev.h"
 #include "net/net.h"
 #include "net/proxy.h"
+#include "internal.h"
 #include "qapi-commands.h"
 #include "util/error.h"
+#include "util/options.h"
 
 typedef struct NetdevChange {
     QmpRequest *req;
@@ -119,15 +121,67 @@ QmpResult qmp_netdev_del(QmpRequest *req, JsonObject *args, JsonNode **ret, GErr
     return QMP_PENDING;
 }
 
+static bool chardev_is_ours(const char *id)
+{
+    net_lock();
+    bool yes = chardev_find(id) != NULL;
+    net_unlock();
+    return yes;
+}
+
+static bool refuse_twin(const char *id, GError **errp)
+{
+    colo_error_set(errp, "Chardev with id '%s' already exists", id);
+    return false;
+}
+
+/* Whether the emulator's query-chardev @list has @id. */
+static bool child_has_chardev(JsonNode *list, const char *id)
+{
+    JsonArray *a = list && JSON_NODE_HOLDS_ARRAY(list) ? json_node_get_array(list) : NULL;
+
+    for (guint i = 0; a && i < json_array_get_length(a); i++) {
+        JsonObject *o = json_array_get_object_element(a, i);
+        if (strcmp(options_get_str(o, "label", ""), id) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+typedef struct ChardevAdd {
+    QmpRequest *req;
+    JsonObject *args;
+} ChardevAdd;
+
+static void chardev_add_checked(JsonNode *ret, const GError *err, void *opaque)
+{
+    g_autofree ChardevAdd *add = opaque;
+    GError *failed = NULL;
+    const char *id = json_object_get_string_member(add->args, "id");
+
+    if (child_has_chardev(ret, id)) {
+        refuse_twin(id, &failed);
+    } else {
+        net_lock();
+        chardev_new(add->args, &failed);
+        net_unlock();
+    }
+    qmp_request_finish(add->req, NULL, failed);
+    json_object_unref(add->args);
+}
+
 QmpResult qmp_chardev_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
 {
+    const char *id = json_object_get_string_member(args, "id");
+
     if (!chardev_wants(args)) {
-        return QMP_PASS;
+        return !chardev_is_ours(id) || refuse_twin(id, errp) ? QMP_PASS : QMP_FAILED;
     }
-    net_lock();
-    bool ok = chardev_new(args, errp) != NULL;
-    net_unlock();
-    return ok ? QMP_DONE : QMP_FAILED;
+    ChardevAdd *add = g_new(ChardevAdd, 1);
+    *add = (ChardevAdd){req, json_object_ref(args)};
+    monitor_child_execute("query-chardev", NULL, chardev_add_checked, add);
+    return QMP_PENDING;
 }
 
 QmpResult qmp_chardev_remove(QmpRequest *req, JsonObject *args, JsonNode **ret,
@@ -144,7 +198,9 @@ QmpResult qmp_chardev_remove(QmpRequest *req, JsonObject *args, JsonNode **ret,
 
 static void add_element(JsonArray *array, guint index, JsonNode *node, gpointer opaque)
 {
-    json_array_add_element(opaque, json_node_copy(node));
+    if (!is_private(options_get_str(json_node_get_object(node), "label", ""))) {
+        json_array_add_element(opaque, json_node_copy(node));
+    }
 }
 
 static void chardevs_queried(JsonNode *ret, const GError *err, void *opaque)
@@ -163,6 +219,7 @@ static void chardevs_queried(JsonNode *ret, const GError *err, void *opaque)
         json_array_foreach_element(json_node_get_array(ret), add_element, all);
     }
     json_array_foreach_element(ours, add_element, all);
+    qmp_servers_query(all);
     qmp_request_finish(req, json_node_init_array(json_node_alloc(), all), NULL);
 }
 
@@ -200,6 +257,33 @@ QmpResult qmp_chardev_send_break(QmpRequest *req, JsonObject *args, JsonNode **r
     bool ours = chardev_find(json_object_get_string_member(args, "id")) != NULL;
     net_unlock();
     return ours ? QMP_DONE : QMP_PASS;
+}
+
+QmpResult qmp_announce_self(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    NetAnnounce how = {
+        .id = options_get_str(args, "id", ""),
+        .initial = json_object_get_int_member(args, "initial"),
+        .step = json_object_get_int_member(args, "step"),
+        .max = json_object_get_int_member(args, "max"),
+        .rounds = json_object_get_int_member(args, "rounds"),
+    };
+    JsonArray *nics = json_object_has_member(args, "interfaces")
+                          ? json_object_get_array_member(args, "interfaces") : NULL;
+    guint n = nics ? json_array_get_length(nics) : 0;
+    g_auto(GStrv) names = g_new0(char *, n + 1);
+
+    for (guint i = 0; i < n; i++) {
+        names[i] = g_strdup(json_array_get_string_element(nics, i));
+    }
+    how.nics = n ? names : NULL;
+    net_lock();
+    net_announce_self(&how);
+    bool alone = net_get_role() == NET_ROLE_ALONE;
+    net_unlock();
+    /* The emulator knows a NIC that never sent, and has a virtio guest announce itself;
+     * under protection that would be one twin's doing. */
+    return alone ? QMP_PASS : QMP_DONE;
 }
 
 QmpResult qmp_query_colo_proxy(QmpRequest *req, JsonObject *args, JsonNode **ret,

@@ -9,8 +9,10 @@
  */
 #include <string.h>
 
+#include "internal.h"
 #include "net/net.h"
 #include "qapi-commands.h"
+#include "util/error.h"
 #include "util/options.h"
 #include "util/tls.h"
 
@@ -59,6 +61,15 @@ static bool exists(const char *id)
     return yes;
 }
 
+static bool is_iothread(const char *id)
+{
+    net_lock();
+    g_autoptr(JsonNode) type = net_object_get(id, "type", NULL);
+    net_unlock();
+    return type && JSON_NODE_HOLDS_VALUE(type) &&
+           g_strcmp0(json_node_get_string(type), "iothread") == 0;
+}
+
 /* Ours is a name only; properties such as poll-max-ns matter to the emulator's. */
 static bool add_our_iothread(const char *id, GError **errp)
 {
@@ -79,6 +90,27 @@ static void iothread_added(JsonNode *ret, const GError *err, void *opaque)
         g_autoptr(JsonObject) del = json_object_new();
         json_object_set_string_member(del, "id", id);
         monitor_child_execute("object-del", del, NULL, NULL);
+    }
+    pending_finish(p, ours);
+}
+
+static bool refuse_twin(const char *id, GError **errp)
+{
+    colo_error_set(errp, "attempt to add duplicate property '%s' to object (type "
+                         "'container')", id);
+    return false;
+}
+
+/* @ret: the type of the emulator's object of that id, or none. */
+static void filter_id_checked(JsonNode *ret, const GError *err, void *opaque)
+{
+    Pending *p = opaque;
+    GError *ours = NULL;
+
+    if (ret) {
+        refuse_twin(options_get_str(p->args, "id", ""), &ours);
+    } else {
+        add_ours(p->args, &ours);
     }
     pending_finish(p, ours);
 }
@@ -110,17 +142,29 @@ QmpResult qmp_object_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GErr
         monitor_child_execute("object-add", args, tls_object_added, pending_new(req, args));
         return QMP_PENDING;
     }
+    const char *id = json_object_get_string_member(args, "id");
     net_lock();
     bool wanted = net_object_wants(type);
     net_unlock();
     if (!wanted) {
-        return QMP_PASS;
+        return !exists(id) || is_iothread(id) || refuse_twin(id, errp) ? QMP_PASS : QMP_FAILED;
     }
     if (strcmp(type, "iothread") == 0) {
         monitor_child_execute("object-add", args, iothread_added, pending_new(req, args));
         return QMP_PENDING;
     }
-    return net_object_check(args, errp) && add_ours(args, errp) ? QMP_DONE : QMP_FAILED;
+    if (!net_object_check(args, errp)) {
+        return QMP_FAILED;
+    }
+    if (!strpbrk(id, "/") && !exists(id)) {
+        g_autofree char *path = g_strconcat("/objects/", id, NULL);
+        g_autoptr(JsonObject) get = json_object_new();
+        json_object_set_string_member(get, "path", path);
+        json_object_set_string_member(get, "property", "type");
+        monitor_child_execute("qom-get", get, filter_id_checked, pending_new(req, args));
+        return QMP_PENDING;
+    }
+    return add_ours(args, errp) ? QMP_DONE : QMP_FAILED;
 }
 
 static void iothread_deleted(JsonNode *ret, const GError *err, void *opaque)
@@ -134,15 +178,6 @@ static void iothread_deleted(JsonNode *ret, const GError *err, void *opaque)
         add_our_iothread(json_object_get_string_member(p->args, "id"), NULL);
     }
     pending_finish(p, failed);
-}
-
-static bool is_iothread(const char *id)
-{
-    net_lock();
-    g_autoptr(JsonNode) type = net_object_get(id, "type", NULL);
-    net_unlock();
-    return type && JSON_NODE_HOLDS_VALUE(type) &&
-           g_strcmp0(json_node_get_string(type), "iothread") == 0;
 }
 
 QmpResult qmp_object_del(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
@@ -225,11 +260,17 @@ static void objects_listed(JsonNode *ret, const GError *err, void *opaque)
         qmp_request_finish(req, NULL, err ? g_error_copy(err) : NULL);
         return;
     }
-    JsonNode *all = json_node_copy(ret);
+    JsonArray *theirs = json_node_get_array(ret), *all = json_array_new();
+    for (guint i = 0; i < json_array_get_length(theirs); i++) {
+        JsonNode *n = json_array_get_element(theirs, i);
+        if (!is_private(options_get_str(json_node_get_object(n), "name", ""))) {
+            json_array_add_element(all, json_node_copy(n));
+        }
+    }
     net_lock();
-    net_objects_list(json_node_get_array(all));
+    net_objects_list(all);
     net_unlock();
-    qmp_request_finish(req, all, NULL);
+    qmp_request_finish(req, array_node(all), NULL);
 }
 
 QmpResult qmp_qom_list(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)

@@ -10,7 +10,10 @@
 
 #include "util/trace.h"
 
-#define OWN_PREFIX "qemu-colo-"
+bool is_private(const char *id)
+{
+    return id && g_str_has_prefix(id, "qemu-colo-");
+}
 
 /* Room singleton. */
 static struct {
@@ -33,7 +36,7 @@ static bool is_own(JsonObject *data)
         JsonNode *node = json_object_get_member(data, keys[i]);
         const char *s = node && JSON_NODE_HOLDS_VALUE(node) ? json_node_get_string(node)
                                                             : NULL;
-        if (s && g_str_has_prefix(s, OWN_PREFIX)) {
+        if (is_private(s)) {
             return true;
         }
     }

@@ -69,6 +69,9 @@ void qmp_clients_broadcast(const char *line);
 void qmp_clients_shutdown(unsigned ms);
 
 /* --- servers (server.c) --- */
+
+/* Append what query-chardev says of them. */
+void qmp_servers_query(JsonArray *out);
 void qmp_servers_shutdown(void);
 
 /* --- the emulator (child.c) --- */
@@ -85,6 +88,10 @@ bool child_has_oob(void);
 void child_forward(QmpRequest *req);
 
 /* --- events (events.c) --- */
+
+/* Whether @id is of a thing that we made in the emulator for ourselves. */
+bool is_private(const char *id);
+
 void events_from_child(JsonSpan text);
 
 #endif

@@ -38,6 +38,7 @@ struct QmpServer {
 static GList *servers;
 
 static void watch_accept(QmpServer *s);
+static JsonObject *parse_spec(const char *spec, GError **errp);
 
 static void server_free(QmpServer *s)
 {
@@ -58,6 +59,45 @@ static void server_free(QmpServer *s)
 void qmp_servers_shutdown(void)
 {
     g_list_free_full(g_steal_pointer(&servers), (GDestroyNotify)server_free);
+}
+
+/* "unix:PATH,server=on" and the like, as QEMU writes it. */
+static char *server_address(QmpServer *s, JsonObject *o)
+{
+    bool server = false;
+    g_autofree char *where = NULL;
+
+    options_get_bool(o, "server", &server, NULL);
+    if (json_object_has_member(o, "path")) {
+        where = g_strdup_printf("unix:%s", options_get_str(o, "path", ""));
+    } else if (json_object_has_member(o, "port")) {
+        where = g_strdup_printf("tcp:%s:%s", options_get_str(o, "host", ""),
+                                options_get_str(o, "port", ""));
+    } else {
+        where = g_strdup(json_object_has_member(o, "fd") ? "unix:" : "stdio");
+    }
+    return g_strdup_printf("%s%s%s", s->client ? "" : "disconnected:", where,
+                           server ? ",server=on" : "");
+}
+
+void qmp_servers_query(JsonArray *out)
+{
+    unsigned n = 0;
+
+    for (GList *l = servers; l; l = l->next) {
+        QmpServer *s = l->data;
+        g_autoptr(JsonObject) o = parse_spec(s->spec, NULL);
+        g_autofree char *compat = g_strdup_printf("compat_monitor%u", n);
+        g_autofree char *address = server_address(s, o);
+        const char *id = options_get_str(o, "id", NULL);
+        JsonObject *c = json_object_new();
+
+        n += id == NULL; /* of -qmp; -chardev has a name */
+        json_object_set_boolean_member(c, "frontend-open", TRUE);
+        json_object_set_string_member(c, "filename", address);
+        json_object_set_string_member(c, "label", id ? id : compat);
+        json_array_add_object_element(out, c);
+    }
 }
 
 static void client_left(void *opaque)

@@ -101,6 +101,12 @@ void announce_table_free(AnnounceTable *t);
 /** Learn the sender of a guest's frame. */
 void announce_learn(AnnounceTable *t, const Frame *f);
 void announce_set_mac(AnnounceTable *t, const uint8_t mac[6]);
+/** Announce the addresses of the NICs @names (NULL-terminated; NULL: of all), once, where
+ * this side's role lets it speak. */
+void announce_nics(char **names);
+/** End all of net_announce_self(). */
+void announce_self_shutdown(void);
+
 /** Call @fn with each announcement (taking it). */
 void announce_each(AnnounceTable *t, void (*fn)(Frame *f, void *opaque), void *opaque);
 
@@ -120,6 +126,7 @@ typedef struct NetDevStats {
 
 struct NetDev {
     char *id;
+    char *nic; /* -device id=, or NULL */
     const NetBackend *ops;
     void *backend;
     ChildPort *port;

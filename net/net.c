@@ -405,15 +405,22 @@ static void announce_output(Frame *f, void *opaque)
     netdev_output(opaque, f);
 }
 
-static void announce_now(void)
+void announce_nics(char **names)
 {
     if (net.role != NET_ROLE_ALONE && net.role != NET_ROLE_PRIMARY) {
         return;
     }
     for (unsigned i = 0; i < net.netdevs->len; i++) {
         NetDev *nd = net.netdevs->pdata[i];
-        announce_each(nd->addrs, announce_output, nd);
+        if (!names || (nd->nic && g_strv_contains((const char *const *)names, nd->nic))) {
+            announce_each(nd->addrs, announce_output, nd);
+        }
     }
+}
+
+static void announce_now(void)
+{
+    announce_nics(NULL);
 }
 
 static gboolean announce_again(gpointer opaque)
@@ -490,6 +497,7 @@ static void netdev_free(NetDev *nd)
     announce_table_free(nd->addrs);
     g_ptr_array_unref(nd->filters);
     g_free(nd->id);
+    g_free(nd->nic);
     g_free(nd);
 }
 
@@ -588,6 +596,12 @@ char *netdev_child_option(NetDev *nd)
                            netdev_child_fd(nd));
 }
 
+void netdev_set_nic(NetDev *nd, const char *nic)
+{
+    g_free(nd->nic);
+    nd->nic = g_strdup(nic);
+}
+
 void netdev_set_mac(NetDev *nd, const uint8_t mac[6])
 {
     nd->has_mac = true;
@@ -608,6 +622,7 @@ void net_shutdown(void)
         }
     }
     io_source_destroy(&net.announce_timer);
+    announce_self_shutdown();
     while (net.netdevs->len) {
         NetDev *nd = net.netdevs->pdata[net.netdevs->len - 1];
         g_ptr_array_remove(net.netdevs, nd);

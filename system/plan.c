@@ -255,6 +255,9 @@ static bool take_device(Plan *plan, const char *text, GString *devices, GError *
         uint8_t bytes[6] = {m[0], m[1], m[2], m[3], m[4], m[5]};
         netdev_set_mac(nd, bytes);
     }
+    if (nd) {
+        netdev_set_nic(nd, options_get_str(d, "id", NULL));
+    }
     net_unlock();
     g_string_append_printf(devices, "%s%s", devices->len ? " " : "", driver);
     plan_arg(plan, "-device");

@@ -123,6 +123,20 @@ JsonArray *net_type_properties(const char *type);
 /** Append a {name, type: "child<...>"} for each filter and comparison. */
 void net_objects_list(JsonArray *out);
 
+/** Its NIC's name (-device id=), as announce-self knows it. */
+void netdev_set_nic(NetDev *nd, const char *nic);
+
+/** announce-self: times in ms. */
+typedef struct NetAnnounce {
+    const char *id;  /* one with the same id is ended */
+    int64_t initial, step, max, rounds;
+    char **nics; /* names; NULL: all */
+} NetAnnounce;
+
+/** Announce as net_announce() does, @rounds times: now, after @initial ms, then each time
+ * @step ms later than before, at most @max. Copies @how. */
+void net_announce_self(const NetAnnounce *how);
+
 /** Announce every guest MAC and address seen (GARP, unsolicited NA, RARP), now and a few
  * times more. */
 void net_announce(void);

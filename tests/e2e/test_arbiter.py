@@ -193,7 +193,7 @@ def both_told_at_once(t):
                 host.qmp.cmd("x-colo-lost-heartbeat")
             except QMPError as e:
                 assert "stay silent" in str(e) or "under way" in str(e) or \
-                    "not in COLO mode" in str(e), e
+                    "'colo' is not enabled" in str(e), e
         p.a.qmp.wait_for("a decision", lambda q: p.state(p.a) in ("alone", "fenced"), 20)
         server = p.a if p.state(p.a) == "alone" else p.b
         loser = p.b if server is p.a else p.a

@@ -39,7 +39,7 @@ def ids_come_back(b):
 @case
 def commands_of_ours_complain(b):
     host = b.primary()
-    has_words(host.error("x-colo-lost-heartbeat"), "not in COLO mode")
+    has_words(host.error("x-colo-lost-heartbeat"), "'colo' is not enabled")
     has_words(host.error("xen-colo-do-checkpoint"), "not a COLO primary")
     has_words(host.error("migrate", {"url": "tcp:x"}), "url|uri")
     has_words(host.error("migrate-set-parameters", {"x-checkpoint-delay": "soon"}),
@@ -122,7 +122,7 @@ def primary_goes_on_alone(b):
     primary.cmd("x-colo-lost-heartbeat")
     primary.wait_state("alone")
     assert primary.runs()
-    has_words(primary.error("x-colo-lost-heartbeat"), "not in COLO mode")
+    has_words(primary.error("x-colo-lost-heartbeat"), "'colo' is not enabled")
     again = b.secondary(*b.rom)
     b.protect(primary, again)
     primary.cmd("x-colo-lost-heartbeat")
@@ -174,8 +174,46 @@ def checkpoints_show_stop_and_resume(b):
 
 @case
 def checkpoint_events_can_be_hidden(b):
+    """Those of checkpoints: the user's own pause is told, once, before its answer."""
     primary, seen = pauses(b, "checkpoint-events=off")
     assert seen == [0, 0], seen
+    primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 30})
+    before = [len(primary.events(n)) for n in ("STOP", "RESUME")]
+    for n in range(1, 6):
+        primary.cmd("stop")
+        assert len(primary.events("STOP")) == before[0] + n
+        time.sleep(b.rng.random() * 0.1)
+        assert len(primary.events("RESUME")) == before[1] + n - 1
+        primary.cmd("cont")
+        assert len(primary.events("RESUME")) == before[1] + n
+        time.sleep(b.rng.random() * 0.1)
+    assert len(primary.events("STOP")) == before[0] + 5
+
+
+@case
+def migration_events_need_the_capability(b):
+    """As in QEMU: one a status, on a side whose capability "events" is on."""
+    primary, secondary = b.primary(*b.rom), b.secondary(*b.rom)
+    events = {"capabilities": [{"capability": "events", "state": True}]}
+    has_words(primary.error("migrate-set-capabilities", {"capabilities": [
+        {"capability": "events"}]}), "state")
+    primary.cmd("migrate-set-capabilities", events)
+    b.protect(primary, secondary)
+    primary.cmd("x-colo-lost-heartbeat")
+    primary.wait_state("alone")
+
+    def said(host):
+        return [e["data"]["status"] for e in host.events("MIGRATION")]
+    primary.wait("events", lambda: "completed" in said(primary), 5)
+    assert said(primary) == ["setup", "active", "colo", "completed"], said(primary)
+    assert said(secondary) == [], said(secondary)
+    secondary.close()
+    again = b.secondary(*b.rom)
+    again.cmd("migrate-set-capabilities", events)
+    b.protect(primary, again)
+    again.wait("events", lambda: "colo" in said(again), 5)
+    assert said(again) == ["setup", "active", "colo"], said(again)
+    assert primary.run_state() == again.run_state() == "running"
 
 
 @case
