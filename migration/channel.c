@@ -296,7 +296,8 @@ static bool check_header(Channel *c, uint32_t *len, GError **errp)
     if (get_be(c->buf, 4) != CHANNEL_MAGIC ||
         get_be(c->buf + 12, 4) != crc32(0, c->buf, 12)) {
         colo_error_set(errp, "the peer does not speak qemu-colo's protocol (is the port "
-                             "that of another program, or of stock QEMU's COLO?)");
+                             "that of another program, or does stock QEMU's COLO, or a plain "
+                             "migration, come from there?)");
         return false;
     }
     if (get_be(c->buf + 6, 2) != CHANNEL_FORMAT) {

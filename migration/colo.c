@@ -231,6 +231,32 @@ static bool learn_identity(GError **errp)
     return true;
 }
 
+static bool attach_child(GError **errp)
+{
+    const MigrationChild *child = &colo.child;
+
+    colo.qmp = child_qmp_new(child->qmp_fd, errp);
+    if (!colo.qmp || !check_blockers(errp) || !learn_identity(errp)) {
+        return false;
+    }
+    colo.tracker = tracker_new(child->pid, child->ram_fd, child->ram_size, errp);
+    if (!colo.tracker) {
+        return false;
+    }
+    colo.ram = ram_new(child->ram_fd, child->ram_size, colo.tracker, errp);
+    return colo.ram != NULL;
+}
+
+bool colo_restart_child(bool incoming, GError **errp)
+{
+    colo_trace(migration_restart_child, "%s-incoming", incoming ? "" : "no ");
+    g_clear_pointer(&colo.ram, ram_free);
+    g_clear_pointer(&colo.tracker, tracker_free);
+    g_clear_pointer(&colo.qmp, child_qmp_free);
+    return colo.opts.restart_child(incoming, &colo.child, errp) && attach_child(errp) &&
+           colo.opts.seal_child(errp);
+}
+
 bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
                     GError **errp)
 {
@@ -242,39 +268,30 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
     colo.reason = "none";
     colo.run_state_requests = g_ptr_array_new();
     colo.user_paused = child->start_paused;
-    colo.state = child->incoming ? COLO_STATE_WAITING : COLO_STATE_ALONE;
+    colo.state = child->waits ? COLO_STATE_WAITING : COLO_STATE_ALONE;
+    colo.plain_incoming = child->incoming && !child->waits;
     if (opts->die_at) {
         block_replication_set_step(colo_step);
     }
-    colo.qmp = child_qmp_new(child->qmp_fd, errp);
-    if (!colo.qmp || !check_blockers(errp) || !learn_identity(errp)) {
-        return false;
-    }
-    colo.tracker = tracker_new(child->pid, child->ram_fd, child->ram_size, errp);
-    if (!colo.tracker) {
-        return false;
-    }
-    colo.ram = ram_new(child->ram_fd, child->ram_size, colo.tracker, errp);
-    if (!colo.ram || !arbiter_new(opts->colo, opts->vm, &colo.arbiter, errp)) {
+    if (!attach_child(errp) || !arbiter_new(opts->colo, opts->vm, &colo.arbiter, errp)) {
         return false;
     }
     /* Last: what owns the guest serves it. */
-    return child->incoming || !colo.arbiter || !colo.arbiter->class->claim ||
+    return child->waits || !colo.arbiter || !colo.arbiter->class->claim ||
            colo.arbiter->class->claim(colo.arbiter, errp);
 }
 
 bool migration_listen(const char *uri, GError **errp)
 {
+    colo.mode = COLO_MODE_SECONDARY;
     if (strcmp(uri, "defer") == 0) {
-        colo_error_set(errp, "-incoming defer: not supported together with COLO options; "
-                             "give tcp:host:port or unix:path");
-        return false;
+        colo.deferred = true;
+        return true;
     }
     int fd = channel_listen(uri, errp);
     if (fd < 0) {
         return false;
     }
-    colo.mode = COLO_MODE_SECONDARY;
     colo.thread = g_thread_new("colo-in", secondary_thread, GINT_TO_POINTER(fd));
     return true;
 }

@@ -58,6 +58,8 @@ typedef struct Colo {
     bool cap_events;    /* the "events" capability: MIGRATION is sent */
     const char *said_status; /* by the last MIGRATION, static text */
     bool shown_running; /* what the last STOP or RESUME told the user */
+    bool deferred;       /* -incoming defer, and no migrate-incoming yet */
+    bool plain_incoming; /* a migration of the emulator's own comes, or may come, in */
     uint64_t checkpoint_delay; /* ms */
     ColoMode mode, last_mode;
     bool was_protected; /* the last migration led to protection */
@@ -132,6 +134,23 @@ bool colo_child_command(const char *text, const char *id, GError **errp);
 
 /** Answer the first @n of the users' stop and cont that waited for a checkpoint. */
 void colo_finish_run_state(guint n);
+
+/** Another emulator in place of one whose guest has never run. Main thread; no other may use
+ * the child's QMP, RAM or tracker. */
+bool colo_restart_child(bool incoming, GError **errp);
+
+/** Whether connection @fd is the first of a plain migration, wanted here. */
+bool plain_comes(int fd);
+
+/** Give it, and those that follow on @listen_fd (which stays the caller's), to an emulator
+ * that can take it; returns when they were all connected. */
+void plain_serve(int listen_fd, int fd);
+
+/** The guest is an ordinary one from now on: nobody's twin. */
+void plain_begin(void);
+
+/** Whether a plain migration is still coming in; asks the emulator. Main thread. */
+bool plain_pending(void);
 
 /** The role threads' bodies. */
 gpointer primary_thread(gpointer uri);

@@ -115,7 +115,9 @@ static QmpResult change_run_state(QmpRequest *req, bool pause, GError **errp)
     QmpResult r = QMP_PASS;
 
     g_mutex_lock(&colo.lock);
-    if (colo.mode == COLO_MODE_SECONDARY) {
+    if (colo.mode == COLO_MODE_SECONDARY && colo.child.incoming) {
+        /* No twin yet: the emulator notes it for the end of a plain migration. */
+    } else if (colo.mode == COLO_MODE_SECONDARY) {
         colo_error_set(errp, "this is the secondary: its guest follows the primary's");
         r = QMP_FAILED;
     } else if (colo.state == COLO_STATE_FENCED) {
@@ -301,6 +303,12 @@ bool migration_child_event(const char *name, JsonObject *data)
     if (strcmp(name, "RESET") == 0) {
         g_mutex_lock(&colo.lock);
         colo.guest_off = colo.guest_exit = false;
+        g_mutex_unlock(&colo.lock);
+    }
+    if (strcmp(name, "RESUME") == 0 && colo.mode == COLO_MODE_NONE) {
+        g_mutex_lock(&colo.lock);
+        colo.user_paused = colo.plain_incoming ? false : colo.user_paused;
+        colo.plain_incoming = false;
         g_mutex_unlock(&colo.lock);
     }
     return strcmp(name, "STOP") == 0     ? show_run_state(false)

@@ -7,6 +7,7 @@
  * Handlers run in the main thread. Without x-colo a migration is the emulator's own.
  */
 #include <string.h>
+#include <unistd.h>
 
 #include "migration/colo.h"
 #include "monitor/monitor.h"
@@ -191,6 +192,10 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
                              "x-colo, not '%s'", uri);
         return QMP_FAILED;
     }
+    if (plain_pending()) {
+        colo_error_set(errp, "Guest is waiting for an incoming migration");
+        return QMP_FAILED;
+    }
     if (colo.thread) {
         g_thread_join(g_steal_pointer(&colo.thread)); /* it has ended: state is ALONE */
     }
@@ -272,10 +277,49 @@ QmpResult qmp_query_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret,
     return QMP_DONE;
 }
 
+static void on_incoming(JsonNode *ret, const GError *err, void *opaque)
+{
+    if (!err) {
+        plain_begin();
+    }
+    qmp_request_finish(opaque, NULL, err ? g_error_copy(err) : NULL);
+}
+
 QmpResult qmp_migrate_incoming(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                GError **errp)
 {
-    colo_error_set(errp, "'-incoming' must be specified on the command line with COLO "
-                         "options (tcp:host:port or unix:path)");
-    return QMP_FAILED;
+    const char *uri = options_get_str(args, "uri", "");
+
+    g_mutex_lock(&colo.lock);
+    bool x_colo = colo.cap_colo, deferred = colo.deferred;
+    bool waits = colo.state == COLO_STATE_WAITING;
+    g_mutex_unlock(&colo.lock);
+    if (!deferred) {
+        colo_error_set(errp, waits || colo.child.incoming
+                                 ? "The incoming migration has already been started"
+                                 : "'-incoming' was not specified on the command line");
+        return QMP_FAILED;
+    }
+    if (!x_colo) {
+        monitor_child_execute("migrate-incoming", args, on_incoming, req);
+        return QMP_PENDING;
+    }
+    if (!g_str_has_prefix(uri, "tcp:") && !g_str_has_prefix(uri, "unix:")) {
+        colo_error_set(errp, "Parameter 'uri' expects tcp:host:port or unix:path with "
+                             "x-colo, not '%s'", uri);
+        return QMP_FAILED;
+    }
+    /* The port first: an error of it can be mended by another try. */
+    int fd = channel_listen(uri, errp);
+    if (fd < 0) {
+        return QMP_FAILED;
+    }
+    if (!colo_restart_child(false, errp)) {
+        close(fd);
+        colo.opts.guest_shutdown(1);
+        return QMP_FAILED;
+    }
+    colo.deferred = false;
+    colo.thread = g_thread_new("colo-in", secondary_thread, GINT_TO_POINTER(fd));
+    return QMP_DONE;
 }

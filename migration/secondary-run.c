@@ -129,6 +129,10 @@ static Channel *wait_primary(int listen_fd)
         if (fd < 0) {
             continue;
         }
+        if (plain_comes(fd)) {
+            plain_serve(listen_fd, fd);
+            return NULL;
+        }
         colo_set_state(COLO_STATE_SETUP);
         Channel *ch = agree(fd, &err);
         if (ch) {

@@ -31,6 +31,7 @@
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
+#include "util/options.h"
 #include "util/trace.h"
 
 #define LOAD_TIMEOUT_MS 30000
@@ -100,7 +101,15 @@ static bool load_devices(Secondary *s, GError **errp)
 {
     char id[40], text[400], needle[64];
 
-    if (!vmstate_image_write(colo.child.vmst_fd, s->device->data, s->device->len, errp)) {
+    g_autofree char *machine =
+        g_strdup(options_get_str(colo.child.identity, "machine", ""));
+    char *suffix = strstr(machine, "-machine");
+
+    if (suffix) {
+        *suffix = 0;
+    }
+    if (!vmstate_image_write(colo.child.vmst_fd, machine, s->device->data, s->device->len,
+                             errp)) {
         return false;
     }
     g_strlcpy(id, "qemu-colo-load", sizeof(id)); /* dismissed before the next */

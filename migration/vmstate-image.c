@@ -7,6 +7,9 @@
  * A version 3 qcow2, built once in a memfd, whose one internal snapshot's VM state lies
  * in clusters that never move. A checkpoint overwrites those bytes behind QEMU's back;
  * QEMU reads them afresh at each snapshot-load because it does not cache data clusters.
+ * A load expects what a migration stream has and the save of the devices lacks: a
+ * configuration section (type 7: be32 length, name of the machine) after the header, and
+ * a description (type 6: be32 length; empty here) after the end.
  * Layout by clusters of 64 KiB: 0 header, 1 refcount table, 2 refcounts, 3 active L1
  * (empty), 4 snapshot table, 5 snapshot L1, 6 L2 of the VM state, 7... the VM state.
  * Source: docs/interop/qcow2.txt of QEMU.
@@ -22,8 +25,10 @@
 #include "util/error.h"
 
 #define CLUSTER 65536u
-#define DATA_CLUSTERS (VMSTATE_IMAGE_MAX / CLUSTER)
+#define DATA_CLUSTERS (VMSTATE_IMAGE_MAX / CLUSTER + 1) /* one for what we add */
 #define DATA_OFFSET (7u * CLUSTER)
+#define STREAM_HEADER 8 /* magic and version */
+#define MACHINE_NAME_MAX 256
 
 static void put(uint8_t **p, uint64_t v, unsigned bytes)
 {
@@ -118,7 +123,7 @@ int vmstate_image_new(GError **errp)
     }
     build_image(img);
     if (!write_all(fd, img, DATA_OFFSET, 0, errp) ||
-        ftruncate(fd, DATA_OFFSET + VMSTATE_IMAGE_MAX) < 0) {
+        ftruncate(fd, DATA_OFFSET + DATA_CLUSTERS * CLUSTER) < 0) {
         if (errp && !*errp) {
             colo_error_set_errno(errp, errno, "device state image");
         }
@@ -128,12 +133,31 @@ int vmstate_image_new(GError **errp)
     return fd;
 }
 
-bool vmstate_image_write(int fd, const void *data, size_t len, GError **errp)
+bool vmstate_image_write(int fd, const char *machine, const void *data, size_t len,
+                         GError **errp)
 {
+    static const uint8_t description[] = {6, 0, 0, 0, 0};
+    uint8_t head[STREAM_HEADER + 5 + MACHINE_NAME_MAX], *p = head;
+    size_t name = strlen(machine);
+
     if (len > VMSTATE_IMAGE_MAX) {
         colo_error_set(errp, "device state of %zu bytes: at most %u are supported", len,
                        VMSTATE_IMAGE_MAX);
         return false;
     }
-    return write_all(fd, data, len, DATA_OFFSET, errp);
+    if (len < STREAM_HEADER || memcmp(data, "QEVM", 4) != 0 || name > MACHINE_NAME_MAX) {
+        colo_error_set(errp, "what the emulator saved is no device state (%zu bytes)", len);
+        return false;
+    }
+    memcpy(p, data, STREAM_HEADER);
+    p += STREAM_HEADER;
+    put(&p, 7, 1);
+    put(&p, name, 4);
+    memcpy(p, machine, name);
+    p += name;
+    off_t at = DATA_OFFSET + (p - head), end = at + len - STREAM_HEADER;
+    return write_all(fd, head, p - head, DATA_OFFSET, errp) &&
+           write_all(fd, (const uint8_t *)data + STREAM_HEADER, len - STREAM_HEADER, at,
+                     errp) &&
+           write_all(fd, description, sizeof(description), end, errp);
 }

@@ -387,6 +387,11 @@ bool monitor_init(int child_fd, GError **errp)
     return child_init(child_fd, errp);
 }
 
+void monitor_drop_child(void)
+{
+    child_shutdown();
+}
+
 void monitor_shutdown(void)
 {
     run_posted(NULL);

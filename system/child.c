@@ -60,24 +60,52 @@ static int add_qmp(Plan *plan, const char *id, int *theirs, GError **errp)
     return sv[0];
 }
 
-static void add_arguments(Child *c, Plan *plan)
+/* What QEMU itself would call this machine's RAM: a plain migration, also with a stock
+ * emulator, goes by the names of memory. */
+static const char *ram_id(const Plan *plan)
+{
+    static const struct {
+        const char *emulator, *machine, *id;
+    } ids[] = {
+        {"x86_64", "microvm", "microvm.ram"}, {"i386", "microvm", "microvm.ram"},
+        {"x86_64", "", "pc.ram"},             {"i386", "", "pc.ram"},
+        {"aarch64", "virt", "mach-virt.ram"}, {"arm", "virt", "mach-virt.ram"},
+        {"riscv64", "virt", "riscv_virt_board.ram"},
+    };
+    const char *arch = strrchr(plan->emulator, '-');
+
+    for (unsigned i = 0; arch && i < G_N_ELEMENTS(ids); i++) {
+        if (strcmp(arch + 1, ids[i].emulator) == 0 &&
+            g_str_has_prefix(plan->machine ? plan->machine : "", ids[i].machine)) {
+            return ids[i].id;
+        }
+    }
+    return "qemu-colo-ram";
+}
+
+static void add_arguments(Child *c, Plan *plan, const char *incoming)
 {
     plan_arg(plan, "-m");
     plan_arg(plan, "%" G_GUINT64_FORMAT "k", plan->ram_size >> 10);
     plan_arg(plan, "-object");
     plan_arg(plan,
-             "memory-backend-file,id=qemu-colo-ram,mem-path=/proc/self/fd/%d,"
-             "size=%" G_GUINT64_FORMAT ",share=on",
-             c->ram_fd, plan->ram_size);
+             "memory-backend-file,id=%s,mem-path=/proc/self/fd/%d,"
+             "size=%" G_GUINT64_FORMAT ",share=on,"
+             "x-use-canonical-path-for-ramblock-id=off",
+             ram_id(plan), c->ram_fd, plan->ram_size);
     plan_arg(plan, "-machine");
-    plan_arg(plan, "memory-backend=qemu-colo-ram,suppress-vmdesc=on");
-    plan_arg(plan, "-global");
-    plan_arg(plan, "migration.send-configuration=off");
+    plan_arg(plan, "memory-backend=%s", ram_id(plan));
     /* Without any -netdev QEMU would add a NIC with a backend of its own. */
     plan_arg(plan, "-nic");
     plan_arg(plan, "none");
     plan_arg(plan, "-no-shutdown");
-    plan_arg(plan, "-S");
+    if (incoming) {
+        plan_arg(plan, "-incoming");
+        plan_arg(plan, "%s", incoming);
+    }
+    if (!incoming || plan->start_paused) {
+        plan_arg(plan, "-S");
+    }
     plan_arg(plan, "-blockdev");
     plan_arg(plan,
              "driver=qcow2,node-name=" CHILD_VMST_NODE ",file.driver=file,"
@@ -108,10 +136,16 @@ static void exec_child(Plan *plan, char **argv, pid_t parent)
     _exit(127);
 }
 
-bool child_start(Child *c, Plan *plan, GError **errp)
+bool child_start(Child *c, Plan *plan, const char *incoming, GError **errp)
 {
     int their_monitor = -1, their_checkpoint = -1;
 
+    if (c->plan_args) {
+        g_ptr_array_set_size(plan->argv, c->plan_args);
+        g_array_set_size(plan->fds, c->plan_fds);
+    }
+    c->plan_args = plan->argv->len;
+    c->plan_fds = plan->fds->len;
     c->ram_fd = new_memfd("qemu-colo-ram", MFD_ALLOW_SEALING, plan->ram_size, errp);
     if (c->ram_fd < 0) {
         return false;
@@ -129,7 +163,7 @@ bool child_start(Child *c, Plan *plan, GError **errp)
     g_array_append_val(plan->fds, c->ram_fd);
     g_array_append_val(plan->fds, c->state_fd);
     g_array_append_val(plan->fds, c->vmst_fd);
-    add_arguments(c, plan);
+    add_arguments(c, plan, incoming);
 
     g_autoptr(GPtrArray) argv = g_ptr_array_new();
     g_ptr_array_add(argv, plan->emulator);

@@ -21,15 +21,17 @@ typedef struct Child {
     int ram_fd;        /* guest RAM */
     int state_fd;      /* device state as saved */
     int vmst_fd;       /* device state to load */
+    guint plan_args, plan_fds; /* what the plan had before the first start */
 } Child;
 
 #define CHILD_VMST_NODE "qemu-colo-vmst"
 
 /**
- * Start plan->emulator with plan->argv and what replication needs. The child is killed
- * when this (the main) thread ends, however that happens.
+ * Start plan->emulator with plan->argv and what replication needs; @incoming: its -incoming,
+ * or NULL. The child is killed when this (the main) thread ends, however that happens. May be
+ * called again after child_stop(), when the fds of the first were closed or taken.
  */
-bool child_start(Child *c, Plan *plan, GError **errp);
+bool child_start(Child *c, Plan *plan, const char *incoming, GError **errp);
 
 /** No hole can be punched into guest RAM any more (call when all have mapped it). */
 bool child_seal_ram(Child *c, GError **errp);

@@ -30,6 +30,7 @@ static struct {
     Plan plan;
     Child child;
     GMainLoop *loop;
+    guint child_watch;
     char *runtime_dir;
     int status;
     bool ending;
@@ -114,6 +115,77 @@ static bool make_runtime_dir(GError **errp)
     return true;
 }
 
+/* Net thread. set_link of a link that is up changes nothing but makes the NIC look for
+ * frames. */
+static void nudge_nic(const char *netdev)
+{
+    g_autoptr(JsonObject) args = json_object_new();
+
+    json_object_set_string_member(args, "name", netdev);
+    json_object_set_boolean_member(args, "up", TRUE);
+    monitor_child_execute("set_link", args, NULL, NULL);
+}
+
+/* Whether we listen for the primary, or may yet have to. What QEMU alone can do (exec:, fd:)
+ * is a plain migration from the start. */
+static bool waits_for_primary(void)
+{
+    const char *uri = self.plan.incoming;
+
+    return uri && (g_str_has_prefix(uri, "tcp:") || g_str_has_prefix(uri, "unix:") ||
+                   strcmp(uri, "defer") == 0);
+}
+
+/* -incoming of the first emulator: one that has it does not load its ROMs, so it can be no
+ * twin; one that lacks it can take no plain migration. */
+static const char *child_incoming(void)
+{
+    const char *uri = self.plan.incoming;
+
+    return uri && (!waits_for_primary() || strcmp(uri, "defer") == 0) ? uri : NULL;
+}
+
+static MigrationChild describe_child(bool incoming)
+{
+    return (MigrationChild){
+        .pid = self.child.pid,
+        .qmp_fd = self.child.checkpoint_fd,
+        .ram_fd = self.child.ram_fd,
+        .ram_size = self.plan.ram_size,
+        .state_fd = self.child.state_fd,
+        .vmst_fd = self.child.vmst_fd,
+        .vmst_node = CHILD_VMST_NODE,
+        .identity = self.plan.identity,
+        .waits = waits_for_primary(),
+        .incoming = incoming,
+        .start_paused = self.plan.start_paused || self.plan.incoming,
+    };
+}
+
+/* Main thread. Another emulator in place of one whose guest has never run. */
+static bool restart_child(bool incoming, MigrationChild *child, GError **errp)
+{
+    g_source_remove(self.child_watch);
+    monitor_drop_child();
+    child_stop(&self.child);
+    close(self.child.ram_fd);
+    close(self.child.state_fd);
+    close(self.child.vmst_fd);
+    if (!child_start(&self.child, &self.plan, incoming ? "defer" : NULL, errp) ||
+        !monitor_init(self.child.monitor_fd, errp)) {
+        return false;
+    }
+    self.child_watch = g_child_watch_add(self.child.pid, on_child_exit, NULL);
+    *child = describe_child(incoming);
+    return true;
+}
+
+/* Main thread; RAM is mapped by all who need it. */
+static bool seal_child(GError **errp)
+{
+    return child_seal_ram(&self.child, errp);
+}
+
 static bool read_options(MigrationOptions *o, GError **errp)
 {
     bool events = true;
@@ -137,35 +209,16 @@ static bool read_options(MigrationOptions *o, GError **errp)
     o->hide_events = !events;
     o->no_shutdown = self.plan.no_shutdown;
     o->guest_shutdown = request_end;
+    o->runtime_dir = self.runtime_dir;
+    o->restart_child = restart_child;
+    o->seal_child = seal_child;
     return true;
-}
-
-/* Net thread. set_link of a link that is up changes nothing but makes the NIC look for
- * frames. */
-static void nudge_nic(const char *netdev)
-{
-    g_autoptr(JsonObject) args = json_object_new();
-
-    json_object_set_string_member(args, "name", netdev);
-    json_object_set_boolean_member(args, "up", TRUE);
-    monitor_child_execute("set_link", args, NULL, NULL);
 }
 
 static bool start_migration(GError **errp)
 {
     MigrationOptions opts = {0};
-    MigrationChild child = {
-        .pid = self.child.pid,
-        .qmp_fd = self.child.checkpoint_fd,
-        .ram_fd = self.child.ram_fd,
-        .ram_size = self.plan.ram_size,
-        .state_fd = self.child.state_fd,
-        .vmst_fd = self.child.vmst_fd,
-        .vmst_node = CHILD_VMST_NODE,
-        .identity = self.plan.identity,
-        .incoming = self.plan.incoming != NULL,
-        .start_paused = self.plan.start_paused || self.plan.incoming,
-    };
+    MigrationChild child = describe_child(child_incoming() != NULL);
 
     if (!read_options(&opts, errp) || !migration_init(&child, &opts, errp) ||
         !child_seal_ram(&self.child, errp)) {
@@ -176,7 +229,7 @@ static bool start_migration(GError **errp)
     net_lock();
     net_set_nudge(nudge_nic);
     net_unlock();
-    return !self.plan.incoming || migration_listen(self.plan.incoming, errp);
+    return !waits_for_primary() || migration_listen(self.plan.incoming, errp);
 }
 
 static bool start_monitors(GError **errp)
@@ -200,7 +253,7 @@ static bool write_pidfile(GError **errp)
 
 static bool start(GError **errp)
 {
-    if (!child_start(&self.child, &self.plan, errp)) {
+    if (!child_start(&self.child, &self.plan, child_incoming(), errp)) {
         return false;
     }
     monitor_register_commands();
@@ -208,7 +261,7 @@ static bool start(GError **errp)
         g_prefix_error(errp, "the emulator %s did not start: ", self.plan.emulator);
         return false;
     }
-    g_child_watch_add(self.child.pid, on_child_exit, NULL);
+    self.child_watch = g_child_watch_add(self.child.pid, on_child_exit, NULL);
     if (!chardev_wait_ready(poll_main, NULL)) {
         colo_error_set(errp, "ended while waiting for a chardev's client (wait=on)");
         return false;
@@ -236,7 +289,7 @@ static int run(const CmdLine *cl, const char *argv0)
     block_set_event_func(monitor_event);
     bool ok = make_runtime_dir(&err) && block_init(self.runtime_dir, &err) &&
               plan_make(&self.plan, cl, argv0, &err);
-    if (ok && self.plan.incoming) {
+    if (ok && waits_for_primary()) {
         net_lock();
         net_set_role(NET_ROLE_SECONDARY); /* silent from the first frame on */
         net_unlock();

@@ -607,6 +607,10 @@ bool plan_make(Plan *plan, const CmdLine *cl, const char *argv0, GError **errp)
         }
     }
     make_identity(plan, cl, devices->str);
+    plan->machine = cmdline_find(cl, "machine", "type", "type");
+    if (!plan->machine) {
+        plan->machine = cmdline_find(cl, "M", "type", "type");
+    }
     plan->vm_name = cmdline_find(cl, "name", "guest", "guest");
     if (!plan->vm_name) {
         plan->vm_name = cmdline_find(cl, "uuid", "uuid", "uuid");
@@ -620,6 +624,7 @@ void plan_clear(Plan *plan)
     g_clear_pointer(&plan->fds, g_array_unref);
     g_clear_pointer(&plan->qmp, g_ptr_array_unref);
     g_clear_pointer(&plan->vm_name, g_free);
+    g_clear_pointer(&plan->machine, g_free);
     g_clear_pointer(&plan->colo, json_object_unref);
     g_clear_pointer(&plan->identity, json_object_unref);
     g_free(plan->incoming);

@@ -26,6 +26,7 @@ typedef struct Plan {
     char *incoming;     /* -incoming, or NULL */
     char *pidfile;
     char *vm_name;      /* -name or -uuid, or NULL */
+    char *machine;      /* type of -machine, or NULL */
     char *emulator;     /* path */
     uint64_t ram_size;  /* bytes */
     bool start_paused;  /* -S */

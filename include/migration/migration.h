@@ -23,7 +23,8 @@ typedef struct MigrationChild {
     int vmst_fd;          /* memfd with the qcow2 that snapshot-load reads */
     const char *vmst_node;  /* its node name in the child */
     JsonObject *identity; /* machine, cpu, smp, ram, devices: both sides must agree */
-    bool incoming;        /* this side waits for a primary */
+    bool waits;           /* this side waits for a primary, or for a plain migration */
+    bool incoming;        /* it was started with -incoming: fit for a plain migration only */
     bool start_paused;    /* -S, or incoming */
 } MigrationChild;
 
@@ -39,6 +40,11 @@ typedef struct MigrationOptions {
     bool no_shutdown;      /* -no-shutdown was given: a guest's end is not the program's */
     bool hide_events;      /* no STOP and RESUME events for checkpoints */
     void (*guest_shutdown)(int status); /* end the program. Any thread. */
+    const char *runtime_dir; /* ours alone; kept by the caller */
+    /* Main thread: start another emulator in place of the one, with or without -incoming;
+     * then, when RAM is mapped, seal it. */
+    bool (*restart_child)(bool incoming, MigrationChild *child, GError **errp);
+    bool (*seal_child)(GError **errp);
 } MigrationOptions;
 
 /**
@@ -48,7 +54,8 @@ typedef struct MigrationOptions {
 bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
                     GError **errp);
 
-/** Listen for a primary at @uri ("tcp:host:port", "unix:path", "defer" to do nothing). */
+/** Listen for a primary, or a plain migration, at @uri ("tcp:host:port", "unix:path", "defer":
+ * migrate-incoming will say). */
 bool migration_listen(const char *uri, GError **errp);
 
 /** Let die-at count from now on (SIGUSR1). */

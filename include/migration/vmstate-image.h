@@ -17,7 +17,9 @@
 /** A new memfd (close-on-exec) that holds a qcow2 with one internal snapshot, or -1. */
 int vmstate_image_new(GError **errp);
 
-/** Put @len bytes of device state in place of what the snapshot held. */
-bool vmstate_image_write(int fd, const void *data, size_t len, GError **errp);
+/** Put @len bytes of device state, as the emulator saved it, in place of what the snapshot
+ * held. @machine: the machine's name, without "-machine". */
+bool vmstate_image_write(int fd, const char *machine, const void *data, size_t len,
+                         GError **errp);
 
 #endif

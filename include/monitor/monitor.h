@@ -63,6 +63,10 @@ void monitor_register_commands(void);
  */
 bool monitor_init(int child_fd, GError **errp);
 
+/** Part from the emulator: what it was asked for fails. monitor_init() takes another one;
+ * users' clients stay. Main thread. */
+void monitor_drop_child(void);
+
 /** Send what clients still have to get (at most 0.5 s), close and remove the sockets. */
 void monitor_shutdown(void);
 

@@ -235,7 +235,7 @@ def nonsense_on_the_migration_port(b):
             s.settimeout(10)
             while s.recv(4096):
                 pass
-        except ConnectionError:
+        except OSError:  # reset by then
             pass
         s.close()
         assert secondary.process.alive(), "%r: %s" % (data[:40], secondary.output())

@@ -104,8 +104,6 @@ def options_that_colo_excludes(b):
             (["-device", "virtio-mem-pci"], ["virtio-mem"]),
             (["-device", "vfio-pci,host=00:01.0"], ["vfio-pci", "host"]),
             (["-device", "ivshmem-plain,memdev=x"], ["ivshmem"]),
-            (["-incoming", "defer"], ["-incoming defer", "tcp:host:port"]),
-            (["-incoming", "exec:cat"], ["exec:cat", "tcp:host:port"]),
             (["-incoming", "tcp:127.0.0.1"], ["tcp:127.0.0.1", "tcp:host:port"]),
             (["-incoming", "tcp:no.such.host.invalid:1"], ["no.such.host.invalid"])):
         refused(b, COLO + args, *words)
