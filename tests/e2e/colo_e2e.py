@@ -45,6 +45,15 @@ BAD_CONSOLE = re.compile(r"COLO-GUEST-(ERROR|FAILED).*|Kernel panic.*|BUG: .*|"
                          r"Oops.*|soft lockup.*|I/O error.*|rcu.*stall.*")
 
 
+def make_disk(cfg, path):
+    """The guest's first disk, as it is before it ever ran."""
+    if cfg.other:
+        subprocess.run(["cp", "--sparse=always", cfg.other[2], path], check=True)
+    else:
+        make = make_fs_image if cfg.fs else make_image
+        make(path, cfg.disk_format, cfg.disk_mib)
+
+
 class Client:
     """A running colo-client."""
 
@@ -269,7 +278,7 @@ class Single(Bed):
             if who == "b":
                 cfg = Config(**{**vars(cfg), "ip": TWIN_IP, "mac": TWIN_MAC})
             if cfg.disk != "none":
-                make_image(host.image, cfg.disk_format, cfg.disk_mib)
+                make_disk(cfg, host.image)
             begin = time.monotonic()
             host.spawn(unprotected_command(cfg, "single-" + who, host.dir, host.image))
             host.connect()
@@ -291,8 +300,7 @@ class Pair(Bed):
     def start(self, boot=True):
         """Steps 1 and 2; with boot=True the guest runs unprotected first."""
         if self.cfg.disk != "none":
-            make = make_fs_image if self.cfg.fs else make_image
-            make(self.a.image, self.cfg.disk_format, self.cfg.disk_mib)
+            make_disk(self.cfg, self.a.image)
             if self.cfg.shared:
                 self.b.image = self.a.image
             else:

@@ -51,6 +51,7 @@ class Config:
     compare: str = ""           # more options of colo-compare, e.g. "compare_timeout=500"
     reconnect: str = "reconnect-ms=1000"  # before QEMU 9.2: reconnect=1
     usb: bool = False           # the documented usb-tablet
+    other: tuple = ()           # another guest: its kernel, initramfs and disk
     boots: bool = True          # else there is a machine, but no guest and no NIC
     net: object = Network       # netdev and addresses of the hosts
 
@@ -156,7 +157,7 @@ def common(cfg, name, rundir):
             "-qmp", "unix:%s/qmp,server=on,wait=off" % rundir,
             "-netdev", cfg.net.netdev]
     if cfg.boots:
-        kernel, initrd = build_guest()
+        kernel, initrd = cfg.other[:2] if cfg.other else build_guest()
         line += ["-kernel", kernel, "-initrd", initrd, "-append", kernel_command_line(cfg),
                  "-device", "%s,id=e0,netdev=hn0,mac=%s,romfile=" % (cfg.nic, cfg.mac)]
     if "scsi" in disks(cfg) + [interface for interface, _ in cfg.read_only]:
