@@ -83,6 +83,7 @@ void colo_set_state_locked(ColoState s)
     colo_trace(migration_state, "%s -> %s", colo_state_name(colo.state),
                colo_state_name(s));
     colo.state = s;
+    colo.changes++;
     say_status_locked();
     g_cond_broadcast(&colo.cond);
 }

@@ -64,6 +64,7 @@ typedef struct Colo {
     ColoMode mode, last_mode;
     bool was_protected; /* the last migration led to protection */
     ColoState state;
+    uint64_t changes; /* of the state, and pokes: migration_wait_change() */
     const char *reason; /* of the last exit: none, request, error */
     char *error;        /* of the last failure, or NULL */
     bool user_paused;   /* the user wants the guest stopped */

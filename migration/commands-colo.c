@@ -56,6 +56,14 @@ QmpResult qmp_x_colo_lost_heartbeat(QmpRequest *req, JsonObject *args, JsonNode 
     return QMP_DONE;
 }
 
+/* Room singleton (main thread): what completes the status. */
+static void (*status_hook)(JsonObject *status);
+
+void migration_set_status_hook(void (*fn)(JsonObject *status))
+{
+    status_hook = fn;
+}
+
 QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                 GError **errp)
 {
@@ -88,6 +96,9 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
         json_object_set_string_member(a, "kind", colo.arbiter->class->name);
         colo.arbiter->class->describe(colo.arbiter, a);
         json_object_set_object_member(o, "arbiter", a);
+    }
+    if (status_hook) {
+        status_hook(o);
     }
     json_object_set_int_member(o, "held-frames", frames);
     json_object_set_int_member(o, "held-bytes", bytes);

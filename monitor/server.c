@@ -437,6 +437,23 @@ static bool start_stdio(QmpServer *s, JsonObject *o, GError **errp)
     return true;
 }
 
+static void session_left(void *opaque)
+{
+}
+
+int monitor_open_session(GError **errp)
+{
+    int sv[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) < 0) {
+        colo_error_set_errno(errp, errno, "socketpair");
+        return -1;
+    }
+    g_unix_set_fd_nonblocking(sv[0], TRUE, NULL);
+    qmp_client_new(sv[0], sv[0], false, session_left, NULL);
+    return sv[1];
+}
+
 bool monitor_add_qmp(const char *spec, bool pretty, GError **errp)
 {
     g_autoptr(JsonObject) o = parse_spec(spec, errp);

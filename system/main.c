@@ -20,6 +20,7 @@
 #include "net/net.h"
 #include "system/child.h"
 #include "system/cmdline.h"
+#include "system/pair.h"
 #include "system/plan.h"
 #include "util/error.h"
 #include "util/options.h"
@@ -262,11 +263,13 @@ static bool start(GError **errp)
         return false;
     }
     self.child_watch = g_child_watch_add(self.child.pid, on_child_exit, NULL);
-    if (!chardev_wait_ready(poll_main, NULL)) {
+    /* A pair waits for nobody: its secondary may come at any time. */
+    if (!pair_on() && !chardev_wait_ready(poll_main, NULL)) {
         colo_error_set(errp, "ended while waiting for a chardev's client (wait=on)");
         return false;
     }
-    if (!start_migration(errp) || !start_monitors(errp) || !write_pidfile(errp)) {
+    if (!start_migration(errp) || !start_monitors(errp) || !write_pidfile(errp) ||
+        !pair_start(errp)) {
         return false;
     }
     if (!self.plan.start_paused && !self.plan.incoming) {
@@ -287,8 +290,9 @@ static int run(const CmdLine *cl, const char *argv0)
     g_unix_signal_add(SIGHUP, on_signal, NULL);
     net_init();
     block_set_event_func(monitor_event);
-    bool ok = make_runtime_dir(&err) && block_init(self.runtime_dir, &err) &&
-              plan_make(&self.plan, cl, argv0, &err);
+    int status = 1;
+    bool ok = pair_init(cl, request_end, &status, &err) && make_runtime_dir(&err) &&
+              block_init(self.runtime_dir, &err) && plan_make(&self.plan, cl, argv0, &err);
     if (ok && waits_for_primary()) {
         net_lock();
         net_set_role(NET_ROLE_SECONDARY); /* silent from the first frame on */
@@ -298,10 +302,16 @@ static int run(const CmdLine *cl, const char *argv0)
     if (ok && !self.ending) {
         g_main_loop_run(self.loop);
     }
-    int status = ok ? self.status : fail(err);
+    if (ok) {
+        status = self.status;
+    } else {
+        fail(err);
+    }
+    pair_stop();
     migration_shutdown();
     child_stop(&self.child);
     monitor_shutdown();
+    pair_join();
     block_shutdown();
     net_shutdown();
     if (self.plan.pidfile) {

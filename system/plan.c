@@ -17,6 +17,7 @@
 #include "chardev/chardev.h"
 #include "migration/migration.h"
 #include "net/net.h"
+#include "system/pair.h"
 #include "util/error.h"
 #include "util/options.h"
 #include "util/tls.h"
@@ -485,6 +486,9 @@ static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
 
     for (unsigned i = 0; own[i]; i++) {
         g_ptr_array_add(keys, (gpointer)own[i]);
+    }
+    for (unsigned i = 0; pair_keys[i]; i++) {
+        g_ptr_array_add(keys, (gpointer)pair_keys[i]);
     }
     for (unsigned i = 0; i == 0 || arbiter_keys[i - 1]; i++) {
         g_ptr_array_add(keys, (gpointer)arbiter_keys[i]);

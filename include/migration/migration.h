@@ -80,6 +80,40 @@ bool migration_allows(const char *command, GError **errp);
 /** Whether the user wants the guest to run (it may stand still in a checkpoint). */
 bool migration_guest_runs(void);
 
+/* The states of migration/colo.h, in its order. */
+typedef enum MigrationState {
+    MIGRATION_ALONE,
+    MIGRATION_WAITING,
+    MIGRATION_SETUP,
+    MIGRATION_SYNC,
+    MIGRATION_PROTECTED,
+    MIGRATION_LOST,
+    MIGRATION_TAKEOVER,
+    MIGRATION_FENCED,
+} MigrationState;
+
+/* Where the controller stands at a moment. */
+typedef struct MigrationView {
+    MigrationState state;
+    bool secondary;         /* this side's part, while it has one */
+    const char *role, *name; /* of part and state; static */
+    uint64_t epoch, changes;
+    bool guest_off, paused, was_protected;
+    uint64_t sync_done, sync_total; /* bytes of the first copy */
+    char error[400];        /* of the last failure, or "" */
+} MigrationView;
+
+/** Any thread. */
+void migration_view(MigrationView *v);
+
+/** Wait until the state is another than when a view had @changes, migration_poke() was
+ * called, the process ends, or @ms have passed. Not from the main thread. */
+void migration_wait_change(uint64_t changes, unsigned ms);
+void migration_poke(void);
+
+/** @fn completes each answer of query-colo-status; main thread, without locks. */
+void migration_set_status_hook(void (*fn)(JsonObject *status));
+
 /** An event of the child (main thread); false hides it from QMP clients. */
 bool migration_child_event(const char *name, JsonObject *data);
 

@@ -79,6 +79,10 @@ void monitor_shutdown(void);
  */
 bool monitor_add_qmp(const char *spec, bool pretty, GError **errp);
 
+/** A QMP session of this program with itself: the client's end of its connection (the caller's
+ * to close), or -1. Main thread; the client must be another, as answers come from here. */
+int monitor_open_session(GError **errp);
+
 /** Send a command of ours to the emulator; @fn (may be NULL) gets its answer. @args (may
  * be NULL) is borrowed. Any thread. */
 void monitor_child_execute(const char *command, JsonObject *args, MonitorChildFunc fn,

@@ -1,0 +1,93 @@
+/*
+ * The keys of -colo that belong to a pair.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "system/pair.h"
+
+#include <string.h>
+
+#include "util/error.h"
+#include "util/options.h"
+
+const char *const pair_keys[] = {
+    "pair",         "listen",      "peer",    "mirror-port", "compare-port", "nbd-port",
+    "migrate-port", "pair-port",   "in-port", "out-port",    "auto-protect", "auto-sync",
+    NULL,
+};
+
+static bool read_sync(PairOptions *o, JsonObject *colo, GError **errp)
+{
+    static const char *const names[] = {"incremental", "full", "none"};
+    const char *text = options_get_str(colo, "auto-sync", "incremental");
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
+        if (strcmp(text, names[i]) == 0) {
+            o->sync = (PairSync)i;
+            return true;
+        }
+    }
+    colo_error_set(errp, "-colo: auto-sync='%s' is not known: use incremental, full or none",
+                   text);
+    return false;
+}
+
+static bool read_ports(PairOptions *o, JsonObject *colo, GError **errp)
+{
+    struct {
+        const char *key;
+        unsigned *out, dflt;
+    } ports[] = {
+        {"mirror-port", &o->mirror_port, 9003}, {"compare-port", &o->compare_port, 9004},
+        {"nbd-port", &o->nbd_port, 9999},       {"migrate-port", &o->migrate_port, 9998},
+        {"pair-port", &o->pair_port, 9997},     {"in-port", &o->in_port, 9001},
+        {"out-port", &o->out_port, 9005},
+    };
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(ports); i++) {
+        uint64_t n = ports[i].dflt;
+
+        if (!options_get_uint(colo, ports[i].key, &n, 1, 65535, errp)) {
+            g_prefix_error(errp, "-colo: ");
+            return false;
+        }
+        *ports[i].out = n;
+    }
+    return true;
+}
+
+bool pair_options_read(PairOptions *o, JsonObject *colo, GError **errp)
+{
+    *o = (PairOptions){.auto_protect = true};
+    if (!options_get_bool(colo, "pair", &o->on, errp)) {
+        g_prefix_error(errp, "-colo: ");
+        return false;
+    }
+    for (unsigned i = 1; !o->on && pair_keys[i]; i++) {
+        if (json_object_has_member(colo, pair_keys[i])) {
+            colo_error_set(errp, "-colo: '%s' needs pair=on", pair_keys[i]);
+            return false;
+        }
+    }
+    if (!o->on) {
+        return true;
+    }
+    o->listen = options_get_str(colo, "listen", NULL);
+    o->peer = options_get_str(colo, "peer", NULL);
+    if (!o->listen || !*o->listen || !o->peer || !*o->peer) {
+        colo_error_set(errp, "-colo pair=on needs listen=ADDRESS (of this host on the private "
+                             "network) and peer=ADDRESS (of the other host)");
+        return false;
+    }
+    if (!options_get_bool(colo, "auto-protect", &o->auto_protect, errp)) {
+        g_prefix_error(errp, "-colo: ");
+        return false;
+    }
+    uint64_t timeout = 2000;
+    if (!options_get_uint(colo, "peer-timeout", &timeout, 1, 3600000, errp)) {
+        return false;
+    }
+    o->peer_timeout = timeout;
+    return read_ports(o, colo, errp) && read_sync(o, colo, errp);
+}
