@@ -266,6 +266,9 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
     colo.child = *child;
     colo.opts = *opts;
     colo.checkpoint_delay = 20000;
+    colo.buffered_interval = opts->buffered_interval;
+    colo.protect_mode = opts->protect_mode;
+    g_strlcpy(colo.mode_reason, "start", sizeof(colo.mode_reason));
     colo.reason = "none";
     colo.run_state_requests = g_ptr_array_new();
     colo.user_paused = child->start_paused;
@@ -280,6 +283,11 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
     /* Last: what owns the guest serves it. */
     return child->waits || !colo.arbiter || !colo.arbiter->class->claim ||
            colo.arbiter->class->claim(colo.arbiter, errp);
+}
+
+int migration_find_mode(const char *name)
+{
+    return protect_mode_find(name);
 }
 
 bool migration_listen(const char *uri, GError **errp)

@@ -11,13 +11,15 @@
 #include "migration/channel.h"
 #include "migration/child-qmp.h"
 #include "migration/migration.h"
+#include "migration/mode.h"
 #include "migration/ram.h"
 #include "migration/stats.h"
 
 #define COLO_DISKS_MAX 64
 #define COLO_PING_MS 100
 #define COLO_HOLD_STATE_MAX (8u << 20)
-#define COLO_FLAG_RUNNING 1u /* CHANNEL_BEGIN: the guest runs in the new epoch */
+#define COLO_FLAG_RUNNING 1u  /* CHANNEL_BEGIN: the guest runs in the new epoch */
+#define COLO_FLAG_STANDING 2u /* the SVM stands still in it: the buffered mode */
 
 /* The first checkpoint from which a takeover is safe. Until the SVM runs for the first time
  * (LOADED of 1) nothing is compared, so output of epoch 1 left that only checkpoint 2 makes
@@ -61,6 +63,13 @@ typedef struct Colo {
     bool deferred;       /* -incoming defer, and no migrate-incoming yet */
     bool plain_incoming; /* a migration of the emulator's own comes, or may come, in */
     uint64_t checkpoint_delay; /* ms */
+    uint64_t buffered_interval; /* ms */
+    ProtectMode protect_mode;  /* as the user wants it */
+    bool mode_changed;         /* by the user, since the last checkpoint */
+    bool standing;             /* the SVM stands still in this epoch */
+    char mode_reason[100];     /* of the last change of @standing */
+    uint64_t mode_switches;
+    uint64_t epochs[2];        /* loaded, in the mode colo and in the buffered one */
     ColoMode mode, last_mode;
     bool was_protected; /* the last migration led to protection */
     ColoState state;

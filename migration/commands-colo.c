@@ -82,6 +82,13 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
     json_object_set_string_member(o, "state", colo_state_name(colo.state));
     json_object_set_int_member(o, "epoch", colo.epoch);
     json_object_set_int_member(o, "checkpoint-delay", colo.checkpoint_delay);
+    json_object_set_string_member(o, "protect-mode", protect_mode_name(colo.protect_mode));
+    json_object_set_string_member(o, "active-mode", protect_mode_name(colo.standing));
+    json_object_set_string_member(o, "mode-reason", colo.mode_reason);
+    json_object_set_int_member(o, "mode-switches", colo.mode_switches);
+    json_object_set_int_member(o, "epochs-colo", colo.epochs[0]);
+    json_object_set_int_member(o, "epochs-buffered", colo.epochs[1]);
+    json_object_set_int_member(o, "buffered-interval", colo.buffered_interval);
     json_object_set_string_member(o, "tracker", tracker_name(colo.tracker));
     json_object_set_int_member(o, "ram-overhead", ram_overhead(colo.ram));
     json_object_set_int_member(o, "bytes-sent",

@@ -127,24 +127,54 @@ QmpResult qmp_query_migrate_capabilities(QmpRequest *req, JsonObject *args, Json
     return ask_child(req, "query-migrate-capabilities", NULL, patch_capabilities);
 }
 
+/* Our parameters: what @args does not name keeps its value. */
+typedef struct Parameters {
+    uint64_t checkpoint_delay, buffered_interval;
+    int protect_mode;
+} Parameters;
+
+static const char *const own_parameters[] = {"x-checkpoint-delay", "x-colo-mode",
+                                             "x-buffered-interval"};
+
+static bool read_parameters(JsonObject *args, Parameters *p, GError **errp)
+{
+    const char *mode = options_get_str(args, "x-colo-mode", NULL);
+
+    if (!options_get_uint(args, "x-checkpoint-delay", &p->checkpoint_delay, 1, UINT32_MAX,
+                          errp) ||
+        !options_get_uint(args, "x-buffered-interval", &p->buffered_interval,
+                          MODE_INTERVAL_MIN, MODE_INTERVAL_MAX, errp)) {
+        return false;
+    }
+    if (mode) {
+        p->protect_mode = protect_mode_find(mode); /* the schema knows the names */
+    }
+    return true;
+}
+
 QmpResult qmp_migrate_set_parameters(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                      GError **errp)
 {
-    uint64_t delay = 0;
+    JsonObject *rest = options_copy(args);
 
-    if (!json_object_has_member(args, "x-checkpoint-delay")) {
-        return QMP_PASS;
-    }
-    if (!options_get_uint(args, "x-checkpoint-delay", &delay, 1, UINT32_MAX, errp)) {
+    g_mutex_lock(&colo.lock);
+    Parameters p = {colo.checkpoint_delay, colo.buffered_interval, colo.protect_mode};
+    g_mutex_unlock(&colo.lock);
+    if (!read_parameters(args, &p, errp)) {
+        json_object_unref(rest);
         return QMP_FAILED;
     }
     g_mutex_lock(&colo.lock);
-    colo.checkpoint_delay = delay;
+    colo.mode_changed |= colo.protect_mode != (ProtectMode)p.protect_mode;
+    colo.checkpoint_delay = p.checkpoint_delay;
+    colo.buffered_interval = p.buffered_interval;
+    colo.protect_mode = p.protect_mode;
     g_cond_broadcast(&colo.cond);
     g_mutex_unlock(&colo.lock);
-    JsonObject *rest = options_copy(args);
-    json_object_remove_member(rest, "x-checkpoint-delay");
-    if (json_object_get_size(rest) == 0) {
+    for (unsigned i = 0; i < G_N_ELEMENTS(own_parameters); i++) {
+        json_object_remove_member(rest, own_parameters[i]);
+    }
+    if (json_object_get_size(rest) == 0 && json_object_get_size(args) > 0) {
         json_object_unref(rest);
         return QMP_DONE;
     }
@@ -153,10 +183,15 @@ QmpResult qmp_migrate_set_parameters(QmpRequest *req, JsonObject *args, JsonNode
 
 static void patch_parameters(JsonNode *ret)
 {
-    if (JSON_NODE_HOLDS_OBJECT(ret)) {
-        json_object_set_int_member(json_node_get_object(ret), "x-checkpoint-delay",
-                                   colo.checkpoint_delay);
+    if (!JSON_NODE_HOLDS_OBJECT(ret)) {
+        return;
     }
+    JsonObject *o = json_node_get_object(ret);
+    g_mutex_lock(&colo.lock);
+    json_object_set_int_member(o, "x-checkpoint-delay", colo.checkpoint_delay);
+    json_object_set_string_member(o, "x-colo-mode", protect_mode_name(colo.protect_mode));
+    json_object_set_int_member(o, "x-buffered-interval", colo.buffered_interval);
+    g_mutex_unlock(&colo.lock);
 }
 
 QmpResult qmp_query_migrate_parameters(QmpRequest *req, JsonObject *args, JsonNode **ret,
@@ -212,6 +247,9 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     g_clear_pointer(&colo.error, g_free);
     colo.said_status = NULL;
     memset(&colo.stats, 0, sizeof(colo.stats));
+    colo.standing = false;
+    colo.mode_switches = colo.epochs[0] = colo.epochs[1] = 0;
+    g_strlcpy(colo.mode_reason, "start", sizeof(colo.mode_reason));
     colo_set_state_locked(COLO_STATE_SETUP);
     colo.thread = g_thread_new("colo-ckpt", primary_thread, g_strdup(uri));
     g_mutex_unlock(&colo.lock);

@@ -27,6 +27,7 @@
 #include "migration/primary.h"
 
 #include "migration/arbiter.h"
+#include "monitor/monitor.h"
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
@@ -68,7 +69,8 @@ static bool send_checkpoint(Primary *p, uint64_t epoch, GError **errp)
     gsize proxy_len;
     const uint8_t *proxy = g_bytes_get_data(cap->proxy, &proxy_len);
     g_autoptr(GByteArray) barriers = barriers_pack(cap->barriers, cap->n_barriers);
-    uint64_t begin[2] = {epoch, cap->running ? COLO_FLAG_RUNNING : 0};
+    uint64_t begin[2] = {epoch, (cap->running ? COLO_FLAG_RUNNING : 0) |
+                                    (cap->standing ? COLO_FLAG_STANDING : 0)};
     uint64_t pages = 0;
 
     colo_step("sending");
@@ -145,6 +147,65 @@ static bool wait_flushed(GError **errp)
 
 /* --- One checkpoint --- */
 
+static bool is_wish(ColoTrigger t)
+{
+    return t == COLO_TRIGGER_MISMATCH || t == COLO_TRIGGER_TIMEOUT ||
+           t == COLO_TRIGGER_NO_TWIN || t == COLO_TRIGGER_BACKLOG;
+}
+
+/* Whether the SVM is to stand still in the epoch that this checkpoint begins. */
+static bool choose_mode(Primary *p)
+{
+    net_lock();
+    uint64_t frames = proxy_output_frames();
+    net_unlock();
+    g_mutex_lock(&colo.lock);
+    ColoStats *st = &colo.stats;
+    ModeSample s = {
+        .now = g_get_monotonic_time(),
+        .forced = is_wish(p->trigger),
+        .output = frames != p->frames,
+        .cost = st->pause.last + st->commit.last + st->lag.last,
+    };
+    ProtectMode want = colo.protect_mode;
+    p->frames = frames;
+    colo.mode_changed = false;
+    if (want != PROTECT_ADAPTIVE) {
+        /* Should the user want it to decide again, it begins anew. */
+        mode_init(&p->decider, s.now);
+    }
+    bool stand = want == PROTECT_BUFFERED ||
+                 (want == PROTECT_ADAPTIVE && mode_decide(&p->decider, &s));
+    g_mutex_unlock(&colo.lock);
+    return stand;
+}
+
+/* The epoch of another mode has begun: say so. */
+static void note_mode(Primary *p)
+{
+    JsonObject *data = NULL;
+
+    g_mutex_lock(&colo.lock);
+    colo.epochs[p->cap.standing]++;
+    if (colo.standing != p->cap.standing) {
+        colo.standing = p->cap.standing;
+        colo.mode_switches++;
+        g_strlcpy(colo.mode_reason,
+                  colo.protect_mode == PROTECT_ADAPTIVE ? p->decider.reason : "set by the user",
+                  sizeof(colo.mode_reason));
+        data = json_object_new();
+        json_object_set_string_member(data, "mode", protect_mode_name(colo.standing));
+        json_object_set_string_member(data, "reason", colo.mode_reason);
+        json_object_set_int_member(data, "epoch", colo.epoch);
+        colo_trace(migration_mode, "%s from epoch %" G_GUINT64_FORMAT ": %s",
+                   protect_mode_name(colo.standing), colo.epoch, colo.mode_reason);
+    }
+    g_mutex_unlock(&colo.lock);
+    if (data) {
+        monitor_event("COLO_MODE", data);
+    }
+}
+
 static void note_checkpoint(Primary *p, uint64_t epoch, int64_t resumed)
 {
     g_mutex_lock(&colo.lock);
@@ -165,6 +226,7 @@ static bool checkpoint(Primary *p, GError **errp)
     uint64_t epoch = colo.epoch + 1;
     bool first = epoch == 1;
 
+    p->cap.standing = choose_mode(p);
     g_mutex_lock(&colo.lock);
     /* As with stock COLO, a paused guest starts to run when protection begins. */
     if (first) {
@@ -201,8 +263,9 @@ static bool checkpoint(Primary *p, GError **errp)
         return false;
     }
     net_lock();
-    proxy_loaded(epoch);
+    proxy_loaded(epoch, p->cap.standing);
     net_unlock();
+    note_mode(p);
     if (epoch >= COLO_EPOCH_SAFE) {
         /* The SVM has it from its log: only now may a shared image change. */
         block_primary_loaded(p->cap.barriers, p->cap.n_barriers);
@@ -215,23 +278,27 @@ static bool checkpoint(Primary *p, GError **errp)
 /* --- Life and end of protection --- */
 
 /* Sleep until there is a reason for a checkpoint; false: protection ends. */
-static bool wait_trigger(int64_t last_us)
+static bool wait_trigger(Primary *p, int64_t last_us)
 {
     g_mutex_lock(&colo.lock);
     bool due = false;
     while (!colo.peer_failure && !colo.want_exit && !colo.want_quit) {
-        int64_t deadline = last_us + (int64_t)colo.checkpoint_delay * 1000;
+        uint64_t ms = colo.standing ? colo.buffered_interval : colo.checkpoint_delay;
+        int64_t deadline = last_us + (int64_t)ms * 1000;
+        due = true;
         if (colo.run_state_changed) {
-            colo.stats.triggers[COLO_TRIGGER_RUN_STATE]++;
-            due = true;
+            p->trigger = COLO_TRIGGER_RUN_STATE;
         } else if (colo.want_checkpoint) {
-            colo.stats.triggers[colo.trigger]++;
-            due = true;
+            p->trigger = colo.trigger;
+        } else if (colo.mode_changed) {
+            p->trigger = COLO_TRIGGER_MODE;
         } else if (g_get_monotonic_time() >= deadline) {
-            colo.stats.triggers[COLO_TRIGGER_TIMER]++;
-            due = true;
+            p->trigger = colo.standing ? COLO_TRIGGER_EPOCH : COLO_TRIGGER_TIMER;
+        } else {
+            due = false;
         }
         if (due) {
+            colo.stats.triggers[p->trigger]++;
             break;
         }
         g_cond_wait_until(&colo.cond, &colo.lock, deadline);
@@ -271,7 +338,7 @@ static bool protect(Primary *p, GError **errp)
         if (off) {
             primary_guest_off(p->ch);
         }
-        if (!wait_trigger(started)) {
+        if (!wait_trigger(p, started)) {
             colo_error_set(errp, "%s", colo.peer_failure ? colo.peer_failure
                                                          : "protection ends on request");
             return false;
@@ -302,6 +369,8 @@ gpointer primary_thread(gpointer uri)
     g_autoptr(GError) err = NULL;
 
     p->uri = uri;
+    p->trigger = COLO_TRIGGER_TIMER;
+    mode_init(&p->decider, g_get_monotonic_time());
     capture_init(&p->cap);
     if (primary_connect(p, &err) && primary_first_copy(p, &err)) {
         protect(p, &err);

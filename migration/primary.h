@@ -17,6 +17,7 @@ typedef struct Capture {
     BlockBarrier barriers[COLO_DISKS_MAX];
     unsigned n_barriers;
     bool running;
+    bool standing; /* the SVM is to stand still in the epoch that begins */
     int64_t pause_us;
     char save_command[400]; /* stop and save, in one write */
 } Capture;
@@ -27,6 +28,9 @@ typedef struct Primary {
     GThread *rx;
     Capture cap;
     bool started_rooms; /* block and proxy were told to start */
+    ColoTrigger trigger; /* of the checkpoint that is made */
+    ModeDecider decider;
+    uint64_t frames;     /* of the guest, at the last checkpoint */
 } Primary;
 
 /** Buffers of @cap, touched in advance. Pair with capture_clear(). */

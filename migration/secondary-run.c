@@ -252,6 +252,23 @@ static void takeover_failed(const GError *err)
                 err->message);
 }
 
+/* An SVM that stood gets its first breath after the gates have opened, so that nothing that
+ * it sends is lost. It can fail only together with the emulator. */
+static void run_risen(Secondary *s)
+{
+    g_autoptr(GError) err = NULL;
+
+    g_mutex_lock(&colo.lock);
+    bool run = s->standing && !colo.user_paused;
+    colo.standing = false;
+    g_mutex_unlock(&colo.lock);
+    s->standing = false;
+    if (run && !colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", &err)) {
+        colo_report("the guest cannot be let run: %s", err->message);
+    }
+    colo_step("takeover-running");
+}
+
 /* False: it serves no more than before. */
 static bool take_over(Secondary *s)
 {
@@ -268,6 +285,7 @@ static bool take_over(Secondary *s)
     net_lock();
     proxy_takeover();
     net_unlock();
+    run_risen(s);
     tracker_stop(colo.tracker);
     ram_cache_drop(colo.ram);
     g_mutex_lock(&colo.lock);
@@ -289,8 +307,9 @@ gpointer secondary_thread(gpointer opaque)
         .device = g_byte_array_new(),
         .proxy = g_byte_array_new(),
         .barriers = g_byte_array_new(),
+        .device_held = g_byte_array_new(),
     };
-    g_autoptr(GError) err = NULL;
+    g_autoptr(GError) err = NULL, load_err = NULL;
 
     s.ch = wait_primary(listen_fd);
     close(listen_fd);
@@ -298,6 +317,11 @@ gpointer secondary_thread(gpointer opaque)
         set_channel(s.ch);
         if (prepare(&err)) {
             receive(&s, &err);
+        }
+        if (!s.guest_off && !s.broken && !s.peer_goes_on && !secondary_rise(&s, &load_err)) {
+            s.broken = true;
+            g_clear_error(&err);
+            err = g_steal_pointer(&load_err);
         }
         if (s.guest_off || colo.epoch < COLO_EPOCH_SAFE || s.broken) {
             /* Nothing here that could serve: end, as QEMU does after a failed incoming
@@ -322,5 +346,6 @@ gpointer secondary_thread(gpointer opaque)
     g_byte_array_unref(s.device);
     g_byte_array_unref(s.proxy);
     g_byte_array_unref(s.barriers);
+    g_byte_array_unref(s.device_held);
     return NULL;
 }

@@ -35,6 +35,7 @@
 #include "util/trace.h"
 
 #define LOAD_TIMEOUT_MS 30000
+#define TRIAL_US G_USEC_PER_SEC
 
 void secondary_reset_staging(Secondary *s)
 {
@@ -97,7 +98,7 @@ static bool check_job(const char *id, GError **errp)
     return true;
 }
 
-static bool load_devices(Secondary *s, GError **errp)
+static bool load_devices(GByteArray *state, GError **errp)
 {
     char id[40], text[400], needle[64];
 
@@ -108,7 +109,7 @@ static bool load_devices(Secondary *s, GError **errp)
     if (suffix) {
         *suffix = 0;
     }
-    if (!vmstate_image_write(colo.child.vmst_fd, machine, s->device->data, s->device->len,
+    if (!vmstate_image_write(colo.child.vmst_fd, machine, state->data, state->len,
                              errp)) {
         return false;
     }
@@ -149,27 +150,61 @@ static bool check_reset(GError **errp)
 }
 
 /* RAM and devices of the stopped SVM to the checkpoint in cache and staging. */
-static bool load(Secondary *s, GError **errp)
+static bool load(Secondary *s, GByteArray *state, GError **errp)
 {
     s->restored = ram_restore(colo.ram, errp);
     if (s->restored < 0) {
         return false;
     }
     colo_step("svm-restored");
-    return load_devices(s, errp) && check_reset(errp);
+    return load_devices(state, errp) && check_reset(errp);
 }
 
 /* RULES 6: a load that failed is tried again, from all of the cache; it is never run. */
-static bool load_or_retry(Secondary *s, GError **errp)
+static bool load_or_retry(Secondary *s, GByteArray *state, GError **errp)
 {
     g_autoptr(GError) first = NULL;
 
-    if (load(s, &first)) {
+    s->unloaded = false;
+    if (!load(s, state, &first)) {
+        colo_report("loading a checkpoint failed (%s): once more", first->message);
+        ram_mark_all(colo.ram);
+        if (!load(s, state, errp)) {
+            return false;
+        }
+    }
+    s->tried_at = g_get_monotonic_time();
+    return true;
+}
+
+/* A standing SVM needs its devices when it rises, not at each of twenty checkpoints a second;
+ * that they can be loaded is tried now and then all the same (RULES 6). */
+static bool keep_or_load(Secondary *s, GError **errp)
+{
+    if (!s->stand || !s->standing || g_get_monotonic_time() - s->tried_at > TRIAL_US) {
+        return load_or_retry(s, s->device, errp);
+    }
+    s->restored = ram_restore(colo.ram, errp);
+    if (s->restored < 0) {
+        return false;
+    }
+    colo_step("svm-restored");
+    g_byte_array_set_size(s->device_held, 0);
+    g_byte_array_append(s->device_held, s->device->data, s->device->len);
+    s->unloaded = true;
+    return true;
+}
+
+bool secondary_rise(Secondary *s, GError **errp)
+{
+    if (!s->standing || !s->unloaded) {
         return true;
     }
-    colo_report("loading a checkpoint failed (%s): once more", first->message);
-    ram_mark_all(colo.ram);
-    return load(s, errp);
+    int64_t start = g_get_monotonic_time();
+    bool ok = load_or_retry(s, s->device_held, errp);
+    colo_trace(migration_rise, "epoch=%" G_GUINT64_FORMAT " in %" G_GINT64_FORMAT " us: %s",
+               colo.epoch, g_get_monotonic_time() - start, ok ? "ready" : "failed");
+    return ok;
 }
 
 /* Bring the SVM to the checkpoint in staging; it is whole. */
@@ -184,7 +219,7 @@ static bool roll_back(Secondary *s, GError **errp)
     net_lock();
     proxy_rollback_begin(s->epoch);
     net_unlock();
-    if (!stop_svm(errp)) {
+    if (!s->standing && !stop_svm(errp)) {
         return false;
     }
     net_lock();
@@ -195,7 +230,7 @@ static bool roll_back(Secondary *s, GError **errp)
     if (!colo.epoch) {
         ram_mark_all(colo.ram);
     }
-    if (!block_secondary_commit(barriers, n, errp) || !load_or_retry(s, errp)) {
+    if (!block_secondary_commit(barriers, n, errp) || !keep_or_load(s, errp)) {
         return false;
     }
     colo_step("svm-loaded");
@@ -203,15 +238,20 @@ static bool roll_back(Secondary *s, GError **errp)
     g_autoptr(GBytes) proxy = g_bytes_new(s->proxy->data, s->proxy->len);
     net_lock();
     bool ok = proxy_restore(proxy, errp);
-    if (ok) {
+    if (ok && !s->stand) {
         proxy_rollback_ready(s->epoch); /* what the SVM sends first counts */
     }
     net_unlock();
-    if (ok && s->running) {
+    s->standing = s->stand;
+    if (ok && s->running && !s->stand) {
         ok = colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", errp);
     }
     net_lock();
-    proxy_rollback_end(s->epoch);
+    if (s->stand) {
+        proxy_rollback_stand(s->epoch);
+    } else {
+        proxy_rollback_end(s->epoch);
+    }
     net_unlock();
     return ok;
 }
@@ -283,6 +323,9 @@ static void note_loaded(Secondary *s, int64_t lag)
     g_mutex_lock(&colo.lock);
     colo.epoch = s->epoch;
     colo.user_paused = !s->running;
+    colo.epochs[s->stand]++;
+    colo.mode_switches += colo.standing != s->stand;
+    colo.standing = s->stand;
     colo.stats.checkpoints++;
     colo.stats.device_bytes = s->device->len;
     colo.stats.wrong_pages += s->wrong;
@@ -371,6 +414,7 @@ static bool begin(Secondary *s, const ChannelMsg *msg, GError **errp)
     s->in_checkpoint = true;
     s->epoch = epoch;
     s->running = channel_msg_u64(msg, 1) & COLO_FLAG_RUNNING;
+    s->stand = channel_msg_u64(msg, 1) & COLO_FLAG_STANDING;
     colo_step("svm-begin");
     return true;
 }

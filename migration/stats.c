@@ -14,7 +14,8 @@ static const char *const trigger_names[COLO_TRIGGER_MAX] = {
     [COLO_TRIGGER_NO_TWIN] = "no-twin",   [COLO_TRIGGER_BACKLOG] = "backlog",
     [COLO_TRIGGER_STREAM] = "stream",     [COLO_TRIGGER_TIMER] = "timer",
     [COLO_TRIGGER_REQUEST] = "request",   [COLO_TRIGGER_SECONDARY] = "secondary",
-    [COLO_TRIGGER_RUN_STATE] = "run-state",
+    [COLO_TRIGGER_RUN_STATE] = "run-state", [COLO_TRIGGER_EPOCH] = "epoch",
+    [COLO_TRIGGER_MODE] = "mode",
 };
 
 void stats_add(StatsSeries *s, uint64_t value)

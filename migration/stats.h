@@ -30,6 +30,8 @@ typedef enum ColoTrigger {
     COLO_TRIGGER_REQUEST,
     COLO_TRIGGER_SECONDARY,
     COLO_TRIGGER_RUN_STATE,
+    COLO_TRIGGER_EPOCH, /* the end of a buffered epoch */
+    COLO_TRIGGER_MODE,  /* another mode was asked for */
     COLO_TRIGGER_MAX
 } ColoTrigger;
 

@@ -190,16 +190,25 @@ static bool seal_child(GError **errp)
 static bool read_options(MigrationOptions *o, GError **errp)
 {
     bool events = true;
-    uint64_t timeout = 2000;
+    uint64_t timeout = 2000, interval = 40;
     JsonObject *c = self.plan.colo;
+    const char *mode = options_get_str(c, "mode", "colo");
 
     if (!options_get_bool(c, "verify-ram", &o->verify_ram, errp) ||
         !options_get_bool(c, "ignore-wishes", &o->ignore_wishes, errp) ||
         !options_get_bool(c, "checkpoint-events", &events, errp) ||
+        !options_get_uint(c, "buffered-interval", &interval, 10, 100, errp) ||
         !options_get_uint(c, "peer-timeout", &timeout, 100, 3600000, errp)) {
         g_prefix_error(errp, "-colo: ");
         return false;
     }
+    o->protect_mode = migration_find_mode(mode);
+    if (o->protect_mode < 0) {
+        colo_error_set(errp, "-colo: Parameter 'mode' expects 'colo', 'buffered' or "
+                             "'adaptive', not '%s'", mode);
+        return false;
+    }
+    o->buffered_interval = interval;
     o->die_at = g_strdup(options_get_str(c, "die-at", NULL));
     if (o->die_at) {
         g_unix_signal_add(SIGUSR1, on_arm, NULL);

@@ -35,6 +35,8 @@ typedef struct MigrationOptions {
                             * N-th passing of that step after migration_arm_death() */
     bool ignore_wishes;    /* test option: what the proxy asks for is counted, not done */
     unsigned peer_timeout; /* ms without a byte from the peer until it counts as lost */
+    int protect_mode;      /* a ProtectMode: mode= */
+    unsigned buffered_interval; /* ms */
     JsonObject *colo;      /* all of -colo: the arbiter takes its keys from it */
     const char *vm;        /* name or UUID of the virtual machine, or NULL */
     bool no_shutdown;      /* -no-shutdown was given: a guest's end is not the program's */
@@ -63,6 +65,9 @@ void migration_arm_death(void);
 
 /** The child is gone: tell the peer at once. Main thread, just before exit. */
 void migration_child_died(void);
+
+/** The mode of protection called @name ("colo", "buffered", "adaptive"), or -1. */
+int migration_find_mode(const char *name);
 
 /** The keys of -colo that this room reads by itself; NULL-terminated. */
 extern const char *const arbiter_keys[];

@@ -12,6 +12,8 @@
  *   proxy_release_input(); proxy_save(); ... RECEIVED: proxy_commit(e); LOADED: proxy_loaded(e)
  * Secondary: proxy_rollback_begin(e); [stop]; proxy_rollback_stopped(); [load];
  *   proxy_restore(bytes); proxy_rollback_ready(e); [cont]; proxy_rollback_end(e)
+ * where the SVM is to stand still in e (the buffered mode): proxy_rollback_stand(e) instead of
+ * the last two.
  */
 #ifndef COLO_NET_PROXY_H
 #define COLO_NET_PROXY_H
@@ -76,8 +78,9 @@ void proxy_release_input(void);
  * is released, in order, and vouched for from now on (RULES 20). */
 void proxy_commit(uint64_t epoch);
 
-/** The SVM runs in @epoch: its output will come; timeouts count from now. */
-void proxy_loaded(uint64_t epoch);
+/** The SVM runs in @epoch: its output will come; timeouts count from now. Where it is
+ * @standing none will: output waits for the next commit, and nothing asks for one. */
+void proxy_loaded(uint64_t epoch, bool standing);
 
 /** Leave protection with a win at the arbiter: everything held goes out, nothing is
  * compared any more. Sets the role to ALONE. */
@@ -110,6 +113,10 @@ void proxy_rollback_ready(uint64_t epoch);
 
 /** The SVM runs: input is fed again. */
 void proxy_rollback_end(uint64_t epoch);
+
+/** The SVM stands still in @epoch: its input waits, for a takeover or until a later roll-back
+ * drops it; what it might send is dropped. */
+void proxy_rollback_stand(uint64_t epoch);
 
 /** A side that seeks the takeover stops vouching: no SVM output to the primary. */
 void proxy_stop_vouching(void);

@@ -220,7 +220,7 @@ void proxy_commit(uint64_t epoch)
     net_batch_end();
 }
 
-void proxy_loaded(uint64_t epoch)
+void proxy_loaded(uint64_t epoch, bool standing)
 {
     if (!proxy.primary) {
         return;
@@ -235,7 +235,11 @@ void proxy_loaded(uint64_t epoch)
         if (compare_engine_mode(l->cmp->engine) == COMPARE_MODE_PASS) {
             compare_engine_set_mode(l->cmp->engine, COMPARE_MODE_COMPARE, now);
         }
-        compare_engine_loaded(l->cmp->engine, epoch, now);
+        if (!standing) {
+            /* Else a checkpoint stays under way for the engine, so that it holds and commits
+             * as ever and neither waits for a twin nor asks for anything. */
+            compare_engine_loaded(l->cmp->engine, epoch, now);
+        }
     }
     tick_all();
     net_batch_end();

@@ -400,6 +400,20 @@ void proxy_rollback_end(uint64_t epoch)
     colo_trace(proxy_rollback_end, "epoch %" PRIu64, epoch);
 }
 
+void proxy_rollback_stand(uint64_t epoch)
+{
+    if (!proxy.secondary) {
+        return;
+    }
+    proxy.epoch = epoch;
+    EACH_LINK (l) {
+        if (l->in) {
+            l->in->mi.svm_epoch = l->in->mi.min_epoch = epoch;
+        }
+    }
+    colo_trace(proxy_rollback_stand, "epoch %" PRIu64, epoch);
+}
+
 void proxy_stop_vouching(void)
 {
     EACH_LINK (l) {

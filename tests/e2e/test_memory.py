@@ -15,7 +15,7 @@ from colo_e2e import Pair, case, main
 CHECKPOINTS = 100
 
 
-def compare_all(t, options=(), **changes):
+def compare_all(t, options=(), checkpoints=CHECKPOINTS, **changes):
     extra = options or ("-colo", "verify-ram=on")
     with Pair(t, extra=extra, checkpoint_delay=100, **changes) as p:
         p.start(boot=False)
@@ -24,7 +24,7 @@ def compare_all(t, options=(), **changes):
         end = time.monotonic() + 110
         while True:
             status = p.primary.qmp.cmd("query-colo-status")
-            if status["verified-checkpoints"] >= CHECKPOINTS:
+            if status["verified-checkpoints"] >= checkpoints:
                 break
             assert time.monotonic() < end, "too few checkpoints: %s" % status
             time.sleep(0.5)

@@ -168,6 +168,10 @@ void proxy_rollback_ready(uint64_t epoch)
 {
 }
 
+void proxy_rollback_stand(uint64_t epoch)
+{
+}
+
 void proxy_rollback_end(uint64_t epoch)
 {
 }
@@ -336,6 +340,7 @@ static void messages(void)
         .device = g_byte_array_new(),
         .proxy = g_byte_array_new(),
         .barriers = g_byte_array_new(),
+        .device_held = g_byte_array_new(),
     };
     Talk talk = {0};
     int sv[2];
@@ -359,6 +364,7 @@ static void messages(void)
     g_byte_array_unref(s.device);
     g_byte_array_unref(s.proxy);
     g_byte_array_unref(s.barriers);
+    g_byte_array_unref(s.device_held);
 }
 
 /* --- The greeting --- */

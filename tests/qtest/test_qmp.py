@@ -72,6 +72,18 @@ def parameters_and_capabilities_are_kept(b):
     host.cmd("migrate-set-parameters", {"x-checkpoint-delay": 777, "max-bandwidth": 123456})
     got = host.cmd("query-migrate-parameters")
     assert got["x-checkpoint-delay"] == 777 and got["max-bandwidth"] == 123456, got
+    assert got["x-colo-mode"] == "colo" and got["x-buffered-interval"] == 40, got
+    for wrong in ({"x-colo-mode": "fast"}, {"x-colo-mode": 1}, {"x-buffered-interval": 9},
+                  {"x-buffered-interval": 101},
+                  {"x-colo-mode": "buffered", "x-buffered-interval": 1000}):
+        has_words(host.error("migrate-set-parameters", wrong), list(wrong)[-1])
+    assert host.cmd("query-migrate-parameters") == got
+    host.cmd("migrate-set-parameters", {"x-colo-mode": "adaptive", "x-buffered-interval": 10})
+    got = host.cmd("query-migrate-parameters")
+    assert got["x-colo-mode"] == "adaptive" and got["x-buffered-interval"] == 10, got
+    assert got["x-checkpoint-delay"] == 777, got
+    status = host.cmd("query-colo-status")
+    assert status["protect-mode"] == "adaptive" and status["active-mode"] == "colo", status
 
 
 @case

@@ -297,7 +297,7 @@ static inline void checkpoint(uint64_t e)
     tell_blob("restore", b);
     tell("end %u", (unsigned)e);
     net_lock();
-    proxy_loaded(e);
+    proxy_loaded(e, false);
     net_unlock();
 }
 

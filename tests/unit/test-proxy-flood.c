@@ -112,13 +112,13 @@ static void test_checkpoint(void)
     client_got(at_cut);
     wait_held(sent - at_cut); /* the rest was read without anybody's help */
     net_lock();
-    proxy_loaded(2);
+    proxy_loaded(2, false);
     net_unlock();
     g_assert_false(flood(sent + 2000));
     g_autoptr(GBytes) c = primary_cut(3);
     primary_done(3);
     net_lock();
-    proxy_loaded(3);
+    proxy_loaded(3, false);
     net_unlock();
     client_got(sent);
 }

@@ -102,7 +102,7 @@ static void test_early(void)
     tell_blob("restore", b);
     tell("end 4");
     net_lock();
-    proxy_loaded(4);
+    proxy_loaded(4, false);
     net_unlock();
     g_assert_cmpuint(guest_gets(&s, 2000), ==, 42);
     g_assert_cmpuint(guest_gets(&s, 20), ==, 0);
