@@ -50,6 +50,7 @@ JsonObject *stats_series_json(const StatsSeries *s)
     JsonObject *o = json_object_new();
 
     json_object_set_int_member(o, "count", s->count);
+    json_object_set_int_member(o, "sum", s->sum);
     json_object_set_int_member(o, "last", s->last);
     json_object_set_int_member(o, "median", stats_percentile(s, 50));
     json_object_set_int_member(o, "p99", stats_percentile(s, 99));

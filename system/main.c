@@ -20,6 +20,7 @@
 #include "net/net.h"
 #include "system/child.h"
 #include "system/cmdline.h"
+#include "system/metrics.h"
 #include "system/pair.h"
 #include "system/plan.h"
 #include "util/error.h"
@@ -254,6 +255,13 @@ static bool start_monitors(GError **errp)
     return true;
 }
 
+static bool start_metrics(GError **errp)
+{
+    const char *address = options_get_str(self.plan.colo, "metrics", NULL);
+
+    return !address || metrics_start(address, errp);
+}
+
 static bool write_pidfile(GError **errp)
 {
     g_autofree char *text = g_strdup_printf("%d\n", (int)getpid());
@@ -277,8 +285,8 @@ static bool start(GError **errp)
         colo_error_set(errp, "ended while waiting for a chardev's client (wait=on)");
         return false;
     }
-    if (!start_migration(errp) || !start_monitors(errp) || !write_pidfile(errp) ||
-        !pair_start(errp)) {
+    if (!start_migration(errp) || !start_monitors(errp) || !start_metrics(errp) ||
+        !write_pidfile(errp) || !pair_start(errp)) {
         return false;
     }
     if (!self.plan.start_paused && !self.plan.incoming) {
@@ -316,6 +324,7 @@ static int run(const CmdLine *cl, const char *argv0)
     } else {
         fail(err);
     }
+    metrics_stop();
     pair_stop();
     migration_shutdown();
     child_stop(&self.child);

@@ -50,6 +50,8 @@ def colo_options(b):
     refused(b, ["-colo", "peer-timeout=1"], "peer-timeout", "100")
     refused(b, ["-colo", "checkpoint-events=maybe"], "checkpoint-events", "maybe")
     refused(b, ["-colo", "=5"], "parameter name")
+    refused(b, ["-colo", "metrics=9100"], "metrics", "127.0.0.1:PORT")
+    refused(b, ["-colo", "metrics=0.0.0.0:9100"], "metrics", "loopback")
     refused(b, ["-colo", "{nonsense"], "JSON")
     refused(b, ["-colo"], "-colo", "argument")
 
