@@ -198,6 +198,7 @@ struct BlockNode {
     /* Of an image that holds parts of two checkpoints: the marker's path. It takes a copy of
      * the peer's and nothing else. */
     char *torn;
+    JsonObject *opts; /* what it was opened with, if another node may take its image over */
 };
 
 /** New registered node with one reference less: @users is 0. Takes @opaque. */

@@ -9,6 +9,7 @@
  * nbd-server-add names exports.
  */
 #include "nbd-conn.h"
+#include "node-ref.h"
 
 #include <fcntl.h>
 #include <gio/gio.h>
@@ -262,6 +263,9 @@ static NbdExport *listener_add(NbdListener *l, BlockNode *node, const char *name
 
 const char *block_serve_child(const char *name, GError **errp)
 {
+    if (!block_node_ref_open(name, errp)) {
+        return NULL;
+    }
     block_lock();
     BlockNode *node = block_node_find(name);
     if (!node) {
@@ -294,18 +298,48 @@ const char *block_serve_child(const char *name, GError **errp)
     return path;
 }
 
-void nbd_server_unserve(BlockNode *node)
+/* Where the emulator has @node from, or NULL. */
+static NbdListener *guest_listener(BlockNode *node)
 {
     for (guint i = 0; servers.guests && i < servers.guests->len; i++) {
         NbdListener *l = servers.guests->pdata[i];
         NbdExport *e = l->exports->pdata[0];
 
-        if (e->node == node && l->conns->len == 0) {
-            g_ptr_array_remove_index_fast(servers.guests, i);
-            listener_free(l);
-            g_clear_pointer(&node->serve_path, g_free);
-            return;
+        if (e->node == node) {
+            return l;
         }
+    }
+    return NULL;
+}
+
+bool block_child_has(const char *name)
+{
+    block_lock();
+    BlockNode *node = block_node_find(name);
+    bool has = node && node->serve_path;
+    block_unlock();
+    return has;
+}
+
+void block_child_left(const char *name)
+{
+    block_lock();
+    BlockNode *node = block_node_find(name);
+    NbdListener *l = node ? guest_listener(node) : NULL;
+    while (l && l->conns->len > 0) {
+        nbd_conn_close(l->conns->pdata[0]);
+    }
+    block_unlock();
+}
+
+void nbd_server_unserve(BlockNode *node)
+{
+    NbdListener *l = guest_listener(node);
+
+    if (l && l->conns->len == 0) {
+        g_ptr_array_remove_fast(servers.guests, l);
+        listener_free(l);
+        g_clear_pointer(&node->serve_path, g_free);
     }
 }
 
@@ -418,6 +452,9 @@ static bool export_check(const BlockExportOptions *o, BlockNode *node, GError **
 
 bool block_export_add(const BlockExportOptions *o, GError **errp)
 {
+    if (!block_node_ref_open(o->node, errp)) {
+        return false;
+    }
     block_lock();
     BlockNode *node = block_node_find(o->node);
     bool ok = export_check(o, node, errp);

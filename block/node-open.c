@@ -12,6 +12,7 @@
 #include "activity-log-file.h"
 #include "activity-log.h"
 #include "node-open.h"
+#include "node-ref.h"
 #include "replication/journal.h"
 #include "hook.h"
 
@@ -308,6 +309,9 @@ static void inherit(JsonObject *parent, JsonObject *child)
 
 static BlockNode *use_existing(const char *name, GError **errp)
 {
+    if (!block_node_ref_open(name, errp)) {
+        return NULL;
+    }
     block_lock();
     BlockNode *node = block_node_find(name);
     if (node) {

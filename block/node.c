@@ -10,6 +10,7 @@
 #include "replication/journal.h"
 #include "hook.h"
 #include "node-open.h"
+#include "node-ref.h"
 #include "job.h"
 
 #include <sys/stat.h>
@@ -61,6 +62,8 @@ void block_node_free(BlockNode *node)
     colo_trace(block_node_free, "%s", node->name);
     g_assert(node->users == 0);
     g_hash_table_remove(block_nodes(), node->name);
+    block_node_ref_release(node);
+    g_clear_pointer(&node->opts, json_object_unref);
     activity_log_close(node, block_front_in_flight(node->front) == 0);
     node->drv->close(node);
     block_front_free(node->front);
@@ -122,9 +125,27 @@ BlockNode *block_node_torn(BlockNode *node)
 bool block_node_exists(const char *name)
 {
     block_lock();
-    bool found = block_node_find(name) != NULL;
+    bool found = block_node_find(name) != NULL || block_node_ref_exists(name);
     block_unlock();
     return found;
+}
+
+/* The image is opened with the node that this one will be the file of. */
+static bool declare_protocol(const char *name, JsonObject *opts, bool writethrough,
+                             GError **errp)
+{
+    const char *filename = options_get_str(opts, "filename", NULL);
+
+    if (!filename) {
+        colo_error_set(errp, "Parameter 'filename' is missing");
+        return false;
+    }
+    if (access(filename, R_OK) != 0) {
+        colo_error_set_errno(errp, errno, "Could not open '%s'", filename);
+        return false;
+    }
+    block_node_ref_declare(name, opts, writethrough);
+    return true;
 }
 
 bool block_node_add(JsonObject *given, GError **errp)
@@ -152,21 +173,36 @@ bool block_node_add(JsonObject *given, GError **errp)
     if (!block_opts_normalise(opts, name, &writethrough, errp)) {
         return false;
     }
-    BlockNode *node = block_node_open_tree(name, opts, errp);
-    if (!node) {
-        return false;
+    if (block_node_ref_is_protocol(opts)) {
+        return declare_protocol(name, opts, writethrough, errp);
     }
-    block_lock();
-    node->id = g_steal_pointer(&alias);
-    node->writethrough = writethrough;
-    block_unlock();
-    return true;
+    g_autoptr(GPtrArray) used = g_ptr_array_new_with_free_func(g_free);
+    BlockNode *node = NULL;
+    if (block_node_ref_resolve(opts, used, errp)) {
+        g_autoptr(JsonObject) kept = options_copy(opts);
+
+        node = block_node_open_tree(name, opts, errp);
+        if (node) {
+            block_lock();
+            node->id = g_steal_pointer(&alias);
+            node->writethrough = writethrough;
+            node->opts = node->filename ? g_steal_pointer(&kept) : NULL;
+            block_unlock();
+        }
+    }
+    block_node_ref_give(used, node);
+    return node != NULL;
 }
 
 bool block_node_del(const char *name, GError **errp)
 {
     block_lock();
     BlockNode *node = block_node_find(name);
+    if (!node && block_node_ref_exists(name)) {
+        bool ok = block_node_ref_del(name, errp);
+        block_unlock();
+        return ok;
+    }
     if (!node) {
         block_unlock();
         g_set_error(errp, COLO_ERROR, COLO_ERROR_GENERIC,
@@ -209,6 +245,9 @@ bool block_change(const char *parent, const char *child, const char *node_name,
     if (!child == !node_name) {
         colo_error_set(errp, child ? "The parameters child and node are in conflict"
                                    : "Either child or node must be specified");
+        return false;
+    }
+    if (node_name && !block_node_ref_open(node_name, errp)) {
         return false;
     }
     block_lock();
@@ -277,6 +316,7 @@ JsonArray *block_query(void)
         }
         json_array_add_object_element(out, o);
     }
+    block_node_ref_query(out);
     block_unlock();
     return out;
 }
@@ -362,6 +402,7 @@ void block_nodes_shutdown(void)
         block_node_free(root);
     }
     g_clear_pointer(&nodes, g_hash_table_unref);
+    block_node_refs_clear();
     block_unlock();
     block_nbd_wait();
     block_daemons_wait(5000);

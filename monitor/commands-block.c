@@ -14,10 +14,6 @@
 #include "qapi-commands.h"
 #include "util/error.h"
 
-/* Room singleton (main thread): names of our nodes that the emulator has an nbd node of,
- * made by device_add. */
-static GHashTable *plugged;
-
 static const char *get_str(JsonObject *args, const char *key)
 {
     return json_object_has_member(args, key) ? json_object_get_string_member(args, key)
@@ -79,10 +75,14 @@ static void change_free(NodeChange *c)
 static void child_lost_node(JsonNode *ret, const GError *err, void *opaque)
 {
     NodeChange *c = opaque;
-    GError *ours = err ? g_error_copy(err) : NULL;
+    /* A -drive's node goes with its device, and has another name there. */
+    bool gone = !err || strstr(err->message, "Failed to find node");
+    GError *ours = gone ? NULL : g_error_copy(err);
 
     if (!err) {
-        g_hash_table_remove(plugged, c->name);
+        block_child_left(c->name);
+    }
+    if (gone) {
         block_node_del(c->name, &ours);
     }
     qmp_request_finish(c->req, NULL, ours);
@@ -96,7 +96,7 @@ QmpResult qmp_blockdev_del(QmpRequest *req, JsonObject *args, JsonNode **ret, GE
     if (!block_node_exists(name)) {
         return QMP_PASS;
     }
-    if (!plugged || !g_hash_table_contains(plugged, name)) {
+    if (!block_child_has(name)) {
         return result(block_node_del(name, errp));
     }
     monitor_child_execute("blockdev-del", args, child_lost_node, change_new(req, name));
@@ -112,10 +112,6 @@ static void child_has_node(JsonNode *ret, const GError *err, void *opaque)
     if (err) {
         qmp_request_finish(c->req, NULL, g_error_copy(err));
     } else {
-        if (!plugged) {
-            plugged = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
-        }
-        g_hash_table_add(plugged, g_strdup(c->name));
         qmp_request_pass(c->req);
     }
     change_free(c);

@@ -7,7 +7,12 @@
  * A backend of ours needs its other half in the emulator: netdev_add makes ours, hands
  * the emulator its end of the socket pair (getfd), and has it add a dgram backend on it.
  */
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "chardev/chardev.h"
 #include "net/net.h"
@@ -79,11 +84,68 @@ static void child_has_fd(JsonNode *ret, const GError *err, void *opaque)
     monitor_child_execute("netdev_add", args, child_has_netdev, c);
 }
 
-QmpResult qmp_netdev_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+/* --- Descriptors with names --- */
+
+/* Room singleton (main thread): what getfd brought, by name. */
+static GHashTable *named_fds;
+
+static void close_named(gpointer p)
 {
-    if (!netdev_wants(args)) {
+    close(GPOINTER_TO_INT(p));
+}
+
+/* Both sides keep a tap's: what it is for is not known yet. Of any other a copy here would
+ * keep the far end from seeing its end. */
+QmpResult qmp_getfd(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    const char *name = json_object_get_string_member(args, "fdname");
+    int fd = qmp_request_fd(req);
+    struct ifreq ifr;
+    bool is_tap = fd >= 0 && ioctl(fd, TUNGETIFF, &ifr) == 0;
+    int copy = is_tap ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : -1;
+
+    if (copy >= 0) {
+        if (!named_fds) {
+            named_fds = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, close_named);
+        }
+        g_hash_table_replace(named_fds, g_strdup(name), GINT_TO_POINTER(copy));
+    }
+    return QMP_PASS;
+}
+
+QmpResult qmp_closefd(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
+{
+    if (named_fds) {
+        g_hash_table_remove(named_fds, json_object_get_string_member(args, "fdname"));
+    }
+    return QMP_PASS;
+}
+
+/* A copy of @args in which "fd" is a number. As in QEMU a name is good for one use. */
+static JsonObject *with_numeric_fd(JsonObject *args)
+{
+    JsonObject *copy = options_copy(args);
+    const char *name = options_get_str(copy, "fd", "");
+    gpointer key, fd;
+
+    if (!*name || g_ascii_isdigit(*name) || !named_fds ||
+        !g_hash_table_steal_extended(named_fds, name, &key, &fd)) {
+        return copy;
+    }
+    g_autoptr(JsonObject) close_it = json_object_new();
+    json_object_set_string_member(close_it, "fdname", key);
+    monitor_child_execute("closefd", close_it, NULL, NULL);
+    json_object_set_int_member(copy, "fd", GPOINTER_TO_INT(fd));
+    g_free(key);
+    return copy;
+}
+
+QmpResult qmp_netdev_add(QmpRequest *req, JsonObject *given, JsonNode **ret, GError **errp)
+{
+    if (!netdev_wants(given)) {
         return QMP_PASS;
     }
+    g_autoptr(JsonObject) args = with_numeric_fd(given);
     net_lock();
     NetDev *nd = netdev_new(args, errp);
     int fd = nd ? netdev_child_fd(nd) : -1;

@@ -115,6 +115,11 @@ QmpRequest *qmp_request_new(QmpClient *client, GString *text)
     return req;
 }
 
+int qmp_request_fd(const QmpRequest *req)
+{
+    return req->fd;
+}
+
 void qmp_request_free(QmpRequest *req)
 {
     if (req->text) {

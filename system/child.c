@@ -21,6 +21,7 @@
 
 #include "migration/vmstate-image.h"
 #include "util/error.h"
+#include "util/options.h"
 #include "util/trace.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -85,16 +86,18 @@ static const char *ram_id(const Plan *plan)
 
 static void add_arguments(Child *c, Plan *plan, const char *incoming)
 {
+    g_autofree char *more = options_format(plan->ram_object, NULL);
+    const char *id = plan->ram_id ? plan->ram_id : ram_id(plan);
+
     plan_arg(plan, "-m");
     plan_arg(plan, "%" G_GUINT64_FORMAT "k", plan->ram_size >> 10);
     plan_arg(plan, "-object");
     plan_arg(plan,
              "memory-backend-file,id=%s,mem-path=/proc/self/fd/%d,"
-             "size=%" G_GUINT64_FORMAT ",share=on,"
-             "x-use-canonical-path-for-ramblock-id=off",
-             ram_id(plan), c->ram_fd, plan->ram_size);
+             "size=%" G_GUINT64_FORMAT ",share=on%s%s",
+             id, c->ram_fd, plan->ram_size, *more ? "," : "", more);
     plan_arg(plan, "-machine");
-    plan_arg(plan, "memory-backend=%s", ram_id(plan));
+    plan_arg(plan, "memory-backend=%s", id);
     /* Without any -netdev QEMU would add a NIC with a backend of its own. */
     plan_arg(plan, "-nic");
     plan_arg(plan, "none");

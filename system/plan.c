@@ -23,8 +23,6 @@
 #include "util/tls.h"
 #include "util/trace.h"
 
-#define DEFAULT_RAM (128ull << 20)
-
 void plan_arg(Plan *plan, const char *fmt, ...)
 {
     va_list ap;
@@ -179,6 +177,9 @@ static bool take_object(Plan *plan, const char *text, GError **errp)
     }
     const char *type = options_get_str(obj, "qom-type", "");
     bool shared = strcmp(type, "iothread") == 0; /* of use on both sides */
+    if (g_strcmp0(options_get_str(obj, "id", ""), plan->ram_id) == 0) {
+        return true; /* plan_memory() */
+    }
     if (!net_object_wants(type) || shared) {
         plan_arg(plan, "-object");
         plan_arg(plan, "%s", text);
@@ -296,11 +297,6 @@ static bool take_machine(Plan *plan, const char *text, GError **errp)
         g_prefix_error(errp, "-machine %s: ", text);
         return false;
     }
-    if (json_object_has_member(m, "memory-backend")) {
-        colo_error_set(errp, "-machine memory-backend=: guest RAM is provided by qemu-colo; "
-                             "use -m only");
-        return false;
-    }
     const char *accel = options_get_str(m, "accel", NULL);
     if (accel && g_str_has_prefix(accel, "kvm") && !host_has_kvm()) {
         colo_report("this host's processor has no usable KVM (vmx or svm): using TCG");
@@ -309,23 +305,6 @@ static bool take_machine(Plan *plan, const char *text, GError **errp)
     g_autofree char *out = options_format(m, "type");
     plan_arg(plan, "-machine");
     plan_arg(plan, "%s", out);
-    return true;
-}
-
-static bool take_memory(Plan *plan, const char *text, GError **errp)
-{
-    g_autoptr(JsonObject) m = options_parse(text, "size", errp);
-
-    if (!m || !options_get_size(m, "size", 1 << 20, &plan->ram_size, errp)) {
-        g_prefix_error(errp, "-m %s: ", text);
-        return false;
-    }
-    if (json_object_has_member(m, "maxmem") || json_object_has_member(m, "slots")) {
-        colo_error_set(errp, "-m %s: memory hotplug (slots, maxmem) cannot be replicated",
-                       text);
-        return false;
-    }
-    plan->ram_size = (plan->ram_size + 8191) & ~8191ull;
     return true;
 }
 
@@ -409,7 +388,7 @@ static bool refuse(const CmdOption *o, GError **errp)
 static bool take_rest(Plan *plan, const CmdLine *cl, const CmdOption *o, GString *devices,
                       GError **errp)
 {
-    static const char *const done[] = {"chardev", "netdev", "object", "mon", "colo", NULL};
+    static const char *const done[] = {"chardev", "netdev", "object", "mon", "colo", "m", NULL};
     const char *n = o->name;
 
     if (g_strv_contains(done, n)) {
@@ -430,8 +409,6 @@ static bool take_rest(Plan *plan, const CmdLine *cl, const CmdOption *o, GString
         return plan_drive(plan, cl, text, errp);
     } else if (!strcmp(n, "device")) {
         return take_device(plan, o->arg, devices, errp);
-    } else if (!strcmp(n, "m")) {
-        return take_memory(plan, o->arg, errp);
     } else if (!strcmp(n, "machine") || !strcmp(n, "M")) {
         return take_machine(plan, o->arg, errp);
     } else if (!strcmp(n, "enable-kvm") || (!strcmp(n, "accel") && g_str_has_prefix(o->arg, "kvm"))) {
@@ -553,11 +530,11 @@ bool plan_make(Plan *plan, const CmdLine *cl, const char *argv0, GError **errp)
 {
     const char *arg;
 
-    *plan = (Plan){.ram_size = DEFAULT_RAM};
+    *plan = (Plan){0};
     plan->argv = g_ptr_array_new_with_free_func(g_free);
     plan->fds = g_array_new(FALSE, FALSE, sizeof(int));
     plan->qmp = g_ptr_array_new_with_free_func(free_qmp_spec);
-    if (!take_colo(plan, cl, errp)) {
+    if (!take_colo(plan, cl, errp) || !plan_memory(plan, cl, errp)) {
         return false;
     }
     plan->emulator =
@@ -632,6 +609,8 @@ void plan_clear(Plan *plan)
     g_clear_pointer(&plan->machine, g_free);
     g_clear_pointer(&plan->colo, json_object_unref);
     g_clear_pointer(&plan->identity, json_object_unref);
+    g_clear_pointer(&plan->ram_object, json_object_unref);
+    g_free(plan->ram_id);
     g_free(plan->incoming);
     g_free(plan->pidfile);
     g_free(plan->emulator);

@@ -29,6 +29,8 @@ typedef struct Plan {
     char *machine;      /* type of -machine, or NULL */
     char *emulator;     /* path */
     uint64_t ram_size;  /* bytes */
+    char *ram_id;       /* the memory backend's, as the command line has it, or NULL */
+    JsonObject *ram_object; /* its properties, but those that say what it is made of */
     bool start_paused;  /* -S */
     bool no_shutdown;
     bool qmp_on_stdio;  /* standard input and output are ours */
@@ -49,6 +51,9 @@ char *plan_find_emulator(const char *argv0, const char *wish, GError **errp);
 
 /** Append one argument, printf-style. */
 void plan_arg(Plan *plan, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+
+/** -m and the memory backend that -machine names (plan-memory.c). */
+bool plan_memory(Plan *plan, const CmdLine *cl, GError **errp);
 
 /** Options of disks (plan-disk.c): -drive, -blockdev, -hda and the like. */
 bool plan_drive(Plan *plan, const CmdLine *cl, const char *text, GError **errp);

@@ -30,7 +30,8 @@ void block_shutdown(void);
  * node's name is @opts' "node-name" or "id". Guest-side keys (if, index, bus, unit, media,
  * snapshot, serial, werror, rerror) are ignored here. Drivers: quorum, replication, qcow2,
  * raw, file, nbd, and through the storage daemon every other that it knows. A value such
- * as children.0=childs0 or file.backing.backing=parent0 names an existing node. cache.*,
+ * as children.0=childs0 or file.backing.backing=parent0 names an existing node; "file" and
+ * "backing" of a format may, too: such a node is taken over with its options (node-ref.c). cache.*,
  * aio, discard, read-only, detect-zeroes are honoured or refused by name. An image beside
  * which a replication left its marker ("<image>.colo") is refused. May wait: 5 s for an NBD
  * server, 30 s for a storage daemon. Not from the block thread.
@@ -47,6 +48,12 @@ int64_t block_node_size(const char *name, GError **errp);
  * lives as long as the node) or NULL. The export's name is @name.
  */
 const char *block_serve_child(const char *name, GError **errp);
+
+/** Whether the emulator was given access to node @name. */
+bool block_child_has(const char *name);
+
+/** The emulator has dropped its node of @name: what is left of its connection goes. */
+void block_child_left(const char *name);
 
 /** QMP nbd-server-start (@addr: SocketAddressLegacy or SocketAddress object), -add, -remove,
  * -stop. An exported node that is a replication secondary's image takes writes into the

@@ -32,6 +32,9 @@ typedef enum QmpResult {
 typedef QmpResult (*QmpHandler)(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                 GError **errp);
 
+/** The descriptor that came with @req (getfd, add-fd), or -1; borrowed. */
+int qmp_request_fd(const QmpRequest *req);
+
 /** A command of ours; tables of these end with a NULL name. */
 typedef struct QmpCommandInfo {
     const char *name;

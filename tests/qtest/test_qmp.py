@@ -19,6 +19,8 @@ def raw(host, *texts):
     for text in texts:
         s.sendall(text if isinstance(text, bytes) else text.encode() + b"\n")
         said.append(json.loads(f.readline()))
+        while "event" in said[-1]:
+            said[-1] = json.loads(f.readline())
     s.close()
     return said
 
