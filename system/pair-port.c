@@ -208,7 +208,7 @@ static void take_disks(JsonObject *o, PairPeer *out)
     JsonNode *list = json_object_get_member(o, "disks");
     JsonArray *a = list && JSON_NODE_HOLDS_ARRAY(list) ? json_node_get_array(list) : NULL;
 
-    for (guint i = 0; a && i < json_array_get_length(a) && i < PAIR_DISKS_MAX; i++) {
+    for (guint i = 0; a && i < json_array_get_length(a) && out->n_disks < PAIR_DISKS_MAX; i++) {
         JsonNode *n = json_array_get_element(a, i);
         PairPeerDisk *d = &out->disks[out->n_disks];
 
