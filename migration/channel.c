@@ -40,6 +40,7 @@ struct Channel {
     GMutex send_lock; /* one message at a time */
     bool send_broken; /* a message was cut short: nothing may follow; under send_lock */
     uint64_t bytes_sent;
+    bool ended; /* the peer's end is closed; by the receiving thread */
     int64_t last_rx; /* atomic enough: aligned 64 bits, read for timeouts only */
     uint32_t have;   /* bytes of the current message in buf */
     uint8_t buf[HEADER_BYTES + CHANNEL_PAYLOAD_MAX];
@@ -342,6 +343,7 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
             c->last_rx = g_get_monotonic_time();
             continue;
         }
+        c->ended = r == 0 || errno == ECONNRESET;
         if (r == 0) {
             colo_error_set(errp, "the peer closed the connection");
             return CHANNEL_ERROR;
@@ -361,6 +363,11 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
             return w;
         }
     }
+}
+
+bool channel_ended(Channel *c)
+{
+    return c->ended;
 }
 
 int64_t channel_silence(Channel *c)

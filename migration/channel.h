@@ -88,6 +88,10 @@ bool channel_try_bytes(Channel *c, ChannelType type, const void *data, size_t le
  */
 ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError **errp);
 
+/** Whether the peer's end of the connection is closed, as its kernel says: by the peer, which
+ * is silent before it does so, or as its process is gone. */
+bool channel_ended(Channel *c);
+
 /** Microseconds since the last byte came in. */
 int64_t channel_silence(Channel *c);
 

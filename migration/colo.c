@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "migration/arbiter.h"
+#include "migration/heartbeat.h"
 #include "monitor/monitor.h"
 #include "net/net.h"
 #include "util/error.h"
@@ -280,6 +281,7 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
     if (!attach_child(errp) || !arbiter_new(opts->colo, opts->vm, &colo.arbiter, errp)) {
         return false;
     }
+    heartbeat_start();
     /* Last: what owns the guest serves it. */
     return child->waits || !colo.arbiter || !colo.arbiter->class->claim ||
            colo.arbiter->class->claim(colo.arbiter, errp);
@@ -318,6 +320,7 @@ bool migration_peer(bool yank)
 
 void migration_child_died(void)
 {
+    heartbeat_emulator_died();
     g_mutex_lock(&colo.lock);
     Channel *c = colo.channel;
     if (c) {
@@ -344,5 +347,7 @@ void migration_shutdown(void)
     if (t) {
         g_thread_join(t);
     }
+    /* Now this side is silent, and may say so. */
+    heartbeat_shutdown(colo.guest_exit ? BEAT_GUEST_OFF : BEAT_STOP);
     arbiter_free(g_steal_pointer(&colo.arbiter));
 }

@@ -99,6 +99,8 @@ typedef struct Colo {
     uint64_t received_epoch, loaded_epoch;
     char *peer_failure; /* why the peer is lost, or NULL */
     bool peer_took_over;
+    bool peer_guest_off; /* secondary: its last beat said that the guest has shut down */
+    bool peer_silent;    /* secondary: its end of the connection is closed */
     bool peer_may_live; /* END of a safe checkpoint was sent: the peer could take over */
 
     /* Progress of the first copy. */
@@ -132,6 +134,13 @@ void colo_request_checkpoint(ColoTrigger trigger, const char *detail);
  * by the arbiter's verdict. False: the process ends, or the other side goes on (FENCED).
  */
 bool colo_decide(ColoMode mode);
+
+/** Primary: from the next checkpoint on the peer could take over; this side speaks by the
+ * heartbeat's lease, if there is a heartbeat. Waits until it is up. */
+bool colo_lease_begin(GError **errp);
+
+/** How long (us) the peer may still speak, and this side may not ask. The lock is held. */
+int64_t colo_lease_left(ColoMode mode);
 
 /** Emit COLO_EXIT; @reason is static text. */
 void colo_emit_exit(ColoMode mode, const char *reason);

@@ -8,6 +8,7 @@
 
 #include "migration/arbiter.h"
 #include "migration/colo.h"
+#include "migration/heartbeat.h"
 #include "monitor/monitor.h"
 #include "net/net.h"
 #include "net/proxy.h"
@@ -107,6 +108,7 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
     if (status_hook) {
         status_hook(o);
     }
+    heartbeat_describe(o);
     json_object_set_int_member(o, "held-frames", frames);
     json_object_set_int_member(o, "held-bytes", bytes);
     json_object_set_member(o, "disks", block_replication_query());

@@ -5,10 +5,12 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Both controllers come here in state LOST, with all output held (primary) or no longer
- * vouched for (secondary), and go on only after a verdict for them.
+ * vouched for (secondary), and go on only after a verdict for them. Where there is a
+ * heartbeat the secondary first waits until the primary's lease is over.
  */
 #include "migration/arbiter.h"
 #include "migration/colo.h"
+#include "migration/heartbeat.h"
 #include "monitor/monitor.h"
 #include "net/net.h"
 #include "util/error.h"
@@ -56,6 +58,16 @@ bool colo_decide(ColoMode mode)
         if (child_qmp_ended(colo.qmp)) {
             /* Nothing here could serve: the win is the peer's. The process ends soon. */
             break;
+        }
+        if (heartbeat_peer_serves()) {
+            /* It says so itself: nobody here has to ask, or may be told otherwise. */
+            colo.peer_took_over = true;
+            break;
+        }
+        int64_t lease = colo_lease_left(mode);
+        if (lease > 0) {
+            /* The primary may still speak: whatever the answer were, it would be too early. */
+            g_cond_wait_until(&colo.cond, &colo.lock, g_get_monotonic_time() + lease);
         } else if (colo.operator_vouches || (colo.want_exit && (!may_ask || colo.decided))) {
             v = ARBITER_WON;
         } else if (may_ask && !colo.decided &&

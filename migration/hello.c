@@ -8,6 +8,7 @@
 
 #include "migration/arbiter.h"
 #include "migration/colo.h"
+#include "migration/heartbeat.h"
 #include "util/error.h"
 #include "util/options.h"
 
@@ -26,6 +27,7 @@ char *hello_build(bool primary, GError **errp)
     json_object_set_object_member(o, "machine", options_copy(colo.child.identity));
     json_object_set_array_member(o, "disks", disks);
     json_object_set_string_member(o, "arbiter", arbiter_name(colo.arbiter));
+    heartbeat_greet(o);
     node = json_node_init_object(json_node_alloc(), o);
     return json_to_string(node, FALSE);
 }
@@ -144,7 +146,8 @@ bool hello_check(const char *text, bool we_are_primary, GError **errp)
     if (!we_are_primary) {
         block_secondary_peer_disks(theirs);
     }
-    return check_disks(we_are_primary ? ours : theirs, we_are_primary ? theirs : ours, errp);
+    return check_disks(we_are_primary ? ours : theirs, we_are_primary ? theirs : ours, errp) &&
+           heartbeat_meet(o, errp); /* last: it binds this side to that process */
 }
 
 GByteArray *barriers_pack(const BlockBarrier *b, unsigned n)

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "migration/arbiter.h"
+#include "migration/heartbeat.h"
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
@@ -157,6 +158,7 @@ static void go_alone(bool started_rooms, bool was_protected)
         proxy_stop_primary();
         net_unlock();
     }
+    heartbeat_end_round(); /* before anybody may begin another */
     g_mutex_lock(&colo.lock);
     colo.last_mode = was_protected ? COLO_MODE_PRIMARY : colo.last_mode;
     colo.was_protected = was_protected;
@@ -205,6 +207,7 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
         net_lock();
         proxy_silence();
         net_unlock();
+        heartbeat_set_silent(true);
     }
     if (was_protected && !quit) {
         block_primary_lost();

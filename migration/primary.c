@@ -27,6 +27,7 @@
 #include "migration/primary.h"
 
 #include "migration/arbiter.h"
+#include "migration/heartbeat.h"
 #include "monitor/monitor.h"
 #include "net/net.h"
 #include "net/proxy.h"
@@ -42,6 +43,9 @@ void primary_lost(const char *why)
         g_cond_broadcast(&colo.cond);
         if (colo.channel) {
             channel_cancel(colo.channel); /* whoever is sending must stop */
+        }
+        if (colo.peer_may_live) {
+            heartbeat_set_silent(true); /* now: the checkpoint's thread may be busy */
         }
     }
     g_mutex_unlock(&colo.lock);
@@ -310,6 +314,9 @@ static bool wait_trigger(Primary *p, int64_t last_us)
 /* Before the checkpoint from which on the peer could take over: what decides between us. */
 static bool share_ownership(Primary *p, GError **errp)
 {
+    if (colo.epoch + 1 == COLO_EPOCH_SAFE && !colo_lease_begin(errp)) {
+        return false;
+    }
     if (!colo.arbiter || !colo.arbiter->class->protect || colo.epoch + 1 != COLO_EPOCH_SAFE) {
         return true;
     }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "migration/arbiter.h"
+#include "migration/heartbeat.h"
 #include "migration/secondary.h"
 #include "net/net.h"
 #include "net/proxy.h"
@@ -103,6 +104,7 @@ static Channel *agree(int fd, GError **errp)
         /* Should it not get through, the end of the connection is read next. */
         channel_send_text(ch, CHANNEL_HELLO_OK, reply, NULL);
     } else {
+        heartbeat_end_round();
         channel_send_text(ch, CHANNEL_REFUSE, (*errp)->message, NULL);
         set_channel(NULL);
         channel_free(ch);
@@ -166,7 +168,11 @@ static void receive(Secondary *s, GError **errp)
         if (r == CHANNEL_ERROR) {
             return;
         } else if (r == CHANNEL_CANCELLED) {
-            colo_error_set(errp, "x-colo-lost-heartbeat");
+            g_mutex_lock(&colo.lock);
+            colo_error_set(errp, "%s", colo.peer_failure && !colo.want_exit
+                                           ? colo.peer_failure : "x-colo-lost-heartbeat");
+            s->guest_off = s->guest_off || colo.peer_guest_off;
+            g_mutex_unlock(&colo.lock);
             return;
         } else if (r == CHANNEL_OK && !secondary_handle(s, &msg, errp)) {
             return;
@@ -184,10 +190,12 @@ static void receive(Secondary *s, GError **errp)
  * then nobody is asked. */
 static bool lose_primary(Secondary *s, const GError *why)
 {
+    heartbeat_stop_vouching();
     net_lock();
     proxy_stop_vouching(); /* from here the PVM cannot release anything */
     net_unlock();
     g_mutex_lock(&colo.lock);
+    colo.peer_silent = channel_ended(s->ch);
     bool on_request = colo.want_exit;
     bool fenced = s->peer_goes_on; /* even if we were asked to take over meanwhile */
     colo.stats.torn += s->in_checkpoint && !s->broken;
@@ -288,6 +296,7 @@ static bool take_over(Secondary *s)
     run_risen(s);
     tracker_stop(colo.tracker);
     ram_cache_drop(colo.ram);
+    heartbeat_end_round();
     g_mutex_lock(&colo.lock);
     colo.last_mode = COLO_MODE_SECONDARY;
     colo.was_protected = true;

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "migration/heartbeat-object.h"
 #include "net/net.h"
 #include "qapi-commands.h"
 #include "util/error.h"
@@ -143,6 +144,11 @@ QmpResult qmp_object_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GErr
         return QMP_PENDING;
     }
     const char *id = json_object_get_string_member(args, "id");
+    if (heartbeat_object_wants(type)) {
+        const char *name = json_object_get_string_member(args, "id");
+        return (!exists(name) || refuse_twin(name, errp)) && heartbeat_object_add(args, errp)
+                   ? QMP_DONE : QMP_FAILED;
+    }
     net_lock();
     bool wanted = net_object_wants(type);
     net_unlock();
@@ -191,6 +197,9 @@ QmpResult qmp_object_del(QmpRequest *req, JsonObject *args, JsonNode **ret, GErr
         monitor_child_execute("object-del", args, tls_object_deleted, pending_new(req, args));
         return QMP_PENDING;
     }
+    if (heartbeat_object_exists(id)) {
+        return heartbeat_object_del(id, errp) ? QMP_DONE : QMP_FAILED;
+    }
     if (!exists(id)) {
         return QMP_PASS;
     }
@@ -205,6 +214,14 @@ QmpResult qmp_object_del(QmpRequest *req, JsonObject *args, JsonNode **ret, GErr
     return QMP_PENDING;
 }
 
+/* The id of a heartbeat in such a path, or NULL. */
+static const char *heartbeat_id(const char *path)
+{
+    const char *id = g_str_has_prefix(path, "/objects/") ? path + strlen("/objects/") : path;
+
+    return heartbeat_object_exists(id) ? id : NULL;
+}
+
 /* The id in a QOM path of ours ("/objects/ID" or a bare "ID"), or NULL. An iothread's
  * properties are the emulator's. */
 static const char *path_id(const char *path)
@@ -216,8 +233,14 @@ static const char *path_id(const char *path)
 
 QmpResult qmp_qom_get(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
 {
+    const char *heart = heartbeat_id(json_object_get_string_member(args, "path"));
     const char *id = path_id(json_object_get_string_member(args, "path"));
 
+    if (heart) {
+        *ret = heartbeat_object_get(heart, json_object_get_string_member(args, "property"),
+                                    errp);
+        return *ret ? QMP_DONE : QMP_FAILED;
+    }
     if (!id) {
         return QMP_PASS;
     }
@@ -231,6 +254,10 @@ QmpResult qmp_qom_set(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
 {
     const char *id = path_id(json_object_get_string_member(args, "path"));
 
+    if (heartbeat_id(json_object_get_string_member(args, "path"))) {
+        colo_error_set(errp, "a colo-heartbeat's properties are set when it is made");
+        return QMP_FAILED;
+    }
     if (!id) {
         return QMP_PASS;
     }
@@ -270,6 +297,7 @@ static void objects_listed(JsonNode *ret, const GError *err, void *opaque)
     net_lock();
     net_objects_list(all);
     net_unlock();
+    heartbeat_objects_list(all);
     qmp_request_finish(req, array_node(all), NULL);
 }
 
@@ -278,6 +306,10 @@ QmpResult qmp_qom_list(QmpRequest *req, JsonObject *args, JsonNode **ret, GError
     const char *path = json_object_get_string_member(args, "path");
     const char *id = path_id(path);
 
+    if (heartbeat_id(path)) {
+        *ret = array_node(heartbeat_object_properties());
+        return QMP_DONE;
+    }
     if (id) {
         net_lock();
         JsonArray *a = net_object_properties(id);
@@ -295,7 +327,9 @@ QmpResult qmp_qom_list(QmpRequest *req, JsonObject *args, JsonNode **ret, GError
 QmpResult qmp_qom_list_properties(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                   GError **errp)
 {
-    JsonArray *a = net_type_properties(json_object_get_string_member(args, "typename"));
+    const char *type = json_object_get_string_member(args, "typename");
+    JsonArray *a = heartbeat_object_wants(type) ? heartbeat_object_properties()
+                                                : net_type_properties(type);
 
     if (!a) {
         return QMP_PASS;

@@ -329,6 +329,58 @@ int64_t net_boot_us(void)
     return ts.tv_sec * G_USEC_PER_SEC + ts.tv_nsec / 1000;
 }
 
+/* Set by net_twin_until(): the primary's, beside the owner's. */
+static _Atomic int64_t twin_until;
+static _Atomic bool twin_kept; /* frames wait for it */
+
+static bool twin_over(void)
+{
+    int64_t until = atomic_load_explicit(&twin_until, memory_order_relaxed);
+
+    return until != 0 && net_boot_us() > until;
+}
+
+static void send_out(NetDev *nd, Frame *f)
+{
+    nd->stats.out_frames++;
+    nd->ops->send(nd, f);
+}
+
+static void keep_frame(NetDev *nd, Frame *f)
+{
+    if (nd->kept.count >= NET_HELD_FRAMES) {
+        frame_unref(frame_queue_pop(&nd->kept));
+        nd->stats.dropped_gate++;
+    }
+    frame_queue_push(&nd->kept, frame_writable(f));
+}
+
+/* The primary's lease was renewed: what waited for that goes out, in order. */
+static gboolean twin_flush(gpointer opaque)
+{
+    for (unsigned i = 0; net.role == NET_ROLE_PRIMARY && i < net.netdevs->len; i++) {
+        NetDev *nd = net.netdevs->pdata[i];
+        Frame *f;
+        while (!twin_over() && (f = frame_queue_pop(&nd->kept))) {
+            send_out(nd, f);
+        }
+    }
+    return G_SOURCE_REMOVE;
+}
+
+static void twin_flush_soon(void)
+{
+    if (!twin_over() && atomic_exchange(&twin_kept, false)) {
+        io_thread_post(net.thread, twin_flush, NULL);
+    }
+}
+
+void net_twin_until(int64_t boot_us)
+{
+    atomic_store(&twin_until, boot_us);
+    twin_flush_soon();
+}
+
 static bool lease_over(void)
 {
     int64_t until = atomic_load_explicit(&speak_until, memory_order_relaxed);
@@ -346,15 +398,17 @@ void netdev_output(NetDev *nd, Frame *f)
             frame_unref(f);
             return;
         }
-        nd->stats.out_frames++;
-        nd->ops->send(nd, f);
+        if (net.role == NET_ROLE_PRIMARY && (nd->kept.count || twin_over())) {
+            /* Behind what is kept already: the order stays. */
+            keep_frame(nd, f);
+            atomic_store(&twin_kept, true);
+            twin_flush_soon(); /* it may have been renewed meanwhile */
+            return;
+        }
+        send_out(nd, f);
         return;
     case NET_ROLE_SILENT:
-        if (nd->kept.count >= NET_HELD_FRAMES) {
-            frame_unref(frame_queue_pop(&nd->kept));
-            nd->stats.dropped_gate++;
-        }
-        frame_queue_push(&nd->kept, frame_writable(f));
+        keep_frame(nd, f);
         return;
     case NET_ROLE_SECONDARY:
         nd->stats.dropped_gate++;
@@ -384,6 +438,8 @@ void net_set_role(NetRole role)
         NetDev *nd = net.netdevs->pdata[i];
         if (role == NET_ROLE_SECONDARY) {
             frame_queue_clear(&nd->kept);
+        } else if (role == NET_ROLE_PRIMARY) {
+            atomic_store(&twin_kept, nd->kept.count > 0 || atomic_load(&twin_kept));
         } else if (role != NET_ROLE_SILENT) {
             Frame *f;
             while ((f = frame_queue_pop(&nd->kept))) {
@@ -391,6 +447,7 @@ void net_set_role(NetRole role)
             }
         }
     }
+    twin_flush_soon();
 }
 
 NetRole net_get_role(void)

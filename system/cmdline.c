@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "migration/heartbeat-object.h"
 #include "net/net.h"
 #include "util/error.h"
 #include "util/options.h"
@@ -83,7 +84,8 @@ static bool option_is_colo(const CmdOption *o)
         return false;
     }
     const char *type = options_get_str(obj, "qom-type", "");
-    return is(o, "object") ? strcmp(type, "iothread") != 0 && net_object_wants(type)
+    return is(o, "object") ? heartbeat_object_wants(type) ||
+                                 (strcmp(type, "iothread") != 0 && net_object_wants(type))
                            : has_replication(obj);
 }
 

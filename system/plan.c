@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "chardev/chardev.h"
+#include "migration/heartbeat-object.h"
 #include "migration/migration.h"
 #include "net/net.h"
 #include "system/pair.h"
@@ -179,6 +180,13 @@ static bool take_object(Plan *plan, const char *text, GError **errp)
     bool shared = strcmp(type, "iothread") == 0; /* of use on both sides */
     if (g_strcmp0(options_get_str(obj, "id", ""), plan->ram_id) == 0) {
         return true; /* plan_memory() */
+    }
+    if (heartbeat_object_wants(type)) {
+        bool made = heartbeat_object_add(obj, errp);
+        if (!made) {
+            g_prefix_error(errp, "-object %s: ", type);
+        }
+        return made;
     }
     if (!net_object_wants(type) || shared) {
         plan_arg(plan, "-object");

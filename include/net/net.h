@@ -61,6 +61,13 @@ NetRole net_get_role(void);
  */
 void net_speak_until(int64_t boot_us);
 
+/**
+ * Role PRIMARY: nothing leaves after @boot_us (as above; 0: for ever) but waits, bounded,
+ * for a later moment given here, or for a change of role: the time for which the secondary
+ * surely does not speak. Any thread, no lock.
+ */
+void net_twin_until(int64_t boot_us);
+
 /** That clock, now. */
 int64_t net_boot_us(void);
 int64_t net_speaks_until(void);

@@ -403,6 +403,52 @@ static void test_user(void)
     net_unlock();
 }
 
+/* The primary's lease from its twin: what is too late waits, in order, and leaves with the
+ * next lease; not what the gate was shut for good for. */
+static void test_twin_lease(void)
+{
+    int out, guest;
+    uint8_t b[64] = {0}, back[64];
+    make(&out, &guest);
+    struct timeval tv = {.tv_usec = 100000};
+    setsockopt(out, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv));
+    net_lock();
+    net_set_role(NET_ROLE_PRIMARY);
+    net_unlock();
+    net_twin_until(net_boot_us() + 3600ll * G_USEC_PER_SEC);
+    b[20] = 1;
+    send(guest, b, 60, 0);
+    g_assert_cmpint(recv(out, back, 64, MSG_WAITALL), ==, 64);
+    net_twin_until(net_boot_us() - 1);
+    for (b[20] = 2; b[20] <= 4; b[20]++) {
+        send(guest, b, 60, 0);
+        settle();
+    }
+    g_assert_cmpint(recv(out, back, 64, 0), ==, -1);
+    g_assert_cmpuint(stat("kept"), ==, 3);
+    net_twin_until(net_boot_us() + 3600ll * G_USEC_PER_SEC);
+    for (int i = 2; i <= 4; i++) {
+        g_assert_cmpint(recv(out, back, 64, MSG_WAITALL), ==, 64);
+        g_assert_cmpint(back[24], ==, i);
+    }
+    net_twin_until(1);
+    send(guest, b, 60, 0);
+    settle();
+    g_assert_cmpint(recv(out, back, 64, 0), ==, -1);
+    net_lock();
+    net_set_role(NET_ROLE_SILENT);
+    net_set_role(NET_ROLE_PRIMARY);
+    net_unlock();
+    g_assert_cmpint(recv(out, back, 64, 0), ==, -1);
+    /* Alone it goes by the owner's lease, not by this one. */
+    net_lock();
+    net_set_role(NET_ROLE_ALONE);
+    net_unlock();
+    g_assert_cmpint(recv(out, back, 64, MSG_WAITALL), ==, 64);
+    net_twin_until(0);
+    end(out, guest);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -412,6 +458,7 @@ int main(int argc, char **argv)
     g_test_add_func("/child-port/race", test_race);
     g_test_add_func("/child-port/output", test_output);
     g_test_add_func("/child-port/gate", test_gate);
+    g_test_add_func("/child-port/twin-lease", test_twin_lease);
     g_test_add_func("/child-port/announce", test_announce);
     g_test_add_func("/child-port/user", test_user);
     int r = g_test_run();
