@@ -165,6 +165,32 @@ void colo_step(const char *step)
     }
 }
 
+/* Where -colo die-at= can end this side: colo_step() and the block room's steps. */
+static const char *const steps[] = {
+    "prepass", "held", "stopped", "saved", "cut", "resumed", "sending", "sent-ram",
+    "sent-state", "sent", "received", "committed", "loaded", "svm-begin",
+    "svm-whole", "svm-arrived", "svm-received", "svm-stopped", "svm-restored", "svm-loaded",
+    "svm-running", "takeover", "takeover-disk", "takeover-begin", "takeover-journal",
+    "takeover-live", "takeover-merged", "commit", "apply-written", "layer-applied", NULL,
+};
+
+static bool check_die_at(const char *text, GError **errp)
+{
+    g_auto(GStrv) parts = g_strsplit(text, ":", 2);
+    guint64 n;
+
+    if (!g_strv_contains(steps, parts[0])) {
+        g_autofree char *all = g_strjoinv(", ", (char **)steps);
+        colo_error_set(errp, "-colo: die-at='%s': no such step (known: %s)", text, all);
+        return false;
+    }
+    if (parts[1] && !g_ascii_string_to_unsigned(parts[1], 10, 1, G_MAXINT, &n, NULL)) {
+        colo_error_set(errp, "-colo: die-at='%s': expected STEP or STEP:N", text);
+        return false;
+    }
+    return true;
+}
+
 bool colo_child_command(const char *text, const char *id, GError **errp)
 {
     return child_qmp_send(colo.qmp, text, errp) && child_qmp_wait(colo.qmp, id, 30000, errp);
@@ -275,6 +301,9 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
     colo.user_paused = child->start_paused;
     colo.state = child->waits ? COLO_STATE_WAITING : COLO_STATE_ALONE;
     colo.plain_incoming = child->incoming && !child->waits;
+    if (opts->die_at && !check_die_at(opts->die_at, errp)) {
+        return false;
+    }
     if (opts->die_at) {
         block_replication_set_step(colo_step);
     }

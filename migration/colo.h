@@ -171,6 +171,11 @@ void plain_begin(void);
 /** Whether a plain migration is still coming in; asks the emulator. Main thread. */
 bool plain_pending(void);
 
+/** Block replication by xen-set-replication (commands-xen.c), main thread: whether it runs,
+ * and its checkpoint. */
+bool xen_replication_runs(void);
+bool xen_replication_checkpoint(GError **errp);
+
 /** The role threads' bodies. */
 gpointer primary_thread(gpointer uri);
 gpointer secondary_thread(gpointer listen_fd);

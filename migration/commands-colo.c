@@ -120,6 +120,9 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
 QmpResult qmp_xen_colo_do_checkpoint(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                      GError **errp)
 {
+    if (xen_replication_runs()) {
+        return xen_replication_checkpoint(errp) ? QMP_DONE : QMP_FAILED;
+    }
     if (colo.mode != COLO_MODE_PRIMARY) {
         colo_error_set(errp, "this side is not a COLO primary");
         return QMP_FAILED;

@@ -218,6 +218,11 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     if (!ours) {
         return QMP_PASS;
     }
+    if (xen_replication_runs()) {
+        colo_error_set(errp, "xen-set-replication has started the disks' replication: end it "
+                             "first");
+        return QMP_FAILED;
+    }
     if (off) {
         colo_error_set(errp, "the guest has shut down: nothing to protect");
         return QMP_FAILED;

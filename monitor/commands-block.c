@@ -13,6 +13,7 @@
 #include "migration/migration.h"
 #include "qapi-commands.h"
 #include "util/error.h"
+#include "util/options.h"
 
 static const char *get_str(JsonObject *args, const char *key)
 {
@@ -48,9 +49,49 @@ QmpResult qmp_x_blockdev_change(QmpRequest *req, JsonObject *args, JsonNode **re
     return result(block_change(parent, get_str(args, "child"), get_str(args, "node"), errp));
 }
 
+typedef struct AddFailure {
+    QmpRequest *req;
+    GError *err;
+} AddFailure;
+
+static void add_judged(JsonNode *ret, const GError *err, void *opaque)
+{
+    g_autofree AddFailure *f = opaque;
+
+    /* Where an option is missing or a driver does not exist, the words are the emulator's. */
+    if (err && (g_str_has_suffix(err->message, "is missing") ||
+                strstr(err->message, "does not accept value"))) {
+        g_auto(GStrv) parts = g_strsplit(err->message, "options[0].", -1);
+        g_clear_error(&f->err);
+        f->err = g_error_new_literal(COLO_ERROR, err->code, "");
+        g_free(f->err->message);
+        f->err->message = g_strjoinv("", parts);
+    }
+    qmp_request_finish(f->req, NULL, f->err);
+}
+
+/* Why a node could not be made: the emulator looks at its options, too, in a command that
+ * opens nothing, as there is no node of that name. */
+static QmpResult judge_failure(QmpRequest *req, JsonObject *args, GError *err)
+{
+    g_autoptr(JsonObject) reopen = json_object_new();
+    JsonArray *list = json_array_new();
+    JsonObject *options = options_copy(args);
+    AddFailure *f = g_new(AddFailure, 1);
+
+    *f = (AddFailure){req, err};
+    json_object_set_string_member(options, "node-name", "#qemu-colo");
+    json_array_add_object_element(list, options);
+    json_object_set_array_member(reopen, "options", list);
+    monitor_child_execute("blockdev-reopen", reopen, add_judged, f);
+    return QMP_PENDING;
+}
+
 QmpResult qmp_blockdev_add(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
 {
-    return result(block_node_add(args, errp));
+    GError *err = NULL;
+
+    return block_node_add(args, &err) ? QMP_DONE : judge_failure(req, args, err);
 }
 
 typedef struct NodeChange {
@@ -117,6 +158,21 @@ static void child_has_node(JsonNode *ret, const GError *err, void *opaque)
     change_free(c);
 }
 
+static bool node_is_read_only(const char *name)
+{
+    g_autoptr(JsonArray) all = block_query();
+    bool ro = false;
+
+    for (guint i = 0; i < json_array_get_length(all); i++) {
+        JsonObject *o = json_array_get_object_element(all, i);
+        if (g_strcmp0(get_str(o, "node-name"), name) == 0 ||
+            g_strcmp0(get_str(o, "id"), name) == 0) {
+            options_get_bool(o, "ro", &ro, NULL);
+        }
+    }
+    return ro;
+}
+
 static JsonObject *nbd_node(const char *name, const char *path)
 {
     JsonObject *node = json_object_new(), *server = json_object_new();
@@ -127,6 +183,9 @@ static JsonObject *nbd_node(const char *name, const char *path)
     json_object_set_string_member(node, "node-name", name);
     json_object_set_string_member(node, "export", name);
     json_object_set_object_member(node, "server", server);
+    if (node_is_read_only(name)) {
+        json_object_set_boolean_member(node, "read-only", TRUE);
+    }
     return node;
 }
 

@@ -12,6 +12,7 @@
 
 #include "block/block.h"
 #include "block/replication.h"
+#include "internal.h"
 #include "qapi-commands.h"
 #include "util/options.h"
 
@@ -69,6 +70,29 @@ static JsonNode *node_info(JsonObject *ours)
     return n;
 }
 
+/* Whether the emulator's node is the way to one of ours, or made by us for ourselves. */
+static bool is_hidden(JsonArray *ours, JsonObject *node)
+{
+    const char *file = options_get_str(node, "file", "");
+    const char *socket = strstr(file, "?socket=");
+
+    if (is_private(options_get_str(node, "node-name", NULL)) ||
+        strstr(file, "/proc/self/fd/") == file) {
+        return true;
+    }
+    for (guint i = 0; socket && i < json_array_get_length(ours); i++) {
+        JsonObject *o = json_array_get_object_element(ours, i);
+        bool guest = false;
+        options_get_bool(o, "guest", &guest, NULL);
+        const char *path = guest ? block_serve_child(options_get_str(o, "node-name", ""), NULL)
+                                 : NULL;
+        if (path && strcmp(socket + strlen("?socket="), path) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void nodes_answer(JsonNode *ret, const GError *err, void *opaque)
 {
     if (!ret || !JSON_NODE_HOLDS_ARRAY(ret)) {
@@ -83,9 +107,10 @@ static void nodes_answer(JsonNode *ret, const GError *err, void *opaque)
     }
     for (guint i = 0; i < json_array_get_length(theirs); i++) {
         JsonNode *n = json_array_get_element(theirs, i);
-        const char *name = options_get_str(json_node_get_object(n), "node-name", NULL);
+        JsonObject *node = json_node_get_object(n);
 
-        if (!find(ours, "node-name", name)) {
+        if (!find(ours, "node-name", options_get_str(node, "node-name", NULL)) &&
+            !is_hidden(ours, node)) {
             json_array_add_element(all, json_node_copy(n));
         }
     }
@@ -138,5 +163,74 @@ static void block_answer(JsonNode *ret, const GError *err, void *opaque)
 QmpResult qmp_query_block(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
 {
     monitor_child_execute("query-block", NULL, block_answer, req);
+    return QMP_PENDING;
+}
+
+/* --- query-blockstats --- */
+
+typedef struct Stats {
+    QmpRequest *req;
+    JsonNode *stats; /* the emulator's query-blockstats */
+    bool nodes;      /* query-nodes: of nodes, not of drives */
+} Stats;
+
+/* Name the node behind each drive as query-block does; leave out what is private. */
+static void stats_named(JsonNode *ret, const GError *err, void *opaque)
+{
+    g_autofree Stats *s = opaque;
+    g_autoptr(JsonArray) ours = block_query();
+    g_autoptr(JsonNode) stats = s->stats;
+    JsonArray *drives = ret && JSON_NODE_HOLDS_ARRAY(ret) ? json_node_get_array(ret) : NULL;
+    JsonArray *theirs = json_node_get_array(stats), *all = json_array_new();
+
+    for (guint i = 0; i < json_array_get_length(theirs); i++) {
+        JsonObject *o = json_array_get_object_element(theirs, i);
+        const char *name = options_get_str(o, "node-name", "");
+        bool shown = !is_private(name);
+
+        for (guint k = 0; drives && k < json_array_get_length(drives); k++) {
+            JsonObject *info = json_array_get_object_element(drives, k);
+            JsonObject *inserted = options_get_obj(info, "inserted");
+            JsonObject *mine = inserted ? node_of_drive(ours, info, inserted) : NULL;
+            if (mine && strcmp(options_get_str(inserted, "node-name", ""), name) == 0) {
+                json_object_set_string_member(o, "node-name",
+                                              options_get_str(mine, "node-name", ""));
+                shown = true;
+                break;
+            }
+        }
+        if (s->nodes && shown && !find(ours, "node-name", options_get_str(o, "node-name", ""))) {
+            shown = strcmp(options_get_str(options_get_obj(o, "driver-specific"), "driver", ""),
+                           "file") != 0;
+        }
+        if (shown) {
+            json_array_add_object_element(all, json_object_ref(o));
+        }
+    }
+    qmp_request_finish(s->req, json_node_init_array(json_node_alloc(), all), NULL);
+    json_array_unref(all);
+}
+
+static void stats_answer(JsonNode *ret, const GError *err, void *opaque)
+{
+    Stats *s = opaque;
+
+    if (!ret || !JSON_NODE_HOLDS_ARRAY(ret)) {
+        qmp_request_finish(s->req, NULL, err ? g_error_copy(err) : NULL);
+        g_free(s);
+        return;
+    }
+    s->stats = json_node_copy(ret);
+    monitor_child_execute("query-block", NULL, stats_named, s);
+}
+
+QmpResult qmp_query_blockstats(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                               GError **errp)
+{
+    Stats *s = g_new0(Stats, 1);
+
+    s->req = req;
+    options_get_bool(args, "query-nodes", &s->nodes, NULL);
+    monitor_child_execute("query-blockstats", args, stats_answer, s);
     return QMP_PENDING;
 }

@@ -26,6 +26,7 @@ static const char *const flags[] = {
 bool cmdline_parse(CmdLine *cl, int argc, char **argv, GError **errp)
 {
     cl->options = g_array_new(FALSE, TRUE, sizeof(CmdOption));
+    cl->owned = g_ptr_array_new_with_free_func(g_free);
     for (int i = 1; i < argc; i++) {
         CmdOption o = {"", argv[i]};
         if (argv[i][0] == '-' && argv[i][1]) {
@@ -39,6 +40,12 @@ bool cmdline_parse(CmdLine *cl, int argc, char **argv, GError **errp)
                 o.arg = argv[i];
             }
         }
+        if (strcmp(o.name, "readconfig") == 0) {
+            if (!cmdline_read_config(cl, o.arg, errp)) {
+                return false;
+            }
+            continue;
+        }
         g_array_append_val(cl->options, o);
     }
     return true;
@@ -47,6 +54,7 @@ bool cmdline_parse(CmdLine *cl, int argc, char **argv, GError **errp)
 void cmdline_clear(CmdLine *cl)
 {
     g_clear_pointer(&cl->options, g_array_unref);
+    g_clear_pointer(&cl->owned, g_ptr_array_unref);
 }
 
 static bool is(const CmdOption *o, const char *name)

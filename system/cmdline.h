@@ -17,12 +17,17 @@ typedef struct CmdOption {
 } CmdOption;
 
 typedef struct CmdLine {
-    GArray *options; /* of CmdOption; strings belong to argv */
+    GArray *options;  /* of CmdOption; strings belong to argv or @owned */
+    GPtrArray *owned;
 } CmdLine;
 
-/** Split @argv (argc entries, the first is skipped) as QEMU would. */
+/** Split @argv (argc entries, the first is skipped) as QEMU would; what -readconfig names is
+ * read in its place. */
 bool cmdline_parse(CmdLine *cl, int argc, char **argv, GError **errp);
 void cmdline_clear(CmdLine *cl);
+
+/** Append the options that the configuration file @path holds (readconfig.c). */
+bool cmdline_read_config(CmdLine *cl, const char *path, GError **errp);
 
 /** Whether it uses COLO: a filter, colo-compare, a replication drive, or -colo; and is no
  * probe (-machine none, -version, -help). */

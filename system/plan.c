@@ -584,7 +584,8 @@ bool plan_make(Plan *plan, const CmdLine *cl, const char *argv0, GError **errp)
     /* An iothread may be named by a colo-compare that stands before it. */
     for (int pass = 0; pass < 2; pass++) {
         for (guint i = 0; each(cl, "object", &i, &arg);) {
-            bool iothread = g_str_has_prefix(arg, "iothread,");
+            g_autoptr(JsonObject) o = options_parse(arg, "qom-type", NULL);
+            bool iothread = o && !strcmp(options_get_str(o, "qom-type", ""), "iothread");
             if (iothread == (pass == 0) && !take_object(plan, arg, errp)) {
                 return false;
             }
