@@ -23,16 +23,12 @@ SCHEMA = os.path.join(colo_qtest.HERE, "../../qapi")
 DIFFERENCES = [
     ("migrate-set-parameters", "*x-checkpoint-delay*0'*",
      "0 would leave the guest no time to run between two checkpoints"),
-    ("migrate-incoming", "*'-incoming' must be specified*",
-     "the way in is opened at the start, silent from the first frame on"),
     ("xen-colo-do-checkpoint", "*not a COLO primary*",
      "a checkpoint that nobody takes is no success"),
     ("nbd-server-add, nbd-server-remove, nbd-server-stop", "nbd-server-add*{}*",
      "a disk that the guest uses may be exported, as to a mirror"),
     ("nbd-server-add, nbd-server-remove, nbd-server-stop", "nbd-server-remove: {}*",
      "so there is an export to be removed"),
-    ("blockdev-add, blockdev-del", "blockdev-add: *cannot open image*",
-     "the node is made here; the reason is the same"),
     ("netdev_add, netdev_del", "netdev_add: *exactly one of 'fd', 'listen', 'connect'*",
      "mcast and udp are not ours, and the message has the name"),
     ("query-named-block-nodes, query-block", "*.actual-size is missing",
@@ -208,6 +204,11 @@ def line(section, cell):
     return add
 
 
+def ours_alone(section):
+    """Names of the lines whose status is "ours"."""
+    return {n for cell, status, _ in table()[section] if status == "ours" for n in names(cell)}
+
+
 def names(cell):
     return [n for n in cell.replace(",", " ").split() if n]
 
@@ -274,6 +275,6 @@ def differences_are_needed():
 
 
 __all__ = ["DIFFERENCES", "LINES", "SCHEMA", "Twins", "caps", "commands", "differences_are_needed",
-           "fnmatch", "in_schema", "line", "members_of", "names", "note_words", "pairs",
+           "fnmatch", "in_schema", "line", "members_of", "names", "note_words", "ours_alone", "pairs",
            "refuses", "schema_of", "shape_differs", "socket_chardev", "starts",
            "stock_program", "table", "twins"]

@@ -37,6 +37,16 @@ def _(t):
     in_schema(t, "COLO_DISK_MERGE")  # sent: unit/replication-behaviour
 
 
+@events("COLO_MODE")
+def _(t):
+    in_schema(t, "COLO_MODE")  # sent: e2e/modes
+
+
+@events("COLO_PAIR")
+def _(t):
+    in_schema(t, "COLO_PAIR")  # sent: test_pair.py
+
+
 @events("STOP, RESUME")
 def _(t):
     begin = time.monotonic()
@@ -156,6 +166,19 @@ def capability(name):
 
 for capability_name in ("x-colo", "events", "return-path"):
     parameters(capability_name)(capability(capability_name))
+
+
+@parameters("x-colo-mode, x-buffered-interval")
+def _(b):
+    host = b.primary()
+    for mode in ("buffered", "adaptive", "colo"):
+        host.cmd("migrate-set-parameters", {"x-colo-mode": mode, "x-buffered-interval": 40})
+        got = host.cmd("query-migrate-parameters")
+        assert (got["x-colo-mode"], got["x-buffered-interval"]) == (mode, 40), got
+    has_words(host.error("migrate-set-parameters", {"x-colo-mode": "best"}),
+              "x-colo-mode.*does not accept|does not accept.*best")
+    has_words(host.error("migrate-set-parameters", {"x-buffered-interval": 0}),
+              "x-buffered-interval")
 
 
 @parameters("x-checkpoint-delay")
