@@ -17,6 +17,23 @@ const char *const arbiter_keys[] = {
     "witness-cert",   "witness-cert-key", NULL,
 };
 
+/* The cluster manager has fenced and counted votes before it speaks, by its resource agent's
+ * x-colo-lost-heartbeat; nothing is asked. Both sides must obey the same one. */
+static void pacemaker_free(Arbiter *a)
+{
+    g_free(a);
+}
+
+static Arbiter *arbiter_pacemaker_new(void)
+{
+    static const ArbiterClass class = {.name = "pacemaker", .free = pacemaker_free};
+    Arbiter *a = g_new0(Arbiter, 1);
+
+    a->class = &class;
+    a->name = g_strdup("pacemaker");
+    return a;
+}
+
 bool arbiter_new(JsonObject *colo_options, const char *vm, Arbiter **out, GError **errp)
 {
     const char *kind = options_get_str(colo_options, "arbiter", "manual");
@@ -37,11 +54,18 @@ bool arbiter_new(JsonObject *colo_options, const char *vm, Arbiter **out, GError
         *out = arbiter_fence_new(colo_options, errp);
     } else if (strcmp(kind, "witness") == 0) {
         *out = arbiter_witness_new(colo_options, vm, errp);
+    } else if (strcmp(kind, "pacemaker") == 0) {
+        *out = arbiter_pacemaker_new();
     } else {
-        colo_error_set(errp, "-colo: arbiter='%s' is not known: use manual, fence or witness",
-                       kind);
+        colo_error_set(errp, "-colo: arbiter='%s' is not known: use manual, fence, witness or "
+                             "pacemaker", kind);
     }
     return *out != NULL;
+}
+
+bool arbiter_answers(const Arbiter *a)
+{
+    return a && a->class->leave;
 }
 
 const char *arbiter_name(const Arbiter *a)

@@ -33,7 +33,8 @@ typedef struct ArbiterClass {
     bool (*join)(Arbiter *a, const char *token, GError **errp);
     /* Protection ended before the peer could have left: undo protect(). */
     void (*unprotect)(Arbiter *a);
-    /* One attempt to leave protection. @errp is set with UNDECIDED. */
+    /* One attempt to leave protection. @errp is set with UNDECIDED. NULL: whoever decides
+     * gives x-colo-lost-heartbeat. */
     ArbiterVerdict (*leave)(Arbiter *a, GError **errp);
     /* The operator vouches that the other side is dead: leave whatever anybody says. */
     void (*force)(Arbiter *a);
@@ -49,10 +50,13 @@ struct Arbiter {
 };
 
 /**
- * Make the arbiter that -colo asks for (arbiter=manual|fence|witness and what these take);
+ * Make the arbiter that -colo asks for (arbiter=manual|fence|witness|pacemaker and what these take);
  * *@out is NULL for manual. @vm: name of the virtual machine, the witness' default key.
  */
 bool arbiter_new(JsonObject *colo_options, const char *vm, Arbiter **out, GError **errp);
+
+/** Whether @a (NULL: manual) can be asked; else somebody will say. */
+bool arbiter_answers(const Arbiter *a);
 
 /** What both sides must have in common; "manual" for NULL. */
 const char *arbiter_name(const Arbiter *a);

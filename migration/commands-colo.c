@@ -38,7 +38,7 @@ QmpResult qmp_x_colo_lost_heartbeat(QmpRequest *req, JsonObject *args, JsonNode 
                   ? "the takeover is under way"
                   : "protection has not begun yet: nothing here could take over";
     } else if (colo.mode == COLO_MODE_SECONDARY && unfenced && !fenced && !colo.decided &&
-               !colo.arbiter) {
+               !arbiter_answers(colo.arbiter)) {
         why = "a disk is shared with the primary, whose last writes a takeover must not meet: "
               "switch its host off, then say so with fenced=true (or use arbiter=fence)";
     } else {
@@ -102,7 +102,9 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
     if (colo.arbiter) {
         JsonObject *a = json_object_new();
         json_object_set_string_member(a, "kind", colo.arbiter->class->name);
-        colo.arbiter->class->describe(colo.arbiter, a);
+        if (colo.arbiter->class->describe) {
+            colo.arbiter->class->describe(colo.arbiter, a);
+        }
         json_object_set_object_member(o, "arbiter", a);
     }
     if (status_hook) {

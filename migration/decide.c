@@ -45,8 +45,8 @@ static ArbiterVerdict ask_locked(bool *said)
 
 bool colo_decide(ColoMode mode)
 {
-    bool said = false, may_ask = colo.arbiter != NULL;
-    const char *by = "manual";
+    bool said = false, may_ask = arbiter_answers(colo.arbiter);
+    const char *by = colo.arbiter ? colo.arbiter->class->name : "manual";
     ArbiterVerdict v = ARBITER_UNDECIDED;
 
     g_mutex_lock(&colo.lock);
@@ -98,7 +98,7 @@ bool colo_decide(ColoMode mode)
     if (won && forced && may_ask && colo.arbiter->class->force) {
         colo.arbiter->class->force(colo.arbiter);
     }
-    if (v != ARBITER_UNDECIDED && may_ask) {
+    if (v != ARBITER_UNDECIDED && colo.arbiter) {
         emit_decision(won, by);
         if (!won) {
             colo_report("arbiter %s: the other side goes on; this one stays silent: quit it",

@@ -65,7 +65,7 @@ def fails(b, *words):
 
 @case
 def options_that_do_not_fit(b):
-    for words, *want in (("arbiter=pope", "pope", "manual, fence or witness"),
+    for words, *want in (("arbiter=pope", "pope", "manual, fence, witness or pacemaker"),
                          ("arbiter=fence", "fence-agent"),
                          ("arbiter=fence,fence-agent=/nonexistent", "/nonexistent"),
                          ("arbiter=witness", "witness=URL"),
@@ -213,6 +213,29 @@ def dead_emulator_asks_nobody(b):
             primary.ended()
             secondary.cmd("quit")
             secondary.ended()
+
+
+@case
+def cluster_decides(b):
+    """arbiter=pacemaker: nothing by itself, and the agent's word is obeyed on either side."""
+    words = ("-colo", "arbiter=pacemaker")
+    primary, secondary = b.pair(*words)
+    assert primary.status()["arbiter"]["kind"] == "pacemaker"
+    primary.process.kill()
+    secondary.wait_state("lost")
+    time.sleep(1)
+    assert secondary.status()["state"] == "lost"
+    secondary.cmd("x-colo-lost-heartbeat")
+    secondary.wait_state("alone")
+    secondary.wait("word", lambda: secondary.events("COLO_DECISION"))
+    assert secondary.events("COLO_DECISION")[-1]["data"] == {"serving": True,
+                                                             "arbiter": "pacemaker"}
+    secondary.cmd("quit")
+    secondary.ended()
+    primary, other = b.primary(*words), b.secondary()
+    other.x_colo()
+    b.migrate(primary)
+    b.failed(primary, "arbiter", "pacemaker")
 
 
 @case

@@ -266,10 +266,9 @@ static void test_buffer(void)
     to_guest(7);
     from_guest(8);
     g_assert_cmpint(at_outside(), ==, 8);
-    g_assert_cmpint(at_guest(), ==, -1); /* waits 150 ms */
     int m = -1;
-    for (int i = 0; i < 5 && m < 0; i++) {
-        m = at_guest();
+    for (int i = 0; i < 20 && m < 0; i++) {
+        m = at_guest(); /* waits 150 ms */
     }
     g_assert_cmpint(m, ==, 7);
     g_assert_cmpint(g_get_monotonic_time() - t0, >=, 250000);
