@@ -230,7 +230,9 @@ bool pair_peer_parse(const char *text, PairPeer *out, GError **errp)
     JsonNode *root = json_parser_load_from_data(parser, text, -1, NULL)
                          ? json_parser_get_root(parser) : NULL;
     JsonObject *o = root && JSON_NODE_HOLDS_OBJECT(root) ? json_node_get_object(root) : NULL;
-    if (!o || strcmp(options_get_str(o, "program", ""), "qemu-colo") != 0) {
+    const char *program = o ? options_get_str(o, "program", "") : "";
+    /* coloctl answers in state "undecided" while it has not started anything there. */
+    if (strcmp(program, "qemu-colo") != 0 && strcmp(program, "coloctl") != 0) {
         colo_error_set(errp, "what answers there is no qemu-colo");
         return false;
     }

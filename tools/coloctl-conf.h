@@ -48,7 +48,6 @@ typedef struct VmConf {
 
     int prefer; /* index of the host that is primary at the very first start */
     unsigned port_base;
-    bool engine;       /* -colo pair=on */
     bool auto_protect;
     char *auto_sync;
     uint64_t checkpoint_delay; /* ms, 0: default */

@@ -42,7 +42,9 @@ static int refuse(const char *fmt, ...)
 
 static const char *why(const CtlSide *s)
 {
-    return ctl_str(s->colo, "error", ctl_str(ctl_object(s->colo, "pair"), "error", NULL));
+    const char *pair = ctl_str(ctl_object(s->colo, "pair"), "error", "");
+
+    return *pair ? pair : ctl_str(s->colo, "error", NULL);
 }
 
 static const char *pair_state(const CtlSide *s)
@@ -113,9 +115,9 @@ int cmd_checkpoint(int argc, char **argv)
 }
 
 /* Until this side serves alone. */
-static int wait_alone(const CtlTarget *t, const char *what, gint64 end)
+static int wait_alone(const CtlTarget *t, const char *what, const CtlSide *before, gint64 end)
 {
-    g_autofree char *said = NULL;
+    g_autofree char *said = g_strdup(why(before));
     g_autoptr(GError) err = NULL;
 
     for (;;) {
@@ -223,7 +225,7 @@ int cmd_failover(int argc, char **argv)
     if (!tell(&t, "x-colo-lost-heartbeat", args, &err)) {
         return ctl_fail(err);
     }
-    return wait_alone(&t, "failover", end);
+    return wait_alone(&t, "failover", s, end);
 }
 
 int cmd_unprotect(int argc, char **argv)
@@ -249,7 +251,7 @@ int cmd_unprotect(int argc, char **argv)
     if (!tell(&t, "x-colo-lost-heartbeat", NULL, &err)) {
         return ctl_fail(err);
     }
-    return wait_alone(&t, "unprotect", end);
+    return wait_alone(&t, "unprotect", s, end);
 }
 
 /* What there is to show of the way to protection. */

@@ -28,13 +28,14 @@ struct CtlQmp {
     int fd;
     JsonStream *in;
     size_t unread; /* pushed since the last whole value */
-    unsigned next_id;
+    unsigned next_id, answer_ms;
+    bool event; /* one came since ctl_qmp_news() */
     char *version;
 };
 
 static int ms_left(gint64 end)
 {
-    return MAX(0, (end - g_get_monotonic_time() + 999) / 1000);
+    return end == 0 ? 0 : MAX(0, (end - g_get_monotonic_time() + 999) / 1000);
 }
 
 static bool wait_fd(CtlQmp *q, short events, gint64 end)
@@ -74,7 +75,7 @@ static bool dial(CtlQmp *q, gint64 end, GError **errp)
     return q->fd >= 0;
 }
 
-/* The next JSON object, whatever it is. Caller frees. */
+/* The next JSON object, whatever it is; @end 0: if it is there. Caller frees. */
 static JsonNode *next_value(CtlQmp *q, gint64 end, GError **errp)
 {
     g_autoptr(GError) err = NULL;
@@ -118,7 +119,7 @@ static JsonNode *next_value(CtlQmp *q, gint64 end, GError **errp)
             json_stream_push(q->in, buf, n);
             q->unread += n;
         }
-        if (q->unread > UNREAD_MAX || ms_left(end) == 0) {
+        if (q->unread > UNREAD_MAX || (end && ms_left(end) == 0)) {
             ctl_set_error(errp, CTL_ERROR_UNREACHABLE, "%s: %s", q->path,
                           ms_left(end) ? "an endless answer" : "no answer among what it sends");
             return NULL;
@@ -142,9 +143,17 @@ static bool send_all(CtlQmp *q, const char *text, size_t len, gint64 end, GError
     return true;
 }
 
+/* Each checkpoint stops the guest and lets it run again: no news. */
+static void note_event(CtlQmp *q, JsonObject *o)
+{
+    const char *name = ctl_str(o, "event", NULL);
+
+    q->event |= name && strcmp(name, "STOP") != 0 && strcmp(name, "RESUME") != 0;
+}
+
 JsonNode *ctl_qmp_execute(CtlQmp *q, const char *command, JsonObject *args, GError **errp)
 {
-    gint64 end = g_get_monotonic_time() + ANSWER_MS * 1000ll;
+    gint64 end = g_get_monotonic_time() + q->answer_ms * 1000ll;
     g_autofree char *id = g_strdup_printf("coloctl-%u", q->next_id++);
     g_autoptr(JsonObject) cmd = json_object_new();
     g_autoptr(JsonNode) node = json_node_init_object(json_node_alloc(), cmd);
@@ -167,7 +176,8 @@ JsonNode *ctl_qmp_execute(CtlQmp *q, const char *command, JsonObject *args, GErr
         }
         JsonObject *o = json_node_get_object(answer);
         if (strcmp(ctl_str(o, "id", ""), id) != 0) {
-            continue; /* an event, or nothing that was asked for */
+            note_event(q, o);
+            continue; /* or nothing that was asked for */
         }
         if (json_object_has_member(o, "return")) {
             return json_node_copy(json_object_get_member(o, "return"));
@@ -202,6 +212,7 @@ CtlQmp *ctl_qmp_open(const char *path, GError **errp)
     g_autoptr(CtlQmp) q = g_new0(CtlQmp, 1);
 
     q->fd = -1;
+    q->answer_ms = ANSWER_MS;
     q->path = g_strdup(path);
     q->in = json_stream_new();
     if (!dial(q, end, errp)) {
@@ -240,4 +251,28 @@ void ctl_qmp_close(CtlQmp *q)
 const char *ctl_qmp_version(CtlQmp *q)
 {
     return q->version;
+}
+
+void ctl_qmp_set_timeout(CtlQmp *q, unsigned ms)
+{
+    q->answer_ms = ms;
+}
+
+int ctl_qmp_fd(CtlQmp *q)
+{
+    return q->fd;
+}
+
+bool ctl_qmp_news(CtlQmp *q)
+{
+    for (unsigned i = 0; i < 1000 && !q->event; i++) {
+        g_autoptr(JsonNode) n = next_value(q, 0, NULL); /* 0: only what is there */
+        if (!n) {
+            break;
+        }
+        note_event(q, json_node_get_object(n));
+    }
+    bool news = q->event;
+    q->event = false;
+    return news;
 }

@@ -259,8 +259,9 @@ static void show_pair(JsonObject *p)
     if (strcmp(state, "off") == 0) {
         return;
     }
-    row("pair", "%s, peer %s, %" PRId64 " attempts", state, ctl_str(p, "peer", "?"),
-        ctl_int(p, "attempts", 0));
+    const char *detail = ctl_str(p, "detail", "");
+    row("pair", "%s%s%s, peer %s, %" PRId64 " attempts", state, *detail ? ": " : "", detail,
+        ctl_str(p, "peer", "?"), ctl_int(p, "attempts", 0));
     if (strcmp(state, "resync") == 0 && total > 0) {
         g_autofree char *done = ctl_bytes(ctl_int(p, "resync-done", 0)), *all = ctl_bytes(total);
         row("", "disks: %s of %s", done, all);
@@ -268,7 +269,7 @@ static void show_pair(JsonObject *p)
     if (next > 0) {
         row("", "tries again in %" PRId64 " ms", next);
     }
-    if (error) {
+    if (error && *error) {
         row("", "%s", error);
     }
 }
@@ -302,6 +303,19 @@ static void show(const CtlSide *s)
     }
 }
 
+/* While coloctl run waits for the other host there is no monitor; what it says is in a file. */
+static void say_supervisor(const CtlTarget *t)
+{
+    g_autofree char *dir = g_path_get_dirname(t->qmp);
+    g_autofree char *path = g_build_filename(dir, "state", NULL);
+    g_autofree char *text = NULL;
+
+    if (g_file_get_contents(path, &text, NULL, NULL)) {
+        g_autofree char *clean = ctl_clean(text, 600);
+        fprintf(stderr, "coloctl: coloctl run said last: %s\n", clean);
+    }
+}
+
 int cmd_status(int argc, char **argv)
 {
     gboolean json = FALSE;
@@ -317,6 +331,7 @@ int cmd_status(int argc, char **argv)
     }
     g_autoptr(CtlSide) s = ctl_side_look(t.qmp, &err);
     if (!s) {
+        say_supervisor(&t);
         return ctl_fail(err);
     }
     if (json) {

@@ -21,6 +21,7 @@ typedef struct Command {
 } Command;
 
 static const Command commands[] = {
+    {"run", cmd_run, "run this host's side, and look after it"},
     {"status", cmd_status, "how it is: state, figures, what to do (--json)"},
     {"protect", cmd_protect, "begin protection now, with the way shown"},
     {"checkpoint", cmd_checkpoint, "make a checkpoint now"},

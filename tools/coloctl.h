@@ -105,6 +105,16 @@ JsonNode *ctl_qmp_execute(CtlQmp *q, const char *command, JsonObject *args, GErr
 /** The same where an object is the documented answer; new reference. */
 JsonObject *ctl_qmp_query(CtlQmp *q, const char *command, GError **errp);
 
+/** How long an answer may take, instead of 30 s. */
+void ctl_qmp_set_timeout(CtlQmp *q, unsigned ms);
+
+/** Whether an event came since the last call that is not of a checkpoint's pause. Does not
+ * wait. */
+bool ctl_qmp_news(CtlQmp *q);
+
+/** To be polled for input. */
+int ctl_qmp_fd(CtlQmp *q);
+
 /** QEMU's version from the greeting, "7.2.22"; borrowed. */
 const char *ctl_qmp_version(CtlQmp *q);
 
@@ -164,6 +174,7 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(CtlTarget, ctl_target_clear)
 
 /* --- Subcommands: argv[0] is the command's name --- */
 
+int cmd_run(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
 int cmd_failover(int argc, char **argv);

@@ -6,6 +6,7 @@
 import threading
 
 from colo_qtest import *
+from e2e_proc import QMP, Process  # after the path that colo_qtest has set
 
 OK, FAILED, USAGE, UNPROTECTED, LOST, UNREACHABLE = range(6)
 
@@ -237,6 +238,264 @@ def strange_answers(b):
     text = ctl(b, "status", *at(server), expect=UNPROTECTED)
     assert "\x1b" not in text, text
     ctl(b, "status", "--json", *at(server), expect=UNPROTECTED)
+
+
+class Vm:
+    """A vm.conf for two hosts, 127.0.0.1 and 127.0.0.2, on this machine."""
+
+    def __init__(self, b, disk=True, **more):
+        self.b = b
+        self.file = b.dir + "/vm.conf"
+        self.runs = {}
+        base = free_port() // 20 * 20
+        base = base - 1000 if base > 60000 else base
+        pair = "".join("%s = %s\n" % (k.replace("_", "-"), v) for k, v in more.items())
+        with open(self.file, "w") as f:
+            f.write("""[vm]
+name = vm1
+accel = tcg
+memory = 32
+args = -option-rom %s/guest.rom
+[hosts]
+a = 127.0.0.1
+b = 127.0.0.2
+[pair]
+port-base = %d
+%s[run]
+qemu-colo = %s
+state-dir = %s/%%h/state
+run-dir = %s/%%h/run
+""" % (b.dir, base, pair, os.path.abspath(b.program), b.dir, b.dir))
+            if disk:
+                f.write("[disk.root]\nimage = %s/%%h.raw\n" % b.dir)
+        for who in "ab" if disk else "":
+            b.image(who + ".raw", 4)
+
+    def run(self, who, *words):
+        """Start "coloctl run"."""
+        p = Process("run " + who, [tool(self.b), "run", self.file, "--host", who, *words],
+                    "%s/%s.log" % (self.b.dir, who))
+        p.close = p.stop
+        p.name = "run " + who
+        self.runs[who] = p
+        self.b.hosts.append(p)
+        return p
+
+    def words(self, command, who, *more):
+        return [command, *more, self.file, "--host", who]
+
+    def ctl(self, command, who, *more, **kw):
+        return ctl(self.b, *self.words(command, who, *more), **kw)
+
+    def wait(self, who, state, timeout=30, **want):
+        end = time.monotonic() + timeout
+        while True:
+            done = subprocess.run([tool(self.b), *self.words("status", who, "--json")],
+                                  capture_output=True, text=True, timeout=60)
+            s = json.loads(done.stdout) if done.stdout else {"state": None}
+            if s["state"] == state and all(s[k] == v for k, v in want.items()):
+                return s
+            assert time.monotonic() < end, "%s: %s %s" % (who, s.get("state"), done.stderr)
+            time.sleep(0.1)
+
+    def role(self, who, role=None, timeout=10):
+        """What it has written down."""
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                with open("%s/%s/state/role" % (self.b.dir, who)) as f:
+                    got = f.read().strip()
+            except FileNotFoundError:
+                got = None
+            if got == role or role is None:
+                return got
+            assert time.monotonic() < end, "role %s, expected %s" % (got, role)
+            time.sleep(0.05)
+
+    def said(self, who, words, timeout=10):
+        end = time.monotonic() + timeout
+        while words not in self.runs[who].output():
+            assert time.monotonic() < end, "no '%s' in: %s" % (words, self.runs[who].output())
+            time.sleep(0.05)
+
+    def kill_tree(self, who):
+        p = self.runs[who]
+        pids = p.children()
+        for pid in [p.pid] + pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        p.wait(20)
+
+
+@case
+def run_is_the_whole_set_up(b):
+    """Two starts, protected; the primary's host dies, comes back: protected again."""
+    vm = Vm(b, prefer="b")
+    vm.run("a")
+    vm.said("a", "first start waits")
+    has_words(vm.ctl("status", "a", expect=UNREACHABLE), "no qemu-colo runs")
+    vm.run("b")
+    vm.wait("b", "protected", role="primary")
+    vm.wait("a", "protected", role="secondary")
+    vm.role("b", "protected-primary")
+    vm.role("a", "protected-secondary")
+    has_words(vm.ctl("run", "a", expect=FAILED), "runs already", str(vm.runs["a"].pid))
+    vm.kill_tree("b")
+    vm.wait("a", "lost")
+    vm.role("a", "lost-secondary")
+    vm.run("b")
+    vm.said("b", "waits for the arbiter's word")
+    vm.ctl("failover", "a")
+    vm.role("a", "alone")
+    vm.wait("a", "protected", 60, role="primary")
+    vm.wait("b", "protected", role="secondary")
+
+
+@case
+def outdated_side_does_not_serve(b):
+    """A side that was secondary, or a protected primary, waits for its peer; --role overrules."""
+    vm = Vm(b, disk=False)
+    vm.run("a")
+    vm.run("b")
+    vm.wait("a", "protected", role="primary")
+    vm.role("a", "protected-primary")
+    for who in "ab":
+        vm.kill_tree(who)
+    for who in "ab":
+        vm.run(who)
+        vm.said(who, "may have served since")
+        assert not os.path.exists("%s/%s/run/ctl.sock" % (b.dir, who)) or \
+            vm.ctl("status", who, expect=UNREACHABLE)
+        vm.kill_tree(who)
+        assert vm.role(who).startswith("protected-")
+    vm.run("a", "--role", "primary")
+    s = vm.wait("a", "alone")
+    assert s["serves"], s
+    vm.role("a", "alone")
+    vm.kill_tree("a")
+    # Alone is the newest there is: no peer is needed.
+    vm.run("a")
+    vm.wait("a", "alone", serves=True)
+
+
+@case
+def both_come_back(b):
+    """After a power failure of both the two find out who is who."""
+    vm = Vm(b, disk=False)
+    vm.run("a")
+    vm.run("b")
+    vm.wait("b", "protected", role="secondary")
+    vm.role("b", "protected-secondary")
+    vm.role("a", "protected-primary")
+    vm.kill_tree("a")
+    vm.kill_tree("b")
+    # The secondary may have seen the primary's end, and then it might have taken over.
+    with open("%s/b/state/role" % b.dir, "w") as f:
+        f.write("protected-secondary\n")
+    vm.run("b")
+    vm.run("a")
+    vm.wait("a", "protected", role="primary")
+
+
+@case
+def two_histories_need_a_human(b):
+    vm = Vm(b, disk=False)
+    for who in "ab":
+        os.makedirs("%s/%s/state" % (b.dir, who), 0o700)
+        with open("%s/%s/state/role" % (b.dir, who), "w") as f:
+            f.write("lost-%s\n" % ("primary" if who == "a" else "secondary"))
+    for who in "ab":
+        vm.run(who)
+    for who in "ab":
+        vm.said(who, "--role primary")
+
+
+@case
+def supervised(b):
+    """Backoff and restart after a failure, an end with the guest, signals, --once."""
+    vm = Vm(b, disk=False)
+    p = vm.run("a", "--role", "primary")
+    vm.wait("a", "alone")
+    child = p.children()[0]
+    os.kill(child, signal.SIGKILL)
+    vm.said("a", "killed by signal 9")
+    vm.said("a", "again in 1 s")
+    vm.wait("a", "alone")
+    assert p.children()[0] != child
+    p.send(signal.SIGTERM)
+    assert p.wait(20) == OK
+    assert "signal 15" in p.output()
+    # The guest's own end ends it.
+    p = vm.run("a")
+    vm.wait("a", "alone")
+    q = QMP("%s/a/run/qmp.sock" % b.dir)
+    q.cmd("quit")
+    q.close()
+    assert p.wait(20) == OK
+    p = vm.run("a", "--once")
+    vm.wait("a", "alone")
+    os.kill(p.children()[0], signal.SIGKILL)
+    assert p.wait(20) == FAILED
+
+
+@case
+def nobody_outlives_its_keeper(b):
+    vm = Vm(b, disk=False)
+    p = vm.run("a", "--role", "primary")
+    vm.wait("a", "alone")
+    child = p.children()[0]
+    p.kill()
+    end = time.monotonic() + 10
+    while is_running(child):
+        assert time.monotonic() < end, "qemu-colo runs without coloctl run"
+        time.sleep(0.05)
+
+
+@case
+def told_to_the_service_manager(b):
+    vm = Vm(b, disk=False)
+    path = b.dir + "/notify"
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    s.bind(path)
+    s.settimeout(20)
+    os.environ["NOTIFY_SOCKET"] = path
+    try:
+        p = vm.run("a", "--role", "primary")
+        assert s.recv(1000) == b"READY=1"
+        while b"alone" not in s.recv(1000):
+            pass
+        p.stop()
+        got = b""
+        while b"STOPPING=1" not in got:
+            got = s.recv(1000)
+    finally:
+        del os.environ["NOTIFY_SOCKET"]
+        s.close()
+
+
+@case
+def what_run_refuses(b):
+    vm = Vm(b)
+    os.unlink(b.dir + "/a.raw")
+    p = vm.run("a", "--role", "primary", "--once")
+    assert p.wait(20) == FAILED
+    has_words(p.output(), r"\[disk.root\] image", "a.raw", "qemu-img create")
+    os.chmod(b.dir + "/a/state", 0o777)
+    has_words(vm.ctl("run", "a", expect=FAILED), "state-dir", "chmod 700")
+    os.chmod(b.dir + "/a/state", 0o700)
+    with open(b.dir + "/a/state/role", "w") as f:
+        f.write("king\n")
+    has_words(vm.ctl("run", "a", expect=FAILED), "king", "role")
+    has_words(vm.ctl("run", "a", "--role", "king", expect=USAGE), "king", "secondary")
+    has_words(ctl(b, "run", "no-such-vm", expect=USAGE), "no-such-vm")
+    key = b.dir + "/key"
+    with open(key, "w") as f:
+        f.write("k" * 32)
+    os.chmod(key, 0o644)
+    vm = Vm(b, disk=False, key_file=key)
+    has_words(vm.ctl("run", "a", expect=FAILED), "key-file", "chmod 600")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,558 @@
+/*
+ * coloctl run: one side of a protected VM, looked after.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Goal: the same command on both hosts is the whole set-up, and whatever dies comes back in the
+ * role in which it may.
+ *
+ * States: undecided (the pair port answered by us, the other asked twice a second, see
+ * coloctl-role.c), running (qemu-colo is our child), resting (it failed; again after 1 s, 2 s
+ * ... 30 s, one second again after a minute of running). What this side is gets written down
+ * before it begins to be it where we decide, and at once where qemu-colo says so.
+ *
+ * Invariants: one coloctl run a VM and host (a lock). qemu-colo does not outlive us (the kernel
+ * kills it with us: a side without its keeper is a side that died, which the other one can
+ * handle). Who may speak is decided by qemu-colo and its arbiter, never here: we only refrain
+ * from starting.
+ *
+ * Limits: one thread, so a hanging monitor delays signals by up to two seconds.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <glib-unix.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "coloctl-cmdline.h"
+#include "coloctl-run.h"
+#include "util/error.h"
+
+#define ASK_MS 1000
+#define LOOK_MS 500
+#define WATCH_MS 1000 /* and at each event */
+#define REST_FIRST_S 1
+#define REST_MAX_S 30
+#define WELL_S 60
+#define LOG_MAX (4 * 1024 * 1024)
+#define MONITOR_MS 2000
+
+/* Exit statuses of qemu-colo. */
+#define STATUS_PEER_SERVES 3
+#define STATUS_BE_SECONDARY 4
+
+typedef struct Run {
+    VmConf *conf;
+    char *program;
+    GMainLoop *loop;
+    int code;
+    bool once, ending;
+    LastRole last;
+    Decision forced; /* --role, for the first start */
+
+    int listen_fd; /* pair port, while undecided */
+    guint listen_tag, look_tag;
+    char *status; /* said last */
+
+    GPid pid; /* of qemu-colo, or 0 */
+    bool secondary;
+    gint64 started;
+    unsigned rest;
+    CtlQmp *qmp; /* its third monitor */
+    guint qmp_tag;
+    bool delay_set;
+    int log_fd, out_fd;
+    char *log_path;
+} Run;
+
+static gboolean look(gpointer opaque);
+
+/* --- What is said --- */
+
+static void log_bytes(Run *r, const char *text, size_t len)
+{
+    struct stat st;
+    ssize_t n;
+
+    if (r->log_fd >= 0 && fstat(r->log_fd, &st) == 0 && st.st_size > LOG_MAX) {
+        g_autofree char *old = g_strconcat(r->log_path, ".1", NULL);
+        close(r->log_fd);
+        rename(r->log_path, old);
+        r->log_fd = open(r->log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    }
+    n = r->log_fd >= 0 ? write(r->log_fd, text, len) : 0;
+    n += write(STDERR_FILENO, text, len);
+    (void)n; /* a full disk or a closed terminal is no reason to end */
+}
+
+static void say(Run *r, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+static void say(Run *r, const char *fmt, ...)
+{
+    g_autoptr(GDateTime) now = g_date_time_new_now_utc();
+    g_autofree char *when = g_date_time_format(now, "%F %TZ");
+    va_list ap;
+
+    va_start(ap, fmt);
+    g_autofree char *text = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    g_autofree char *clean = ctl_clean(text, 2000);
+    g_autofree char *line = g_strdup_printf("coloctl: %s: %s\n", when, clean);
+    log_bytes(r, line, strlen(line));
+}
+
+/* The state in a few words: for the service manager, and for "coloctl status" while there is no
+ * monitor. */
+static void set_status(Run *r, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+static void set_status(Run *r, const char *fmt, ...)
+{
+    g_autofree char *path = vm_conf_socket(r->conf, "state");
+    va_list ap;
+
+    va_start(ap, fmt);
+    g_autofree char *text = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    if (g_strcmp0(text, r->status) != 0) {
+        g_free(r->status);
+        r->status = g_steal_pointer(&text);
+        say(r, "%s", r->status);
+        notify_state("STATUS=%s", r->status);
+        g_file_set_contents(path, r->status, -1, NULL);
+    }
+}
+
+static bool note_role(Run *r, LastRole role)
+{
+    g_autoptr(GError) err = NULL;
+
+    if (role == LAST_MAX || role == r->last) {
+        return true;
+    }
+    if (!last_role_save(r->conf, role, &err)) {
+        say(r, "%s", err->message);
+        return false;
+    }
+    r->last = role;
+    return true;
+}
+
+static void finish(Run *r, int code)
+{
+    r->code = code;
+    g_main_loop_quit(r->loop);
+}
+
+/* --- Running --- */
+
+static void before_exec(gpointer parent)
+{
+    sigset_t none;
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != GPOINTER_TO_INT(parent)) {
+        _exit(1);
+    }
+    setpgid(0, 0); /* a terminal's ^C comes once, from us */
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+}
+
+static gboolean on_output(int fd, GIOCondition cond, gpointer opaque)
+{
+    Run *r = opaque;
+    char buf[4096];
+    ssize_t n = read(fd, buf, sizeof(buf));
+
+    if (n > 0) {
+        log_bytes(r, buf, n);
+        return G_SOURCE_CONTINUE;
+    }
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+        return G_SOURCE_CONTINUE;
+    }
+    close(fd);
+    r->out_fd = -1;
+    return G_SOURCE_REMOVE;
+}
+
+static void look_again(Run *r, unsigned ms)
+{
+    if (r->look_tag) {
+        g_source_remove(r->look_tag);
+    }
+    r->look_tag = g_timeout_add(ms, look, r);
+}
+
+static void drop_monitor(Run *r)
+{
+    if (r->qmp_tag) {
+        g_source_remove(r->qmp_tag);
+        r->qmp_tag = 0;
+    }
+    g_clear_pointer(&r->qmp, ctl_qmp_close);
+}
+
+static void on_exit_of_child(GPid pid, gint wait_status, gpointer opaque)
+{
+    Run *r = opaque;
+    int code = WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 1;
+    bool well = g_get_monotonic_time() - r->started > WELL_S * 1000000ll;
+
+    g_spawn_close_pid(pid);
+    r->pid = 0;
+    drop_monitor(r);
+    if (WIFSIGNALED(wait_status)) {
+        say(r, "qemu-colo was killed by signal %d", WTERMSIG(wait_status));
+    } else {
+        say(r, "qemu-colo ended with status %d", code);
+    }
+    if (code == STATUS_BE_SECONDARY || code == STATUS_PEER_SERVES) {
+        note_role(r, code == STATUS_BE_SECONDARY ? LAST_FENCED : LAST_SECONDARY);
+    }
+    if (r->ending || code == 0 || r->once) {
+        set_status(r, "ended");
+        finish(r, r->ending ? CTL_OK : code);
+        return;
+    }
+    r->forced = DECIDE_WAIT;
+    if (code == STATUS_BE_SECONDARY || code == STATUS_PEER_SERVES) {
+        r->rest = 0;
+        look_again(r, 200);
+        return;
+    }
+    r->rest = well || r->rest == 0 ? REST_FIRST_S : MIN(r->rest * 2, REST_MAX_S);
+    set_status(r, "qemu-colo failed; again in %u s", r->rest);
+    look_again(r, r->rest * 1000);
+}
+
+static void stop_listening(Run *r)
+{
+    if (r->listen_tag) {
+        g_source_remove(r->listen_tag);
+        r->listen_tag = 0;
+    }
+    if (r->listen_fd >= 0) {
+        close(r->listen_fd);
+        r->listen_fd = -1;
+    }
+}
+
+static bool spawn(Run *r, GError **errp)
+{
+    g_auto(GStrv) argv = vm_command_line(r->conf, r->program, r->secondary);
+    g_autofree char *line = g_strjoinv(" ", argv);
+    int fds[2];
+
+    for (const char *const *s = (const char *const[]){"qmp", "ctl", "run", NULL}; *s; s++) {
+        g_autofree char *file = g_strconcat(*s, ".sock", NULL);
+        g_autofree char *path = vm_conf_socket(r->conf, file);
+        unlink(path); /* of one that was killed */
+    }
+    if (!g_unix_open_pipe(fds, FD_CLOEXEC, errp)) {
+        return false;
+    }
+    say(r, "%s", line);
+    bool ok = g_spawn_async_with_fds(NULL, argv, NULL,
+                                     G_SPAWN_DO_NOT_REAP_CHILD, before_exec,
+                                     GINT_TO_POINTER(getpid()), &r->pid, -1, fds[1], fds[1],
+                                     errp);
+    close(fds[1]);
+    if (!ok) {
+        close(fds[0]);
+        return false;
+    }
+    g_unix_set_fd_nonblocking(fds[0], TRUE, NULL);
+    r->out_fd = fds[0];
+    g_unix_fd_add(fds[0], G_IO_IN | G_IO_HUP | G_IO_ERR, on_output, r);
+    g_child_watch_add(r->pid, on_exit_of_child, r);
+    return true;
+}
+
+static void start(Run *r, Decision d, const char *why)
+{
+    g_autoptr(GError) err = NULL;
+
+    r->secondary = d == DECIDE_SECONDARY;
+    r->started = g_get_monotonic_time();
+    r->delay_set = false;
+    if (!run_prepare_disks(r->conf, r->secondary, &err)) {
+        /* May be mended while we wait, a mount for example. */
+        r->rest = r->rest ? MIN(r->rest * 2, REST_MAX_S) : REST_FIRST_S;
+        set_status(r, "%s", err->message);
+        if (r->once) {
+            finish(r, CTL_FAILED);
+        } else {
+            look_again(r, r->rest * 1000);
+        }
+        return;
+    }
+    set_status(r, "starts as %s: %s", r->secondary ? "secondary" : "primary", why);
+    stop_listening(r);
+    if (!note_role(r, r->secondary ? LAST_SECONDARY : LAST_ALONE) || !spawn(r, &err)) {
+        if (err) {
+            say(r, "%s: %s", r->program, err->message);
+        }
+        finish(r, CTL_FAILED);
+        return;
+    }
+    look_again(r, LOOK_MS / 5);
+}
+
+/* --- Undecided --- */
+
+static gboolean on_peer(int fd, GIOCondition cond, gpointer opaque)
+{
+    Run *r = opaque;
+
+    peer_answer(fd, r->conf, r->last);
+    return G_SOURCE_CONTINUE;
+}
+
+static void listen_to_peer(Run *r)
+{
+    g_autoptr(GError) err = NULL;
+
+    if (r->listen_fd >= 0) {
+        return;
+    }
+    r->listen_fd = peer_listen(r->conf, &err);
+    if (r->listen_fd < 0) {
+        set_status(r, "the pair port: %s: is another VM's port-base the same?", err->message);
+        return;
+    }
+    r->listen_tag = g_unix_fd_add(r->listen_fd, G_IO_IN, on_peer, r);
+}
+
+static void decide(Run *r)
+{
+    const VmConf *c = r->conf;
+    const char *why = "";
+    PeerView v;
+    Decision d = r->forced;
+
+    if (d != DECIDE_WAIT) {
+        start(r, d, "--role");
+        return;
+    }
+    listen_to_peer(r);
+    if (r->listen_fd >= 0) {
+        peer_ask(vm_conf_peer(c)->addresses[0], vm_conf_port(c, VM_PORT_PAIR), ASK_MS, c->name,
+                 &v);
+        d = role_decide(r->last, &v, c->prefer == c->local, &why);
+    }
+    if (d == DECIDE_WAIT) {
+        if (r->listen_fd >= 0) {
+            set_status(r, "waits (last %s): %s%s%s%s", last_role_name(r->last), why,
+                       v.answers ? "" : " (", v.answers ? "" : v.why, v.answers ? "" : ")");
+        }
+        look_again(r, LOOK_MS);
+        return;
+    }
+    start(r, d, why);
+}
+
+/* --- Watching --- */
+
+static gboolean on_monitor(int fd, GIOCondition cond, gpointer opaque)
+{
+    Run *r = opaque;
+
+    if (cond != G_IO_IN) {
+        drop_monitor(r);
+        return G_SOURCE_REMOVE; /* already */
+    }
+    if (ctl_qmp_news(r->qmp)) {
+        look_again(r, 0);
+    }
+    return G_SOURCE_CONTINUE;
+}
+
+static void open_monitor(Run *r)
+{
+    g_autofree char *path = vm_conf_socket(r->conf, "run.sock");
+
+    if (!r->qmp && access(path, F_OK) == 0) {
+        r->qmp = ctl_qmp_open(path, NULL);
+        if (r->qmp) {
+            ctl_qmp_set_timeout(r->qmp, MONITOR_MS);
+            r->qmp_tag = g_unix_fd_add(ctl_qmp_fd(r->qmp), G_IO_IN | G_IO_HUP | G_IO_ERR,
+                                       on_monitor, r);
+        }
+    }
+}
+
+static void set_delay(Run *r)
+{
+    g_autoptr(JsonObject) args = json_object_new();
+    g_autoptr(GError) err = NULL;
+
+    if (r->delay_set || !r->conf->checkpoint_delay) {
+        return;
+    }
+    r->delay_set = true;
+    json_object_set_int_member(args, "x-checkpoint-delay", r->conf->checkpoint_delay);
+    g_autoptr(JsonNode) n = ctl_qmp_execute(r->qmp, "migrate-set-parameters", args, &err);
+    if (!n) {
+        say(r, "checkpoint-delay: %s", err->message);
+    }
+}
+
+static void watch(Run *r)
+{
+    open_monitor(r);
+    if (!r->qmp) {
+        return;
+    }
+    g_autoptr(GError) err = NULL;
+    g_autoptr(CtlSide) s = ctl_side_query(r->qmp, &err);
+    if (!s) {
+        if (g_error_matches(err, CTL_ERROR, CTL_ERROR_UNREACHABLE)) {
+            drop_monitor(r);
+        }
+        return;
+    }
+    set_delay(r);
+    note_role(r, last_role_of(s));
+    const char *why = ctl_str(s->colo, "error", NULL);
+    JsonObject *pair = ctl_object(s->colo, "pair");
+    const char *way = strcmp(s->state, "alone") == 0 ? ctl_str(pair, "detail", NULL) : NULL;
+    set_status(r, "%s%s%s, %s%s%s%s%s", s->state, strcmp(s->role, "none") ? " " : "",
+               strcmp(s->role, "none") ? s->role : "", s->serves ? "serves" : "silent",
+               way && *way ? "; pair: " : "", way ? way : "",
+               why && ctl_side_code(s) == CTL_LOST ? "; " : "",
+               why && ctl_side_code(s) == CTL_LOST ? why : "");
+}
+
+static gboolean look(gpointer opaque)
+{
+    Run *r = opaque;
+
+    r->look_tag = 0;
+    if (r->ending) {
+        return G_SOURCE_REMOVE;
+    }
+    if (r->pid) {
+        watch(r);
+        look_again(r, r->qmp && !ctl_qmp_news(r->qmp) ? WATCH_MS : LOOK_MS / 5);
+    } else {
+        decide(r);
+    }
+    return G_SOURCE_REMOVE;
+}
+
+/* --- Start and end --- */
+
+static gboolean on_signal(Run *r, int sig)
+{
+    if (sig == SIGHUP && r->pid == 0) {
+        return G_SOURCE_CONTINUE;
+    }
+    if (!r->ending) {
+        say(r, "signal %d: ends", sig);
+        notify_state("STOPPING=1");
+    }
+    r->ending = true;
+    if (r->pid) {
+        kill(r->pid, sig == SIGINT ? SIGTERM : sig);
+    } else {
+        finish(r, CTL_OK);
+    }
+    return G_SOURCE_CONTINUE;
+}
+
+static gboolean on_term(gpointer r)
+{
+    return on_signal(r, SIGTERM);
+}
+
+static gboolean on_int(gpointer r)
+{
+    return on_signal(r, SIGINT);
+}
+
+static gboolean on_usr1(gpointer opaque)
+{
+    Run *r = opaque;
+
+    if (r->pid) {
+        kill(r->pid, SIGUSR1); /* arms -colo die-at, in tests */
+    }
+    return G_SOURCE_CONTINUE;
+}
+
+static bool parse_role(const char *text, Decision *out)
+{
+    *out = DECIDE_WAIT;
+    if (text && strcmp(text, "primary") == 0) {
+        *out = DECIDE_PRIMARY;
+    } else if (text && strcmp(text, "secondary") == 0) {
+        *out = DECIDE_SECONDARY;
+    } else {
+        return !text || strcmp(text, "auto") == 0;
+    }
+    return true;
+}
+
+static int run(Run *r)
+{
+    g_autoptr(GError) err = NULL;
+
+    r->listen_fd = r->log_fd = r->out_fd = -1;
+    r->program = vm_find_program(r->conf, &err);
+    if (!r->program || !run_prepare(r->conf, &err) ||
+        !last_role_load(r->conf, &r->last, &err)) {
+        return ctl_fail(err);
+    }
+    r->log_path = g_strdup_printf("%s/log", r->conf->state_dir);
+    r->log_fd = open(r->log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    r->loop = g_main_loop_new(NULL, FALSE);
+    g_unix_signal_add(SIGTERM, on_term, r);
+    g_unix_signal_add(SIGHUP, on_term, r);
+    g_unix_signal_add(SIGINT, on_int, r);
+    g_unix_signal_add(SIGUSR1, on_usr1, r);
+    say(r, "'%s' on host %s, last %s", r->conf->name, vm_conf_self(r->conf)->name,
+        last_role_name(r->last));
+    notify_state("READY=1");
+    look_again(r, 0);
+    g_main_loop_run(r->loop);
+    stop_listening(r);
+    drop_monitor(r);
+    g_main_loop_unref(r->loop);
+    g_free(r->program);
+    g_free(r->log_path);
+    g_free(r->status);
+    return r->code;
+}
+
+int cmd_run(int argc, char **argv)
+{
+    gboolean once = FALSE;
+    g_autofree char *role = NULL;
+    const GOptionEntry entries[] = {
+        {"role", 0, 0, G_OPTION_ARG_STRING, &role,
+         "of the first start: auto (default), primary (you know that this disk is the newest), "
+         "secondary", "ROLE"},
+        {"once", 0, 0, G_OPTION_ARG_NONE, &once, "end with qemu-colo's exit status", NULL},
+        {NULL}};
+    g_auto(CtlTarget) t = {0};
+    Run r = {0};
+    int code = ctl_target_parse(&t, argc, argv, "Run this host's side of a protected VM, and "
+                                "look after it.", entries, true);
+
+    if (code != CTL_OK) {
+        return code;
+    }
+    if (!parse_role(role, &r.forced)) {
+        return ctl_usage("--role %s: expected auto, primary or secondary", role);
+    }
+    r.conf = t.conf;
+    r.once = once;
+    return run(&r);
+}
