@@ -36,6 +36,7 @@ typedef enum ChannelType {
     CHANNEL_DEATH,       /* text: the sender's emulator died */
     CHANNEL_TOKEN,       /* text: from here on either side may leave, by this token */
     CHANNEL_APPLIED,     /* shared disks: barriers up to which the images have all */
+    CHANNEL_YIELD,       /* text: the primary gives the guest away, after LOADED */
     CHANNEL_TYPE_MAX
 } ChannelType;
 

@@ -27,6 +27,7 @@
 #define COLO_EPOCH_SAFE 2
 
 typedef struct Arbiter Arbiter;
+typedef struct QmpRequest QmpRequest;
 
 typedef enum ColoMode {
     COLO_MODE_NONE,
@@ -90,6 +91,8 @@ typedef struct Colo {
     bool operator_vouches; /* and the peer is known to be dead: no arbiter is asked */
     bool decided;       /* this side was let out of protection */
     bool want_quit;     /* the process ends */
+    QmpRequest *switchover; /* x-colo-switchover, until it is answered */
+    bool yielded;       /* the guest was given away: silent for good */
     bool run_state_changed;
     bool capturing; /* a checkpoint decided the run state and has not set it yet */
     GPtrArray *run_state_requests; /* QmpRequest, answered after that checkpoint */

@@ -171,7 +171,7 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
         }
         colo_step("cut");
     }
-    if (cap->running) {
+    if (cap->running && !(cap->last && ok)) {
         bool cont = resume(cap, ok ? errp : NULL);
         ok = ok && cont;
     }

@@ -292,6 +292,8 @@ static bool wait_trigger(Primary *p, int64_t last_us)
         due = true;
         if (colo.run_state_changed) {
             p->trigger = COLO_TRIGGER_RUN_STATE;
+        } else if (colo.switchover) {
+            p->trigger = COLO_TRIGGER_REQUEST;
         } else if (colo.want_checkpoint) {
             p->trigger = colo.trigger;
         } else if (colo.mode_changed) {
@@ -327,13 +329,24 @@ static bool share_ownership(Primary *p, GError **errp)
 
 static bool protect(Primary *p, GError **errp)
 {
+    bool warm = false;
+
     while (share_ownership(p, errp)) {
         int64_t started = g_get_monotonic_time();
+        g_mutex_lock(&colo.lock);
+        /* The first one for it leaves little for the last. */
+        bool wanted = colo.switchover && colo.epoch >= COLO_EPOCH_SAFE;
+        g_mutex_unlock(&colo.lock);
+        p->cap.last = wanted && warm;
+        warm = wanted;
         if (!checkpoint(p, errp)) {
             return false;
         }
         if (colo.epoch < COLO_EPOCH_SAFE) {
             continue;
+        }
+        if (p->cap.last) {
+            return primary_yield(p->ch, errp);
         }
         if (colo_get_state() != COLO_STATE_PROTECTED) {
             colo_set_state(COLO_STATE_PROTECTED);
@@ -374,21 +387,25 @@ gpointer primary_thread(gpointer uri)
 {
     g_autofree Primary *p = g_new0(Primary, 1);
     g_autoptr(GError) err = NULL;
+    bool yielded = false;
 
     p->uri = uri;
     p->trigger = COLO_TRIGGER_TIMER;
     mode_init(&p->decider, g_get_monotonic_time());
     capture_init(&p->cap);
     if (primary_connect(p, &err) && primary_first_copy(p, &err)) {
-        protect(p, &err);
+        yielded = protect(p, &err);
     }
-    if (!err) {
+    if (!err && !yielded) {
         g_mutex_lock(&colo.lock);
         colo_error_set(&err, "%s", colo.peer_failure ? colo.peer_failure
                                                      : "the migration was cancelled");
         g_mutex_unlock(&colo.lock);
     }
-    primary_end(p->ch, p->started_rooms, err);
+    if (!yielded) {
+        primary_switchover_failed(err->message);
+        primary_end(p->ch, p->started_rooms, err);
+    }
     close_peer(p);
     capture_clear(&p->cap);
     g_free(p->uri);

@@ -17,6 +17,7 @@ typedef struct Capture {
     BlockBarrier barriers[COLO_DISKS_MAX];
     unsigned n_barriers;
     bool running;
+    bool last; /* the guest is not let run again: roles change hands */
     bool standing; /* the SVM is to stand still in the epoch that begins */
     int64_t pause_us;
     char save_command[400]; /* stop and save, in one write */
@@ -59,6 +60,13 @@ gpointer primary_rx_thread(gpointer channel);
 
 /** The guest has shut down and a checkpoint that says so was loaded: end both sides. */
 void primary_guest_off(Channel *ch);
+
+/** The last checkpoint is loaded, and the guest stands still: give it away. False with @errp: it
+ * was not, and the peer is lost. */
+bool primary_yield(Channel *ch, GError **errp);
+
+/** Protection ends otherwise: answer an x-colo-switchover that waits. */
+void primary_switchover_failed(const char *why);
 
 /**
  * Leave protection because of @why: at once if it had not begun, else hold all output

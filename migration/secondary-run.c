@@ -195,7 +195,11 @@ static bool lose_primary(Secondary *s, const GError *why)
     proxy_stop_vouching(); /* from here the PVM cannot release anything */
     net_unlock();
     g_mutex_lock(&colo.lock);
-    colo.peer_silent = channel_ended(s->ch);
+    /* The primary's word is as good as the operator's, who gave it there; and where a fence
+     * decides, nobody is left to be shot. The witness has to know all the same. */
+    colo.want_exit |= s->yielded;
+    colo.operator_vouches |= s->yielded && colo.arbiter && !colo.arbiter->class->join;
+    colo.peer_silent = s->yielded || channel_ended(s->ch);
     bool on_request = colo.want_exit;
     bool fenced = s->peer_goes_on; /* even if we were asked to take over meanwhile */
     colo.stats.torn += s->in_checkpoint && !s->broken;
@@ -209,6 +213,7 @@ static bool lose_primary(Secondary *s, const GError *why)
     } else if (on_request && !fenced) {
         /* The channel is cancelled, so this cannot block for long; a ping must not
          * displace it. */
+        channel_cancel(s->ch);
         channel_send_text(s->ch, CHANNEL_EXIT, "the secondary takes over", NULL);
     }
     set_channel(NULL);

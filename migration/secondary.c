@@ -424,7 +424,7 @@ bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
     if (!s->in_checkpoint && msg->type != CHANNEL_BEGIN && msg->type != CHANNEL_PING &&
         msg->type != CHANNEL_EXIT && msg->type != CHANNEL_DEATH &&
         msg->type != CHANNEL_APPLIED &&
-        msg->type != CHANNEL_TOKEN &&
+        msg->type != CHANNEL_TOKEN && msg->type != CHANNEL_YIELD &&
         !(msg->type == CHANNEL_RAM && colo.epoch == 0)) {
         colo_error_set(errp, "message %d outside a checkpoint", msg->type);
         return false;
@@ -463,6 +463,15 @@ bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
         colo_error_set(errp, "%s", text);
         return false;
     }
+    case CHANNEL_YIELD:
+        if (s->in_checkpoint || colo.epoch < COLO_EPOCH_SAFE) {
+            colo_error_set(errp, "the primary hands over in the middle of a checkpoint");
+            return false;
+        }
+        colo_step("svm-yielded");
+        s->yielded = true;
+        colo_error_set(errp, "the primary hands over");
+        return false;
     case CHANNEL_TOKEN: {
         g_autofree char *text = channel_msg_text(msg);
         if (!colo.arbiter || !colo.arbiter->class->join) {

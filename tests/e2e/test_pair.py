@@ -130,5 +130,50 @@ def rounds_by_witness(t):
         return rounds(p, False)
 
 
+def hand_over(p, old, new):
+    """Planned: the client's longest silence around it, ms."""
+    begin = time.monotonic()
+    epochs = old.qmp.cmd("query-colo-status")["epoch"]
+    old.qmp.cmd("x-colo-switchover")
+    assert old.process.wait(20) == 4, old.process.output()[-1000:]
+    p.wait_alone(new)
+    done = time.monotonic()
+    assert new.qmp.cmd("query-colo-status")["epoch"] >= epochs + 2, "an epoch was lost"
+    p.start_secondary(old)
+    p.protected(new, old)
+    return begin, done
+
+
+def switchover(p):
+    p.begin()
+    client = p.client("all", 600)
+    p.t.sleep(2, 3)
+    moments = [hand_over(p, p.a, p.b)]
+    p.t.sleep(1, 2)
+    moments.append(hand_over(p, p.b, p.a))
+    p.t.sleep(1, 2)
+    assert client.stop() == 0, client.why()
+    gaps = [max((g["ms"] for g in client.mode("stream")["gaps"]
+                 if begin - 0.2 < g["at"] + g["ms"] / 1e3 < done + 2), default=0)
+            for begin, done in moments]
+    p.check()
+    return "gaps %s ms" % ", ".join("%.0f" % g for g in gaps)
+
+
+@mine(repeat=2)
+def planned_by_hand(t):
+    """Roles change hands and back; nothing is lost, and the old primary ends with status 4."""
+    with ByHand(t, checkpoint_delay=1000) as p:
+        return switchover(p)
+
+
+@mine(repeat=2)
+def planned_with_witness(t):
+    with ByWitness(t) as p:
+        note = switchover(p)
+        assert p.record()["state"] == "protected", p.record()
+        return note
+
+
 if __name__ == "__main__":
     sys.exit(main(MINE))
