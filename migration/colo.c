@@ -6,6 +6,8 @@
  */
 #include "migration/colo.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -259,6 +261,65 @@ static bool learn_identity(GError **errp)
     return true;
 }
 
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+/* RULES 5: once all have it mapped, no hole can be punched into @fd any more. */
+static bool seal(int fd, const char *name, GError **errp)
+{
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) < 0) {
+        colo_error_set_errno(errp, errno, "seal RAM block '%s'", name);
+        return false;
+    }
+    return true;
+}
+
+static bool seal_all(const MigrationChild *child, const RamMap *m, GError **errp)
+{
+    for (unsigned i = 0; i < m->n; i++) {
+        const RamBlock *b = &m->blocks[i];
+        bool ours = !b->guest;
+        for (unsigned k = 0; k < child->n_memory; k++) {
+            ours |= child->memory[k].fd == b->fd && child->memory[k].seal;
+        }
+        if (ours && !seal(b->fd, b->name, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* All of the emulator's memory, and who tells what is written to it. */
+static bool take_memory(const MigrationChild *child, GError **errp)
+{
+    RamMap *m = colo.map = ram_map_new();
+
+    for (unsigned i = 0; i < child->n_memory; i++) {
+        const MigrationMemory *b = &child->memory[i];
+        if (!ram_map_add(m, b->id, b->fd, b->size, b->page_size, true, errp)) {
+            return false;
+        }
+    }
+    if (!ram_map_locate(m, child->pid, errp) ||
+        !ram_blocks_adopt(m, child->pid, colo.qmp, colo.opts.other_ram, errp) ||
+        !ram_map_finish(m, errp) || !seal_all(child, m, errp)) {
+        return false;
+    }
+    g_autofree char *blocks = ram_map_describe(m);
+    json_object_set_string_member(colo.child.identity, "blocks", blocks);
+    colo.tracker = tracker_new(colo.opts.tracker, child->pid, m, errp);
+    if (!colo.tracker) {
+        return false;
+    }
+    if (*tracker_why(colo.tracker)) {
+        colo_report("dirty pages are tracked with %s, pauses are longer (%s)",
+                    tracker_name(colo.tracker), tracker_why(colo.tracker));
+    }
+    colo.ram = ram_new(m, colo.tracker, errp);
+    return colo.ram != NULL;
+}
+
 static bool attach_child(GError **errp)
 {
     const MigrationChild *child = &colo.child;
@@ -267,12 +328,7 @@ static bool attach_child(GError **errp)
     if (!colo.qmp || !check_blockers(errp) || !learn_identity(errp)) {
         return false;
     }
-    colo.tracker = tracker_new(child->pid, child->ram_fd, child->ram_size, errp);
-    if (!colo.tracker) {
-        return false;
-    }
-    colo.ram = ram_new(child->ram_fd, child->ram_size, colo.tracker, errp);
-    return colo.ram != NULL;
+    return take_memory(child, errp);
 }
 
 bool colo_restart_child(bool incoming, GError **errp)
@@ -280,9 +336,9 @@ bool colo_restart_child(bool incoming, GError **errp)
     colo_trace(migration_restart_child, "%s-incoming", incoming ? "" : "no ");
     g_clear_pointer(&colo.ram, ram_free);
     g_clear_pointer(&colo.tracker, tracker_free);
+    g_clear_pointer(&colo.map, ram_map_free);
     g_clear_pointer(&colo.qmp, child_qmp_free);
-    return colo.opts.restart_child(incoming, &colo.child, errp) && attach_child(errp) &&
-           colo.opts.seal_child(errp);
+    return colo.opts.restart_child(incoming, &colo.child, errp) && attach_child(errp);
 }
 
 bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
@@ -306,6 +362,11 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
     }
     if (opts->die_at) {
         block_replication_set_step(colo_step);
+    }
+    if (!tracker_known(opts->tracker)) {
+        colo_error_set(errp, "-colo tracker=%s: auto, uffd, soft-dirty or compare is expected",
+                       opts->tracker);
+        return false;
     }
     if (!attach_child(errp) || !arbiter_new(opts->colo, opts->vm, &colo.arbiter, errp)) {
         return false;

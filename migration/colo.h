@@ -51,6 +51,7 @@ typedef struct Colo {
     MigrationChild child; /* constant after migration_init() */
     MigrationOptions opts;
     ChildQmp *qmp;   /* used by the thread of the current role only */
+    RamMap *map; /* constant after migration_init() */
     Tracker *tracker;
     Ram *ram;
     Arbiter *arbiter; /* NULL: manual; called by the thread of the current role */

@@ -18,6 +18,14 @@ char *hello_build(bool primary, GError **errp)
 {
     g_autoptr(JsonObject) o = json_object_new();
     g_autoptr(JsonNode) node = NULL;
+    g_autofree char *changed =
+        colo.map ? ram_blocks_changed(colo.map, colo.qmp, colo.opts.other_ram) : NULL;
+
+    if (changed) {
+        colo_error_set(errp, "%s: what was plugged while the guest ran cannot be replicated; "
+                             "start it with all of its devices", changed);
+        return NULL;
+    }
     JsonArray *disks = primary ? block_primary_disks() : block_secondary_disks();
 
     json_object_set_string_member(o, "program", "qemu-colo");
@@ -37,6 +45,7 @@ static bool check_machine(JsonObject *theirs, GError **errp)
 {
     static const char *const facts[][2] = {
         {"ram", "RAM size (-m)"},   {"machine", "machine type (-machine)"},
+        {"numa", "NUMA (-numa)"},   {"blocks", "the emulator's RAM blocks"},
         {"cpu", "CPU (-cpu)"},      {"smp", "number of CPUs (-smp)"},
         {"devices", "devices (-device)"}, {"emulator", "emulator version"},
     };

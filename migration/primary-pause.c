@@ -111,7 +111,7 @@ static bool save_stopped(Capture *cap, GError **errp)
         }
         colo_step("stopped");
         uint64_t frames = drain_output();
-        if (ram_capture(colo.ram, errp) < 0 ||
+        if (ram_capture(colo.ram, true, errp) < 0 ||
             !child_qmp_wait(colo.qmp, "save", 30000, errp)) {
             return false;
         }
@@ -192,7 +192,7 @@ bool capture_prepass(GError **errp)
     ram_epoch_begin(colo.ram);
     colo_step("prepass");
     for (int i = 0; i < PREPASS_ROUNDS; i++) {
-        int64_t n = ram_capture(colo.ram, errp);
+        int64_t n = ram_capture(colo.ram, false, errp);
         if (n < 0) {
             return false;
         }

@@ -130,7 +130,7 @@ bool primary_first_copy(Primary *p, GError **errp)
     }
     for (int i = 0; i < SYNC_ROUNDS; i++) {
         ram_epoch_begin(colo.ram);
-        int64_t n = ram_capture(colo.ram, errp);
+        int64_t n = ram_capture(colo.ram, false, errp);
         if (n < 0 || !ram_send_staged(colo.ram, p->ch, &pages, errp) ||
             !sync_progress(ram_size(colo.ram), NULL)) {
             return false;

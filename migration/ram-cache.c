@@ -26,11 +26,17 @@ bool ram_cache_init(Ram *r, GError **errp)
         return false;
     }
     r->marked = g_new0(uint64_t, WORDS(r->pages));
+    if (r->tracker) {
+        tracker_set_reference(r->tracker, r->cache);
+    }
     return true;
 }
 
 void ram_cache_drop(Ram *r)
 {
+    if (r->tracker) {
+        tracker_set_reference(r->tracker, NULL);
+    }
     if (r->cache) {
         munmap(r->cache, r->size);
         r->cache = NULL;
@@ -45,8 +51,13 @@ static void mark(Ram *r, uint64_t page)
 
 void ram_mark_all(Ram *r)
 {
-    for (uint64_t p = 0; p < r->pages; p++) {
-        mark(r, p);
+    uint64_t first, end;
+
+    /* Where the SVM never wrote it is zero, and what came for there is marked already. */
+    for (uint64_t at = 0; ram_map_data(r->map, at, &first, &end); at = end) {
+        for (uint64_t p = first; p < end; p++) {
+            mark(r, p);
+        }
     }
 }
 
@@ -82,6 +93,9 @@ bool ram_receive(Ram *r, const ChannelMsg *msg, bool direct, uint64_t *pages,
         store_page(direct ? r->cache + (page << COLO_PAGE_SHIFT) : ram_staging_slot(r, page),
                    zero ? NULL : data);
         data += zero ? 0 : COLO_PAGE_SIZE;
+        if (direct) {
+            mark(r, page);
+        }
     }
     if (data != end) {
         colo_error_set(errp, "bad RAM message from the peer (%td bytes left over)",
@@ -118,11 +132,12 @@ static void mark_runs(const PageRun *runs, unsigned n, void *opaque)
     }
 }
 
-int64_t ram_restore(Ram *r, GError **errp)
+int64_t ram_restore(Ram *r, uint64_t *guest, GError **errp)
 {
     int64_t changed = 0;
+    uint64_t in_guest = 0;
 
-    if (tracker_scan(r->tracker, mark_runs, r, errp) < 0) {
+    if (tracker_scan(r->tracker, true, mark_runs, r, errp) < 0) {
         return -1;
     }
     for (uint64_t w = 0; w < WORDS(r->pages); w++) {
@@ -133,9 +148,13 @@ int64_t ram_restore(Ram *r, GError **errp)
             if (memcmp(to, from, COLO_PAGE_SIZE) != 0) {
                 memcpy(to, from, COLO_PAGE_SIZE);
                 changed++;
+                in_guest += page < r->map->guest_pages;
             }
             r->marked[w] &= r->marked[w] - 1;
         }
+    }
+    if (guest) {
+        *guest = in_guest;
     }
     return changed;
 }
@@ -159,12 +178,18 @@ bool ram_verify_add(Ram *r, const ChannelMsg *msg, GError **errp)
 
 uint64_t ram_verify(Ram *r)
 {
-    uint64_t wrong = 0;
+    static const uint64_t zero[COLO_PAGE_SIZE / 8];
+    uint64_t wrong = 0, first = 0, end = 0, z = ram_page_hash((const uint8_t *)zero);
 
     for (uint64_t p = 0; p < r->hashed; p++) {
-        bool same = r->hashes[p] == ram_page_hash(r->ram + (p << COLO_PAGE_SHIFT));
-        if (!same && wrong++ < 8) {
-            colo_trace(migration_verify_wrong, "page=%" G_GUINT64_FORMAT, p);
+        if (p >= end && !ram_map_data(r->map, p, &first, &end)) {
+            first = end = r->pages;
+        }
+        uint64_t h = p < first ? z : ram_page_hash(r->ram + (p << COLO_PAGE_SHIFT));
+        if (r->hashes[p] != h && wrong++ < 8) {
+            const RamBlock *b = ram_map_block(r->map, p);
+            colo_trace(migration_verify_wrong, "%s page=%" G_GUINT64_FORMAT, b->name,
+                       p - b->first);
         }
     }
     r->hashed = 0;

@@ -12,10 +12,10 @@
 #define RAM_PAGE_ZERO (1ull << 63)
 
 struct Ram {
-    int fd;
-    uint64_t size, pages;
+    const RamMap *map;
+    uint64_t size, pages; /* of the whole row */
     Tracker *tracker;
-    uint8_t *ram; /* the guest's memory, shared with the child */
+    uint8_t *ram; /* map->base: the guest's memory, shared with the child */
 
     /* Staging: slot s holds page page_of[s]; slot_of[page] is its slot + 1, or 0. */
     uint8_t *staging;

@@ -37,25 +37,29 @@ void *ram_map_private(uint64_t size, GError **errp)
     return p;
 }
 
-Ram *ram_new(int ram_fd, uint64_t size, Tracker *tracker, GError **errp)
+/* Written to in the pause: no page faults then. */
+static uint32_t *new_index(uint64_t pages, GError **errp)
+{
+    uint32_t *p = ram_map_private(pages * sizeof(uint32_t), errp);
+
+    if (p) {
+        madvise(p, pages * sizeof(uint32_t), MADV_POPULATE_WRITE);
+    }
+    return p;
+}
+
+Ram *ram_new(const RamMap *map, Tracker *tracker, GError **errp)
 {
     Ram *r = g_new0(Ram, 1);
 
-    r->fd = ram_fd;
-    r->size = size;
-    r->pages = size >> COLO_PAGE_SHIFT;
+    r->map = map;
+    r->pages = map->pages;
+    r->size = r->pages << COLO_PAGE_SHIFT;
     r->tracker = tracker;
-    r->ram = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, ram_fd, 0);
-    if (r->ram == MAP_FAILED) {
-        r->ram = NULL;
-        colo_error_set_errno(errp, errno, "map guest RAM");
-        ram_free(r);
-        return NULL;
-    }
-    r->slot_of = g_new0(uint32_t, r->pages);
-    r->page_of = g_new0(uint32_t, r->pages);
-    r->staging = ram_map_private(size, errp);
-    if (!r->staging) {
+    r->ram = map->base;
+    if (!(r->slot_of = new_index(r->pages, errp)) ||
+        !(r->page_of = new_index(r->pages, errp)) ||
+        !(r->staging = ram_map_private(r->size, errp))) {
         ram_free(r);
         return NULL;
     }
@@ -67,16 +71,17 @@ void ram_free(Ram *r)
     if (!r) {
         return;
     }
-    if (r->ram) {
-        munmap(r->ram, r->size);
-    }
     if (r->staging) {
         munmap(r->staging, r->size);
     }
     ram_cache_drop(r);
     g_free(r->hashes);
-    g_free(r->slot_of);
-    g_free(r->page_of);
+    if (r->slot_of) {
+        munmap(r->slot_of, r->pages * sizeof(uint32_t));
+    }
+    if (r->page_of) {
+        munmap(r->page_of, r->pages * sizeof(uint32_t));
+    }
     g_free(r);
 }
 
@@ -87,7 +92,8 @@ uint64_t ram_size(Ram *r)
 
 uint64_t ram_overhead(Ram *r)
 {
-    return (r->populated << COLO_PAGE_SHIFT) + (r->cache ? r->size : 0);
+    return (r->populated << COLO_PAGE_SHIFT) + (r->cache ? r->size : 0) +
+           (r->tracker ? tracker_overhead(r->tracker) : 0) + 2 * r->pages * sizeof(uint32_t);
 }
 
 void ram_staging_clear(Ram *r)
@@ -125,18 +131,19 @@ void ram_epoch_begin(Ram *r)
 static void capture_runs(const PageRun *runs, unsigned n, void *opaque)
 {
     Ram *r = opaque;
+    const uint8_t *from = tracker_source(r->tracker);
 
     for (unsigned i = 0; i < n; i++) {
         for (uint64_t p = runs[i].first; p < runs[i].first + runs[i].count; p++) {
-            memcpy(ram_staging_slot(r, p), r->ram + (p << COLO_PAGE_SHIFT),
+            memcpy(ram_staging_slot(r, p), from + (p << COLO_PAGE_SHIFT),
                    COLO_PAGE_SIZE);
         }
     }
 }
 
-int64_t ram_capture(Ram *r, GError **errp)
+int64_t ram_capture(Ram *r, bool stopped, GError **errp)
 {
-    return tracker_scan(r->tracker, capture_runs, r, errp);
+    return tracker_scan(r->tracker, stopped, capture_runs, r, errp);
 }
 
 uint64_t ram_staged(Ram *r)
@@ -218,27 +225,21 @@ bool ram_send_all(Ram *r, Channel *c, bool (*progress)(uint64_t done, void *opaq
                   void *opaque, uint64_t *pages, GError **errp)
 {
     g_autofree Batch *b = g_new(Batch, 1);
-    off_t at = 0;
+    const uint8_t *from = tracker_source(r->tracker);
+    uint64_t first, end;
 
     b->n = b->n_data = 0;
-    while ((uint64_t)at < r->size) {
-        off_t start = lseek(r->fd, at, SEEK_DATA);
-        if (start < 0) {
-            break; /* ENXIO: only a hole is left */
-        }
-        off_t end = lseek(r->fd, start, SEEK_HOLE);
-        end = end < 0 ? (off_t)r->size : MIN(end, (off_t)r->size);
-        for (off_t o = start & ~(off_t)(COLO_PAGE_SIZE - 1); o < end; o += COLO_PAGE_SIZE) {
-            if (!batch_add(b, c, o >> COLO_PAGE_SHIFT, r->ram + o, errp)) {
+    for (uint64_t at = 0; ram_map_data(r->map, at, &first, &end); at = end) {
+        for (uint64_t p = first; p < end; p++) {
+            if (!batch_add(b, c, p, from + (p << COLO_PAGE_SHIFT), errp)) {
                 return false;
             }
             ++*pages;
-            if (b->n == 0 && !progress(o, opaque)) {
+            if (b->n == 0 && !progress(p << COLO_PAGE_SHIFT, opaque)) {
                 colo_error_set(errp, "the migration was cancelled");
                 return false;
             }
         }
-        at = end;
     }
     return batch_flush(b, c, errp) && progress(r->size, opaque);
 }
@@ -259,11 +260,19 @@ uint64_t ram_page_hash(const uint8_t *page)
 
 void ram_hash(Ram *r)
 {
+    static const uint64_t zero[COLO_PAGE_SIZE / 8];
+    uint64_t first, end, at = 0;
+
     if (!r->hashes) {
         r->hashes = g_new(uint64_t, r->pages);
     }
-    for (uint64_t p = 0; p < r->pages; p++) {
-        r->hashes[p] = ram_page_hash(r->ram + (p << COLO_PAGE_SHIFT));
+    for (uint64_t p = 0, z = ram_page_hash((const uint8_t *)zero); p < r->pages; p++) {
+        r->hashes[p] = z;
+    }
+    for (; ram_map_data(r->map, at, &first, &end); at = end) {
+        for (uint64_t p = first; p < end; p++) {
+            r->hashes[p] = ram_page_hash(r->ram + (p << COLO_PAGE_SHIFT));
+        }
     }
 }
 

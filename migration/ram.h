@@ -21,8 +21,8 @@
 
 typedef struct Ram Ram;
 
-/** Map @ram_fd (@size bytes, shared with the child); takes no ownership of either. */
-Ram *ram_new(int ram_fd, uint64_t size, Tracker *tracker, GError **errp);
+/** RAM as @map has it (finished), written to as @tracker tells; takes no ownership. */
+Ram *ram_new(const RamMap *map, Tracker *tracker, GError **errp);
 void ram_free(Ram *r);
 
 /* --- Primary --- */
@@ -31,8 +31,9 @@ void ram_free(Ram *r);
 void ram_epoch_begin(Ram *r);
 
 /** Fetch what was dirtied and copy it to staging. Returns pages fetched, or -1. Copies of
- * pages fetched before in this epoch are replaced. Does not allocate. */
-int64_t ram_capture(Ram *r, GError **errp);
+ * pages fetched before in this epoch are replaced. Does not allocate. @stopped: the guest
+ * stands still. */
+int64_t ram_capture(Ram *r, bool stopped, GError **errp);
 
 /** Pages in staging now. */
 uint64_t ram_staged(Ram *r);
@@ -41,7 +42,7 @@ uint64_t ram_staged(Ram *r);
 bool ram_send_staged(Ram *r, Channel *c, uint64_t *pages, GError **errp);
 
 /**
- * Send all of RAM as it is now (holes in the memfd are skipped), while the guest runs.
+ * Send all of RAM as it is now (what was never written is skipped), while the guest runs.
  * @progress is called with bytes done; false from it stops.
  */
 bool ram_send_all(Ram *r, Channel *c, bool (*progress)(uint64_t done, void *opaque),
@@ -69,12 +70,14 @@ void ram_discard(Ram *r);
 /** Staged pages become part of the cache and are marked for restore. */
 void ram_commit(Ram *r);
 
-/** Mark every page for restore (after the initial synchronisation). */
+/** Mark every page for restore that is not zero on both sides: for the first restore, or
+ * after one that failed. */
 void ram_mark_all(Ram *r);
 
 /** Fetch the SVM's dirty pages and bring every marked page of its RAM to the cache's
- * content. Returns pages that differed, or -1. */
-int64_t ram_restore(Ram *r, GError **errp);
+ * content; the SVM is stopped. Returns pages that differed, or -1; *@guest (may be NULL) is
+ * how many of them were guest RAM, and not video memory or the like. */
+int64_t ram_restore(Ram *r, uint64_t *guest, GError **errp);
 
 /** Compare the SVM's RAM with a CHANNEL_VERIFY message kept by ram_verify_add(); returns
  * the number of pages that differ. */

@@ -135,14 +135,18 @@ static bool load_devices(GByteArray *state, GError **errp)
 
 /* The load resets the machine first. A reset that writes images back into RAM (a kernel
  * given as ELF, -device loader) does so between our restore and the devices' load, which
- * read their rings there: mending RAM afterwards would come too late for them. */
+ * read their rings there: mending RAM afterwards would come too late for them. Not so with
+ * video memory, ROMs and flash: nothing is loaded from them, they are mended. */
 static bool check_reset(GError **errp)
 {
-    int64_t n = ram_restore(colo.ram, errp);
+    uint64_t n = 0;
 
+    if (ram_restore(colo.ram, &n, errp) < 0) {
+        return false;
+    }
     if (n > 0) {
         colo_error_set(errp,
-                       "this machine's reset writes to %" G_GINT64_FORMAT " pages of guest "
+                       "this machine's reset writes to %" G_GUINT64_FORMAT " pages of guest "
                        "RAM (-kernel with an ELF image, or -device loader): it cannot be "
                        "replicated; boot from disk or with a bzImage", n);
     }
@@ -152,7 +156,7 @@ static bool check_reset(GError **errp)
 /* RAM and devices of the stopped SVM to the checkpoint in cache and staging. */
 static bool load(Secondary *s, GByteArray *state, GError **errp)
 {
-    s->restored = ram_restore(colo.ram, errp);
+    s->restored = ram_restore(colo.ram, NULL, errp);
     if (s->restored < 0) {
         return false;
     }
@@ -184,7 +188,7 @@ static bool keep_or_load(Secondary *s, GError **errp)
     if (!s->stand || !s->standing || g_get_monotonic_time() - s->tried_at > TRIAL_US) {
         return load_or_retry(s, s->device, errp);
     }
-    s->restored = ram_restore(colo.ram, errp);
+    s->restored = ram_restore(colo.ram, NULL, errp);
     if (s->restored < 0) {
         return false;
     }

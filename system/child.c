@@ -4,8 +4,7 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Guest RAM is a memfd of ours that the child maps through memory-backend-file, so that
- * we hold it mapped before the child does and can seal it against punched holes.
+ * Guest RAM is ours (plan-memory.c); device state goes out and in through memfds.
  */
 #include "system/child.h"
 
@@ -24,21 +23,12 @@
 #include "util/options.h"
 #include "util/trace.h"
 
-#ifndef F_SEAL_FUTURE_WRITE
-#define F_SEAL_FUTURE_WRITE 0x0010
-#endif
-
-static int new_memfd(const char *name, unsigned flags, uint64_t size, GError **errp)
+static int new_memfd(const char *name, GError **errp)
 {
-    int fd = memfd_create(name, MFD_CLOEXEC | flags);
+    int fd = memfd_create(name, MFD_CLOEXEC);
 
-    if (fd < 0 || ftruncate(fd, size) < 0) {
-        colo_error_set_errno(errp, errno, "memfd of %" G_GUINT64_FORMAT " MiB (%s)",
-                             size >> 20, name);
-        if (fd >= 0) {
-            close(fd);
-        }
-        return -1;
+    if (fd < 0) {
+        colo_error_set_errno(errp, errno, "memfd (%s)", name);
     }
     return fd;
 }
@@ -86,18 +76,6 @@ static const char *ram_id(const Plan *plan)
 
 static void add_arguments(Child *c, Plan *plan, const char *incoming)
 {
-    g_autofree char *more = options_format(plan->ram_object, NULL);
-    const char *id = plan->ram_id ? plan->ram_id : ram_id(plan);
-
-    plan_arg(plan, "-m");
-    plan_arg(plan, "%" G_GUINT64_FORMAT "k", plan->ram_size >> 10);
-    plan_arg(plan, "-object");
-    plan_arg(plan,
-             "memory-backend-file,id=%s,mem-path=/proc/self/fd/%d,"
-             "size=%" G_GUINT64_FORMAT ",share=on%s%s",
-             id, c->ram_fd, plan->ram_size, *more ? "," : "", more);
-    plan_arg(plan, "-machine");
-    plan_arg(plan, "memory-backend=%s", id);
     /* Without any -netdev QEMU would add a NIC with a backend of its own. */
     plan_arg(plan, "-nic");
     plan_arg(plan, "none");
@@ -149,11 +127,10 @@ bool child_start(Child *c, Plan *plan, const char *incoming, GError **errp)
     }
     c->plan_args = plan->argv->len;
     c->plan_fds = plan->fds->len;
-    c->ram_fd = new_memfd("qemu-colo-ram", MFD_ALLOW_SEALING, plan->ram_size, errp);
-    if (c->ram_fd < 0) {
+    if (!plan_memory_open(plan, ram_id(plan), errp)) {
         return false;
     }
-    c->state_fd = new_memfd("qemu-colo-state", 0, 0, errp);
+    c->state_fd = new_memfd("qemu-colo-state", errp);
     c->vmst_fd = vmstate_image_new(errp);
     if (c->state_fd < 0 || c->vmst_fd < 0) {
         return false;
@@ -163,7 +140,6 @@ bool child_start(Child *c, Plan *plan, const char *incoming, GError **errp)
     if (c->monitor_fd < 0 || c->checkpoint_fd < 0) {
         return false;
     }
-    g_array_append_val(plan->fds, c->ram_fd);
     g_array_append_val(plan->fds, c->state_fd);
     g_array_append_val(plan->fds, c->vmst_fd);
     add_arguments(c, plan, incoming);
@@ -186,15 +162,6 @@ bool child_start(Child *c, Plan *plan, const char *incoming, GError **errp)
     }
     close(their_monitor);
     close(their_checkpoint);
-    return true;
-}
-
-bool child_seal_ram(Child *c, GError **errp)
-{
-    if (fcntl(c->ram_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) < 0) {
-        colo_error_set_errno(errp, errno, "seal guest RAM");
-        return false;
-    }
     return true;
 }
 

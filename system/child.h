@@ -18,7 +18,6 @@ typedef struct Child {
     pid_t pid;
     int monitor_fd;    /* our end of the QMP connection for the users' commands */
     int checkpoint_fd; /* and of the one for checkpoints */
-    int ram_fd;        /* guest RAM */
     int state_fd;      /* device state as saved */
     int vmst_fd;       /* device state to load */
     guint plan_args, plan_fds; /* what the plan had before the first start */
@@ -32,9 +31,6 @@ typedef struct Child {
  * called again after child_stop(), when the fds of the first were closed or taken.
  */
 bool child_start(Child *c, Plan *plan, const char *incoming, GError **errp);
-
-/** No hole can be punched into guest RAM any more (call when all have mapped it). */
-bool child_seal_ram(Child *c, GError **errp);
 
 /** End it: SIGTERM, after 3 seconds SIGKILL; reaps it. */
 void child_stop(Child *c);

@@ -152,8 +152,8 @@ static MigrationChild describe_child(bool incoming)
     return (MigrationChild){
         .pid = self.child.pid,
         .qmp_fd = self.child.checkpoint_fd,
-        .ram_fd = self.child.ram_fd,
-        .ram_size = self.plan.ram_size,
+        .memory = (MigrationMemory *)(void *)self.plan.memory->data,
+        .n_memory = self.plan.memory->len,
         .state_fd = self.child.state_fd,
         .vmst_fd = self.child.vmst_fd,
         .vmst_node = CHILD_VMST_NODE,
@@ -170,7 +170,6 @@ static bool restart_child(bool incoming, MigrationChild *child, GError **errp)
     g_source_remove(self.child_watch);
     monitor_drop_child();
     child_stop(&self.child);
-    close(self.child.ram_fd);
     close(self.child.state_fd);
     close(self.child.vmst_fd);
     if (!child_start(&self.child, &self.plan, incoming ? "defer" : NULL, errp) ||
@@ -182,12 +181,6 @@ static bool restart_child(bool incoming, MigrationChild *child, GError **errp)
     return true;
 }
 
-/* Main thread; RAM is mapped by all who need it. */
-static bool seal_child(GError **errp)
-{
-    return child_seal_ram(&self.child, errp);
-}
-
 static bool read_options(MigrationOptions *o, GError **errp)
 {
     bool events = true;
@@ -195,9 +188,12 @@ static bool read_options(MigrationOptions *o, GError **errp)
     JsonObject *c = self.plan.colo;
     const char *mode = options_get_str(c, "mode", "colo");
 
+    o->other_ram = true;
+    o->tracker = options_get_str(c, "tracker", "auto");
     if (!options_get_bool(c, "verify-ram", &o->verify_ram, errp) ||
         !options_get_bool(c, "ignore-wishes", &o->ignore_wishes, errp) ||
         !options_get_bool(c, "checkpoint-events", &events, errp) ||
+        !options_get_bool(c, "other-ram", &o->other_ram, errp) ||
         !options_get_uint(c, "buffered-interval", &interval, 10, 100, errp) ||
         !options_get_uint(c, "peer-timeout", &timeout, 100, 3600000, errp)) {
         g_prefix_error(errp, "-colo: ");
@@ -222,7 +218,6 @@ static bool read_options(MigrationOptions *o, GError **errp)
     o->guest_shutdown = request_end;
     o->runtime_dir = self.runtime_dir;
     o->restart_child = restart_child;
-    o->seal_child = seal_child;
     return true;
 }
 
@@ -231,8 +226,7 @@ static bool start_migration(GError **errp)
     MigrationOptions opts = {0};
     MigrationChild child = describe_child(child_incoming() != NULL);
 
-    if (!read_options(&opts, errp) || !migration_init(&child, &opts, errp) ||
-        !child_seal_ram(&self.child, errp)) {
+    if (!read_options(&opts, errp) || !migration_init(&child, &opts, errp)) {
         return false;
     }
     monitor_set_event_filter(on_child_event, NULL);

@@ -125,9 +125,15 @@ bool plan_drive(Plan *plan, const CmdLine *cl, const char *text, GError **errp)
             !options_get_bool(node, "read-only", &read_only, errp)) {
             return false;
         }
-        if (!read_only) {
-            colo_error_set(errp, "-drive %s: writable flash is not replicated yet; use "
-                                 "readonly=on or no pflash", text);
+        /* Flash is a RAM block, which a checkpoint brings, and which the emulator writes to
+         * its own file after each load: each host has a file of its own. */
+        bool other_ram = true;
+        if (!options_get_bool(plan->colo, "other-ram", &other_ram, errp)) {
+            return false;
+        }
+        if (!read_only && !other_ram) {
+            colo_error_set(errp, "-drive %s: with -colo other-ram=off writable flash is not "
+                                 "replicated; use readonly=on", text);
             return false;
         }
     }

@@ -177,10 +177,14 @@ static bool take_object(Plan *plan, const char *text, GError **errp)
         return false;
     }
     const char *type = options_get_str(obj, "qom-type", "");
-    bool shared = strcmp(type, "iothread") == 0; /* of use on both sides */
-    if (g_strcmp0(options_get_str(obj, "id", ""), plan->ram_id) == 0) {
-        return true; /* plan_memory() */
+    if (plan_is_memory(type)) {
+        bool ok = plan_memory_object(plan, obj, errp);
+        if (!ok) {
+            g_prefix_error(errp, "-object %s,id=%s: ", type, options_get_str(obj, "id", "?"));
+        }
+        return ok;
     }
+    bool shared = strcmp(type, "iothread") == 0; /* of use on both sides */
     if (heartbeat_object_wants(type)) {
         bool made = heartbeat_object_add(obj, errp);
         if (!made) {
@@ -365,9 +369,6 @@ static bool refuse(const CmdOption *o, GError **errp)
         {"daemonize", "start it in the background with your service manager"},
         {"runas", "start qemu-colo as that user"},
         {"chroot", "use a mount namespace around qemu-colo"},
-        {"mem-path", "guest RAM is provided by qemu-colo"},
-        {"mem-prealloc", "guest RAM is provided by qemu-colo"},
-        {"numa", "NUMA guests are not replicated yet"},
         {"loadvm", "start the guest unprotected, then protect it"},
         {"snapshot", "discarding writes cannot be combined with replication"},
         {"pflash", "writable flash is not replicated; use -drive if=pflash,readonly=on"},
@@ -417,6 +418,15 @@ static bool take_rest(Plan *plan, const CmdLine *cl, const CmdOption *o, GString
         return plan_drive(plan, cl, text, errp);
     } else if (!strcmp(n, "device")) {
         return take_device(plan, o->arg, devices, errp);
+    } else if (!strcmp(n, "m")) {
+        /* plan_memory() */
+    } else if (!strcmp(n, "numa")) {
+        return plan_numa(plan, o->arg, errp);
+    } else if (!strcmp(n, "mem-path")) {
+        g_free(plan->mem_path);
+        plan->mem_path = g_strdup(o->arg);
+    } else if (!strcmp(n, "mem-prealloc")) {
+        plan->mem_prealloc = true;
     } else if (!strcmp(n, "machine") || !strcmp(n, "M")) {
         return take_machine(plan, o->arg, errp);
     } else if (!strcmp(n, "enable-kvm") || (!strcmp(n, "accel") && g_str_has_prefix(o->arg, "kvm"))) {
@@ -464,7 +474,7 @@ static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
     static const char *const own[] = {"emulator", "verify-ram", "die-at", "peer-timeout",
                                       "checkpoint-events", "nic-buffer", "ignore-wishes",
                                       "compare-always", "metrics", "mode",
-                                      "buffered-interval", NULL};
+                                      "buffered-interval", "tracker", "other-ram", NULL};
     g_autoptr(GPtrArray) keys = g_ptr_array_new();
     const char *arg;
     uint64_t buffer = 0;
@@ -521,6 +531,7 @@ static void make_identity(Plan *plan, const CmdLine *cl, const char *devices)
     }
     plan->identity = json_object_new();
     json_object_set_int_member(plan->identity, "ram", plan->ram_size);
+    json_object_set_string_member(plan->identity, "numa", plan->numa->str);
     json_object_set_string_member(plan->identity, "cpu", cpu_text);
     json_object_set_string_member(plan->identity, "smp", smp);
     json_object_set_string_member(plan->identity, "devices", devices);
@@ -614,12 +625,18 @@ void plan_clear(Plan *plan)
     g_clear_pointer(&plan->argv, g_ptr_array_unref);
     g_clear_pointer(&plan->fds, g_array_unref);
     g_clear_pointer(&plan->qmp, g_ptr_array_unref);
+    g_clear_pointer(&plan->memory, g_array_unref);
+    g_clear_pointer(&plan->memory_objects, g_ptr_array_unref);
+    g_clear_pointer(&plan->ram_object, json_object_unref);
+    if (plan->numa) {
+        g_string_free(g_steal_pointer(&plan->numa), TRUE);
+    }
+    g_clear_pointer(&plan->mem_path, g_free);
     g_clear_pointer(&plan->vm_name, g_free);
     g_clear_pointer(&plan->machine, g_free);
     g_clear_pointer(&plan->colo, json_object_unref);
     g_clear_pointer(&plan->identity, json_object_unref);
     g_clear_pointer(&plan->ram_object, json_object_unref);
-    g_free(plan->ram_id);
     g_free(plan->incoming);
     g_free(plan->pidfile);
     g_free(plan->emulator);

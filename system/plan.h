@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "migration/migration.h"
 #include "system/cmdline.h"
 
 typedef struct QmpSpec {
@@ -28,9 +29,13 @@ typedef struct Plan {
     char *vm_name;      /* -name or -uuid, or NULL */
     char *machine;      /* type of -machine, or NULL */
     char *emulator;     /* path */
-    uint64_t ram_size;  /* bytes */
-    char *ram_id;       /* the memory backend's, as the command line has it, or NULL */
-    JsonObject *ram_object; /* its properties, but those that say what it is made of */
+    uint64_t ram_size;  /* bytes: -m */
+    GPtrArray *memory_objects; /* JsonObject: -object memory-backend-*, checked */
+    GArray *memory;     /* MigrationMemory: of the emulator that was started last */
+    JsonObject *ram_object; /* guest RAM that no backend was named for */
+    GString *numa;      /* all of -numa */
+    char *mem_path;     /* -mem-path, or NULL */
+    bool mem_prealloc, numa_memory, machine_memory; /* who names the backends */
     bool start_paused;  /* -S */
     bool no_shutdown;
     bool qmp_on_stdio;  /* standard input and output are ours */
@@ -49,11 +54,17 @@ void plan_clear(Plan *plan);
  * "qemu-system-x86_64"), else for the host. Path found in PATH, or NULL with @errp. */
 char *plan_find_emulator(const char *argv0, const char *wish, GError **errp);
 
+/** Guest RAM (plan-memory.c): first -m; check and keep -object memory-backend-* and -numa; then, for each
+ * start of an emulator, make the memory (plan->memory, plan->fds) and its arguments. @ram_id is
+ * what memory is called that nobody gave a backend for. */
+bool plan_memory(Plan *plan, const CmdLine *cl, GError **errp);
+bool plan_is_memory(const char *qom_type);
+bool plan_memory_object(Plan *plan, JsonObject *obj, GError **errp);
+bool plan_numa(Plan *plan, const char *text, GError **errp);
+bool plan_memory_open(Plan *plan, const char *ram_id, GError **errp);
+
 /** Append one argument, printf-style. */
 void plan_arg(Plan *plan, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
-
-/** -m and the memory backend that -machine names (plan-memory.c). */
-bool plan_memory(Plan *plan, const CmdLine *cl, GError **errp);
 
 /** Options of disks (plan-disk.c): -drive, -blockdev, -hda and the like. */
 bool plan_drive(Plan *plan, const CmdLine *cl, const char *text, GError **errp);

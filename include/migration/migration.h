@@ -13,12 +13,21 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+/** A memory backend of the guest, mapped shared by the child. */
+typedef struct MigrationMemory {
+    const char *id;
+    int fd;             /* its file, from the start on */
+    uint64_t size;      /* bytes, a multiple of @page_size */
+    uint64_t page_size; /* bytes: 4096, or that of its huge pages */
+    bool seal;          /* a memfd: to be sealed against punched holes */
+} MigrationMemory;
+
 /** What migration must know of the child; filled by system/, which keeps the strings. */
 typedef struct MigrationChild {
     pid_t pid;
     int qmp_fd;           /* our end of the checkpoint connection (a QMP socket); taken over */
-    int ram_fd;           /* memfd of guest RAM, mapped shared by the child */
-    uint64_t ram_size;    /* bytes, a multiple of 4096 */
+    const MigrationMemory *memory; /* guest RAM; looked at by migration_init() only */
+    unsigned n_memory;
     int state_fd;         /* memfd into which the child saves its device state */
     int vmst_fd;          /* memfd with the qcow2 that snapshot-load reads */
     const char *vmst_node;  /* its node name in the child */
@@ -33,6 +42,8 @@ typedef struct MigrationOptions {
     bool verify_ram;       /* test option: compare all of RAM at each checkpoint */
     char *die_at;          /* test option: "step" or "step:N": SIGKILL oneself at the
                             * N-th passing of that step after migration_arm_death() */
+    const char *tracker;   /* auto, uffd, soft-dirty, compare */
+    bool other_ram;        /* video memory, ROMs and flash are replicated too */
     bool ignore_wishes;    /* test option: what the proxy asks for is counted, not done */
     unsigned peer_timeout; /* ms without a byte from the peer until it counts as lost */
     int protect_mode;      /* a ProtectMode: mode= */
@@ -43,10 +54,8 @@ typedef struct MigrationOptions {
     bool hide_events;      /* no STOP and RESUME events for checkpoints */
     void (*guest_shutdown)(int status); /* end the program. Any thread. */
     const char *runtime_dir; /* ours alone; kept by the caller */
-    /* Main thread: start another emulator in place of the one, with or without -incoming;
-     * then, when RAM is mapped, seal it. */
+    /* Main thread: start another emulator in place of the one, with or without -incoming. */
     bool (*restart_child)(bool incoming, MigrationChild *child, GError **errp);
-    bool (*seal_child)(GError **errp);
 } MigrationOptions;
 
 /**

@@ -29,7 +29,7 @@
 
 Colo colo;
 static unsigned commits;
-static int ram_fd = -1;
+static RamMap *ram_map;
 
 /* --- What the handler calls beside the code under test --- */
 
@@ -81,9 +81,28 @@ bool vmstate_image_write(int fd, const char *machine, const void *data, size_t l
     return true;
 }
 
-int64_t tracker_scan(Tracker *t, TrackerFunc fn, void *opaque, GError **errp)
+int64_t tracker_scan(Tracker *t, bool stopped, TrackerFunc fn, void *opaque, GError **errp)
 {
     return 0;
+}
+
+void tracker_set_reference(Tracker *t, const uint8_t *cache)
+{
+}
+
+const uint8_t *tracker_source(const Tracker *t)
+{
+    return NULL;
+}
+
+uint64_t tracker_overhead(const Tracker *t)
+{
+    return 0;
+}
+
+char *ram_blocks_changed(const RamMap *m, ChildQmp *q, bool adopt)
+{
+    return NULL;
 }
 
 JsonArray *block_primary_disks(void)
@@ -361,7 +380,7 @@ static void messages(void)
     colo.epoch = 0;
     colo.opts.peer_timeout = 1000;
     colo.opts.verify_ram = fuzz_one_in(2);
-    colo.ram = ram_new(ram_fd, PAGES * COLO_PAGE_SIZE, NULL, NULL);
+    colo.ram = ram_new(ram_map, NULL, NULL);
     g_assert_true(ram_cache_init(colo.ram, NULL));
     for (unsigned n = fuzz_below(60); ok && n; n--) {
         g_autoptr(GByteArray) bytes = wire(&talk);
@@ -436,8 +455,11 @@ int main(int argc, char **argv)
 {
     g_mutex_init(&colo.lock);
     g_cond_init(&colo.cond);
-    ram_fd = memfd_create("ram", MFD_CLOEXEC);
+    int ram_fd = memfd_create("ram", MFD_CLOEXEC);
     g_assert_no_errno(ftruncate(ram_fd, PAGES * COLO_PAGE_SIZE));
+    ram_map = ram_map_new();
+    ram_map_add(ram_map, "ram", ram_fd, PAGES * COLO_PAGE_SIZE, COLO_PAGE_SIZE, true, NULL);
+    g_assert_true(ram_map_finish(ram_map, NULL));
     colo.child.identity = json_object_new();
     json_object_set_int_member(colo.child.identity, "ram", PAGES * COLO_PAGE_SIZE);
     json_object_set_string_member(colo.child.identity, "cpu", "max");

@@ -100,6 +100,33 @@ static void *stripe_thread(void *opaque)
     return NULL;
 }
 
+/* Lines on the first virtual terminal, which is video memory in the end. */
+static void *screen_thread(void *opaque)
+{
+    FILE *tty = opaque;
+
+    fprintf(tty, "\033[?25l"); /* no cursor: it blinks */
+    for (uint64_t n = 0;; n++) {
+        uint64_t rate = workload.draw_rate;
+        if (rate) {
+            fprintf(tty, "\033[3%umline %llu %016llx\n", (unsigned)(n % 8),
+                    (unsigned long long)n, (unsigned long long)pattern_word(n, rate));
+            fflush(tty);
+        }
+        usleep(rate ? 1000000 / rate : 100000);
+    }
+    return NULL;
+}
+
+void screen_start(void)
+{
+    FILE *tty = boot_arg_number("colo.draw", 0) ? fopen("/dev/tty1", "w") : NULL;
+
+    if (tty) {
+        start_thread(screen_thread, tty, 5);
+    }
+}
+
 void memory_start(void)
 {
     unsigned n = workload.dirty_threads;

@@ -8,7 +8,7 @@
  * colo.disk=/dev/vda, colo.disk2=/dev/sda (the same records), colo.region=MiB,
  * colo.read-only=/dev/sr0,/dev/vdb (numbered blocks), colo.dirty=MB/s, colo.check=MB/s,
  * colo.threads=N (memory threads), colo.diskrate=records/s, colo.run=N (stamped on disk
- * records), colo.fs=1 (the disk holds an ext4), colo.ata=0 (no ATA probing), colo.ipv6=1, colo.shell=1 (a shell on ttyS0).
+ * records), colo.draw=N (lines a second on the screen), colo.fs=1 (the disk holds an ext4), colo.ata=0 (no ATA probing), colo.ipv6=1, colo.shell=1 (a shell on ttyS0).
  * With --local the services run as an ordinary process, for trying them without a guest.
  */
 #include "workload.h"
@@ -149,8 +149,10 @@ size_t control_command(char *line, char *out, size_t size)
             workload.check_mbs = value;
         } else if (!strcmp(key, "diskrate")) {
             workload.disk_rate = value;
+        } else if (!strcmp(key, "draw")) {
+            workload.draw_rate = value;
         } else {
-            return snprintf(out, size, "ERROR SET knows dirty, check, diskrate\n");
+            return snprintf(out, size, "ERROR SET knows dirty, check, diskrate, draw\n");
         }
         return snprintf(out, size, "OK\n");
     }
@@ -164,6 +166,7 @@ static void configure(void)
     workload.check_mbs = boot_arg_number("colo.check", 20);
     workload.dirty_threads = boot_arg_number("colo.threads", 1);
     workload.disk_rate = boot_arg_number("colo.diskrate", 0);
+    workload.draw_rate = boot_arg_number("colo.draw", 0);
     workload.run = boot_arg_number("colo.run", 1);
     boot_arg("colo.disk", workload.disk, sizeof(workload.disk));
     boot_arg("colo.disk2", workload.disk2, sizeof(workload.disk2));
@@ -236,6 +239,7 @@ int main(int argc, char **argv)
         }
     }
     memory_start();
+    screen_start();
     disk_serve(listen_on(PORT_DISK, SOCK_STREAM));
     services_run();
 }

@@ -34,6 +34,7 @@ typedef struct Workload {
     atomic_ullong dirty_mbs;   /* MB/s of guest memory rewritten */
     atomic_ullong check_mbs;   /* MB/s of guest memory verified */
     atomic_ullong disk_rate;   /* background disk records a second */
+    atomic_ullong draw_rate;   /* lines a second on the screen */
     /* fixed at start */
     uint64_t region_mib;
     unsigned dirty_threads;
@@ -63,6 +64,7 @@ void boot_poweroff(void) __attribute__((noreturn));
 
 /* memory.c, disk.c, services.c */
 void memory_start(void);
+void screen_start(void);
 bool disk_start(void);
 void disk_serve(int listen_fd);
 void services_run(void) __attribute__((noreturn));

@@ -36,10 +36,9 @@ def memory_backend_of_the_command_line(b):
     backend = h.cmd("query-memdev")
     assert [(m["id"], m["size"], m["dump"], m["share"]) for m in backend] == \
         [("ram0", 32 << 20, False, True)], backend
-    for text, words in (("memory-backend-ram,id=ram0,size=64M", ["size", "-m"]),
+    for text, words in (("memory-backend-ram,id=ram0,size=64M", ["size"]),
                         ("memory-backend-file,id=ram0,size=32M,mem-path=/tmp/x",
-                         ["memory-backend-file", "provided"]),
-                        ("memory-backend-memfd,id=ram0,size=32M,hugetlb=on", ["hugetlb"]),
+                         ["memory-backend-file", "share=on"]),
                         ("memory-backend-ram,id=other,size=32M", ["ram0", "no -object"])):
         done = subprocess.run([b.program, "-colo", "checkpoint-events=on", "-m", "32", *RAM,
                                "-object", text], capture_output=True, text=True, timeout=15)
