@@ -9,6 +9,12 @@
  * interleaving is), sides die, keys with a lease expire. Assumed, as in the code: a lease
  * ends at the witness only after its owner's gate has shut by itself.
  *
+ * While protected, P speaks by a permit of the heartbeat (migration/heartbeat-state.h): its
+ * beats and S's echoes get lost, overtake each other, come late and twice; each carries the
+ * age of P's beat, in ticks of a clock that runs when it likes between any two steps. S
+ * stops to echo, and asks the witness WAIT ticks after the newest beat that it ever echoed,
+ * or once P has said that its gate is shut.
+ *
  * Checked: never two voices (assert); a surviving side gets to speak once the witness can
  * be reached for good (ltl); nobody is stuck (no invalid end state).
  */
@@ -23,12 +29,22 @@ byte revision = 1;
 byte owner = P;
 
 mtype state[3] = { PROTECTED, PROTECTED, LOST };
-bool vouching = true;   /* the SVM confirms the PVM's output */
+bool vouching = true;   /* the SVM echoes the PVM's beats */
+#define LEASE 2         /* ticks: of the permit, from the sending of the beat */
+#define WAIT 3          /* ticks: of S, from hearing it */
+#define NONE 4          /* no beat; one that old proves nothing to anybody */
+byte permit = 0;        /* ticks that P may still speak while protected */
+byte heard = NONE;      /* ticks since S heard the newest beat that it echoes */
+byte echoed = NONE;     /* the age of that beat */
+byte beat = NONE;       /* the age of one under way, which may arrive many times, or never */
+byte echo = NONE;       /* the age of the beat that an echo under way tells of */
+bool shut = false;    /* P has said that its gate is shut; S hears it at any time later */
 bool lease[3];          /* asked for, and not over as its owner counts, from the asking */
 bool gate[3];           /* what the owner lets its guest's frames pass by */
 bool lossy = true;      /* requests and answers may be lost */
 
-#define speaks_p ((state[P] == PROTECTED && vouching) || (state[P] == ALONE && gate[P]))
+/* What is known P says without asking S, as long as its permit lasts. */
+#define speaks_p ((state[P] == PROTECTED && permit > 0) || (state[P] == ALONE && gate[P]))
 #define speaks_s (state[S] == ALONE && gate[S])
 #define speaks_n (state[N] == ALONE && gate[N])
 #define BOUND 6         /* revisions: enough for each side to win, expire and return */
@@ -87,10 +103,14 @@ proctype Side(byte me)
     bool won, lost;
 
     if  /* protection ends here at any time: a cut link, a word, the peer's death */
-    :: me == S -> vouching = false
+    :: me == S -> atomic { vouching = false; echoed = NONE; beat = NONE }
     :: else -> skip
     fi;
-    state[me] = LOST;
+    if
+    :: me == P -> atomic { state[P] = LOST; shut = true;  /* its gate has shut before */
+                           permit = 0; echo = NONE; beat = NONE; echoed = NONE }
+    :: else -> state[S] = LOST; atomic { heard >= WAIT || shut -> heard = NONE }
+    fi;
     do
     :: state[me] == LOST ->
         swap(me, mine, false);
@@ -114,6 +134,49 @@ proctype Newcomer()
     :: else -> state[N] = FENCED    /* refused to start */
     fi;
     serve(N)
+}
+
+/* P's beats. One is sent at any time; it takes the place of the one under way, or is lost. */
+proctype Beats()
+{
+end:
+    do
+    :: atomic { state[P] == PROTECTED && vouching && beat != 0 -> beat = 0 }
+    :: atomic { state[P] == PROTECTED && echo < LEASE && LEASE - echo > permit ->
+                permit = LEASE - echo }    /* an echo comes; it may come again */
+    od
+}
+
+/* S hears and echoes, until it stops to vouch. */
+proctype Echoes()
+{
+end:
+    do
+    :: atomic { vouching && beat < echoed -> echoed = beat; heard = 0 }
+    :: atomic { vouching && echoed < NONE && echo != echoed -> echo = echoed }
+    od
+}
+
+inline older(age)
+{
+    if
+    :: age < NONE -> age++
+    :: else -> skip
+    fi
+}
+
+/* One clock for both: that theirs differ in rate is what WAIT is longer than LEASE for. */
+proctype Ticks()
+{
+end:
+    do
+    :: atomic { permit > 0 || heard < NONE || echo < NONE || beat < NONE ->
+                if
+                :: permit > 0 -> permit--
+                :: else -> skip
+                fi;
+                older(heard); older(echoed); older(beat); older(echo) }
+    od
 }
 
 /* Time passes: a lease and the gate that goes by it end together. */
@@ -153,7 +216,7 @@ end:
 
 init {
     atomic { run Side(P); run Side(S); run Newcomer(); run Expiry(); run Repair(); run Clock();
-             run Monitor() }
+             run Beats(); run Echoes(); run Ticks(); run Monitor() }
 }
 
 /* No takeover is lost: in the end the key has an owner, or the run has used up its

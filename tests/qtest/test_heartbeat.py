@@ -301,7 +301,7 @@ def heavy_loss_is_no_death(b):
     primary, secondary = protected(b, links, timeout=3000)
     for link in links:
         link.lose, link.twice, link.delay = [30, 30], 20, 0.1
-    time.sleep(8)
+    time.sleep(5)
     for host in primary, secondary:
         assert host.status()["state"] == "protected", host.status()
     refused = sum(l["refused-replayed"] for l in beat(primary)["links"])

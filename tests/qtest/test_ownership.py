@@ -37,19 +37,26 @@ def model_never_has_two_voices(b):
 
 @case
 def model_comes_to_a_decision(b):
-    found, text = errors(b, open(MODEL).read(), ("-DNFAIR=3",), ("-a", "-f"))
+    found, text = errors(b, open(MODEL).read(), ("-DNFAIR=4",), ("-a", "-f"))
     assert found == 0, text
 
 
 @case
 def model_finds_what_is_wrong(b):
     """The model can fail: who renews what it does not own, a gate that never looks at the
-    time, a secondary that goes on vouching."""
+    time, a secondary that does not wait for the primary's lease, or too short, or believes it
+    silent before it is; a lease that counts from the echo's coming; echoes after the end."""
     model = open(MODEL).read()
     for old, new in (("atomic { key == ALONE && owner == me -> lease[me] = true }",
                       "true -> lease[me] = true"),
                      ("lease[P] = false; gate[P] = false", "lease[P] = false"),
-                     ("me == S -> vouching = false", "me == S -> skip")):
+                     ("atomic { heard >= WAIT || shut -> heard = NONE }", "heard = NONE"),
+                     ("#define WAIT 3", "#define WAIT 1"),
+                     ("bool shut = false", "bool shut = true"),
+                     ("echo < LEASE && LEASE - echo > permit ->\n                "
+                      "permit = LEASE - echo }",
+                      "echo < NONE && permit < LEASE -> permit = LEASE }"),
+                     ("vouching = false; echoed = NONE; beat = NONE", "skip")):
         assert old in model, old
         assert errors(b, model.replace(old, new), SAFETY)[0] == 1, new
 
