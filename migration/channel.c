@@ -375,6 +375,14 @@ int64_t channel_silence(Channel *c)
     return g_get_monotonic_time() - c->last_rx;
 }
 
+int64_t channel_rtt(Channel *c)
+{
+    struct tcp_info info;
+    socklen_t len = sizeof(info);
+
+    return getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 ? info.tcpi_rtt : 0;
+}
+
 uint64_t channel_bytes_sent(Channel *c)
 {
     return c->bytes_sent;

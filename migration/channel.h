@@ -98,6 +98,9 @@ int64_t channel_silence(Channel *c);
 
 uint64_t channel_bytes_sent(Channel *c);
 
+/** Microseconds of a round trip as the kernel measured it lately; 0 if it does not know. */
+int64_t channel_rtt(Channel *c);
+
 /** Value @i of a message of big-endian 64-bit numbers; 0 beyond its end. */
 uint64_t channel_msg_u64(const ChannelMsg *msg, unsigned i);
 

@@ -107,6 +107,9 @@ typedef struct Colo {
     bool peer_silent;    /* secondary: its end of the connection is closed */
     bool peer_may_live; /* END of a safe checkpoint was sent: the peer could take over */
 
+    int64_t peer_skew;  /* us, of the SVM's clock when it was loaded last */
+    int64_t peer_clock; /* us, the secondary's monotonic clock less ours; 0: not known */
+
     /* Progress of the first copy. */
     uint64_t sync_total, sync_done, sync_started_us;
     ColoStats stats;

@@ -65,6 +65,18 @@ void migration_set_status_hook(void (*fn)(JsonObject *status))
     status_hook = fn;
 }
 
+static JsonObject *memory_json(void)
+{
+    JsonObject *o = json_object_new();
+    uint64_t staging, cache;
+
+    ram_memory(colo.ram, &staging, &cache);
+    json_object_set_int_member(o, "guest-ram", ram_size(colo.ram));
+    json_object_set_int_member(o, "staging", staging);
+    json_object_set_int_member(o, "cache", cache);
+    return o;
+}
+
 QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                 GError **errp)
 {
@@ -97,8 +109,10 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
     if (colo.error) {
         json_object_set_string_member(o, "error", colo.error);
     }
+    json_object_set_int_member(o, "clock-skew-last-us", colo.peer_skew);
     stats_to_json(&colo.stats, o);
     g_mutex_unlock(&colo.lock);
+    json_object_set_object_member(o, "memory", memory_json());
     if (colo.arbiter) {
         JsonObject *a = json_object_new();
         json_object_set_string_member(a, "kind", colo.arbiter->class->name);
@@ -114,6 +128,25 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
     json_object_set_int_member(o, "held-frames", frames);
     json_object_set_int_member(o, "held-bytes", bytes);
     json_object_set_member(o, "disks", block_replication_query());
+    *ret = json_node_init_object(json_node_alloc(), o);
+    json_object_unref(o);
+    return QMP_DONE;
+}
+
+QmpResult qmp_query_colo_stats(QmpRequest *req, JsonObject *args, JsonNode **ret,
+                               GError **errp)
+{
+    JsonObject *o = json_object_new();
+
+    g_mutex_lock(&colo.lock);
+    bool primary = colo.mode == COLO_MODE_PRIMARY ||
+                   (colo.mode == COLO_MODE_NONE && colo.last_mode == COLO_MODE_PRIMARY);
+    json_object_set_int_member(o, "epoch", colo.epoch);
+    json_object_set_int_member(o, "now-us", g_get_monotonic_time());
+    json_object_set_string_member(o, "active-mode", protect_mode_name(colo.standing));
+    stats_details_to_json(&colo.stats, primary, o);
+    g_mutex_unlock(&colo.lock);
+    json_object_set_object_member(o, "memory", memory_json());
     *ret = json_node_init_object(json_node_alloc(), o);
     json_object_unref(o);
     return QMP_DONE;

@@ -253,6 +253,7 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     colo.said_status = NULL;
     memset(&colo.stats, 0, sizeof(colo.stats));
     colo.standing = false;
+    colo.peer_clock = 0;
     colo.mode_switches = colo.epochs[0] = colo.epochs[1] = 0;
     g_strlcpy(colo.mode_reason, "start", sizeof(colo.mode_reason));
     colo_set_state_locked(COLO_STATE_SETUP);

@@ -26,7 +26,18 @@ static bool in_turn_locked(const ChannelMsg *msg)
     return epoch == colo.loaded_epoch + 1 && epoch <= colo.received_epoch;
 }
 
-static void handle(const ChannelMsg *msg)
+/* How far the secondary's clock is ahead of ours, from a message that carries its time. What
+ * was delayed on the way makes it look less; so the largest of late counts. */
+static void note_peer_clock_locked(Channel *ch, int64_t theirs)
+{
+    int64_t ahead = theirs - (g_get_monotonic_time() - channel_rtt(ch) / 2);
+
+    if (theirs > 0) {
+        colo.peer_clock = colo.peer_clock ? MAX(ahead, colo.peer_clock - 50) : ahead;
+    }
+}
+
+static void handle(Channel *ch, const ChannelMsg *msg)
 {
     g_autofree char *text = NULL;
     g_autofree char *why = NULL;
@@ -44,6 +55,11 @@ static void handle(const ChannelMsg *msg)
         } else {
             colo.loaded_epoch = channel_msg_u64(msg, 0);
             stats_add(&colo.stats.lag, channel_msg_u64(msg, 1));
+            note_peer_clock_locked(ch, channel_msg_u64(msg, 4));
+            colo.peer_skew = (int64_t)channel_msg_u64(msg, 5);
+            if (channel_msg_u64(msg, 6)) {
+                stats_add(&colo.stats.skew, ABS(colo.peer_skew));
+            }
             colo.stats.verified += colo.opts.verify_ram;
             colo.stats.wrong_pages += channel_msg_u64(msg, 3);
         }
@@ -122,7 +138,7 @@ gpointer primary_rx_thread(gpointer opaque)
             primary_lost(err->message);
             return NULL;
         } else if (r == CHANNEL_OK) {
-            handle(&msg);
+            handle(ch, &msg);
         } else if (channel_silence(ch) > timeout_us) {
             g_autofree char *why = g_strdup_printf(
                 "nothing was heard of the secondary for %u ms", colo.opts.peer_timeout);

@@ -110,8 +110,11 @@ static bool save_stopped(Capture *cap, GError **errp)
             return false;
         }
         colo_step("stopped");
+        cap->stopped_at = i == 0 ? g_get_monotonic_time() : cap->stopped_at;
         uint64_t frames = drain_output();
-        if (ram_capture(colo.ram, true, errp) < 0 ||
+        int64_t pages = ram_capture(colo.ram, true, errp);
+        cap->last_pages += MAX(pages, 0);
+        if (pages < 0 ||
             !child_qmp_wait(colo.qmp, "save", 30000, errp)) {
             return false;
         }
@@ -155,9 +158,11 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
     net_unlock();
     block_primary_hold(true);
     colo_step("held");
-    int64_t start = g_get_monotonic_time();
+    cap->last_pages = 0;
+    cap->stop_at = g_get_monotonic_time();
     ok = child_qmp_send(colo.qmp, cap->save_command, errp) && save_stopped(cap, errp) &&
          read_device_state(cap, errp);
+    cap->saved_at = g_get_monotonic_time();
     if (ok) {
         if (epoch == COLO_EPOCH_SAFE) {
             block_primary_log();
@@ -171,11 +176,13 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
         }
         colo_step("cut");
     }
+    cap->cut_at = g_get_monotonic_time();
     if (cap->running && !(cap->last && ok)) {
         bool cont = resume(cap, ok ? errp : NULL);
         ok = ok && cont;
     }
-    cap->pause_us = g_get_monotonic_time() - start;
+    cap->resumed_at = g_get_monotonic_time();
+    cap->pause_us = cap->resumed_at - cap->stop_at;
     net_lock();
     proxy_release_input();
     if (ok) {
@@ -187,8 +194,9 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
     return ok;
 }
 
-bool capture_prepass(GError **errp)
+bool capture_prepass(Capture *cap, GError **errp)
 {
+    cap->began_at = g_get_monotonic_time();
     ram_epoch_begin(colo.ram);
     colo_step("prepass");
     for (int i = 0; i < PREPASS_ROUNDS; i++) {

@@ -29,6 +29,7 @@
 #include "migration/arbiter.h"
 #include "migration/heartbeat.h"
 #include "monitor/monitor.h"
+#include "migration/vmstate-clock.h"
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
@@ -89,13 +90,17 @@ static bool send_checkpoint(Primary *p, uint64_t epoch, GError **errp)
         (colo.opts.verify_ram && !ram_send_hashes(colo.ram, p->ch, errp))) {
         return false;
     }
-    uint64_t end[4] = {epoch, pages, cap->device_len, proxy_len};
+    uint64_t end[5] = {epoch, pages, cap->device_len, proxy_len, 0};
     colo_step("sent-state");
     g_mutex_lock(&colo.lock);
+    if (cap->running && colo.peer_clock) {
+        /* Where the guest's clock went on, by the secondary's. */
+        end[4] = (cap->cut_at + cap->resumed_at) / 2 + colo.peer_clock;
+    }
     colo.peer_may_live = epoch >= COLO_EPOCH_SAFE;
     colo.sent_epoch = epoch;
     g_mutex_unlock(&colo.lock);
-    if (!channel_send_u64(p->ch, CHANNEL_END, end, 4, errp)) {
+    if (!channel_send_u64(p->ch, CHANNEL_END, end, 5, errp)) {
         return false;
     }
     colo_step("sent");
@@ -210,13 +215,57 @@ static void note_mode(Primary *p)
     }
 }
 
-static void note_checkpoint(Primary *p, uint64_t epoch, int64_t resumed)
+/* How much the guest's clock has lost since the last checkpoint: what we saw go by less what
+ * it did. Nothing adds up but real losses, as each error of the measurement is taken back by
+ * the next one. */
+static int64_t clock_lost(Primary *p)
+{
+    Capture *c = &p->cap;
+    int64_t ns, lost = 0;
+
+    if (!vmstate_clock_read(c->device, c->device_len, &ns)) {
+        p->clock_at = 0;
+        return 0;
+    }
+    if (p->clock_at) {
+        lost = (c->stopped_at - p->clock_at) - (ns - p->clock_ns) / 1000;
+    }
+    p->clock_ns = ns;
+    p->clock_at = c->running ? c->stopped_at : 0;
+    return lost;
+}
+
+static void note_loaded(Primary *p, uint64_t epoch, int64_t committed, uint64_t sent)
+{
+    Capture *c = &p->cap;
+    StatsCheckpoint n = {
+        .epoch = epoch, .at = c->resumed_at, .trigger = p->trigger, .standing = c->standing,
+        .prepass = c->stop_at - c->began_at, .stop = c->stopped_at - c->stop_at,
+        .save = c->saved_at - c->stopped_at, .cut = c->cut_at - c->saved_at,
+        .cont = c->resumed_at - c->cut_at, .pause = c->pause_us,
+        .commit = committed - c->resumed_at, .pages = ram_staged(colo.ram),
+        .last_pages = c->last_pages,
+        .bytes = (ram_staged(colo.ram) << COLO_PAGE_SHIFT) + c->device_len +
+                 g_bytes_get_size(c->proxy),
+        .sent = sent,
+    };
+
+    int64_t lost = clock_lost(p);
+    g_mutex_lock(&colo.lock);
+    colo.stats.clock_lost += lost;
+    n.lag = colo.stats.lag.last;
+    n.skew = colo.peer_skew;
+    stats_note(&colo.stats, &n);
+    g_mutex_unlock(&colo.lock);
+}
+
+static void note_checkpoint(Primary *p, uint64_t epoch, int64_t committed)
 {
     g_mutex_lock(&colo.lock);
     colo.stats.checkpoints++;
     colo.stats.device_bytes = p->cap.device_len;
     stats_add(&colo.stats.pause, p->cap.pause_us);
-    stats_add(&colo.stats.commit, g_get_monotonic_time() - resumed);
+    stats_add(&colo.stats.commit, committed - p->cap.resumed_at);
     stats_add(&colo.stats.dirty, ram_staged(colo.ram));
     colo.epoch = epoch;
     g_mutex_unlock(&colo.lock);
@@ -244,15 +293,15 @@ static bool checkpoint(Primary *p, GError **errp)
     g_mutex_unlock(&colo.lock);
     g_clear_pointer(&p->cap.proxy, g_bytes_unref);
 
-    bool ok = capture_prepass(errp) && capture_paused(&p->cap, epoch, errp);
+    bool ok = capture_prepass(&p->cap, errp) && capture_paused(&p->cap, epoch, errp);
     g_mutex_lock(&colo.lock);
     colo.capturing = false;
     g_mutex_unlock(&colo.lock);
     if (!ok) {
         return false;
     }
-    int64_t resumed = g_get_monotonic_time();
     colo_finish_run_state(requests);
+    uint64_t sent = channel_bytes_sent(p->ch);
     if (!send_checkpoint(p, epoch, errp) ||
         !wait_peer(&colo.received_epoch, epoch, errp) || !wait_flushed(errp)) {
         return false;
@@ -262,7 +311,9 @@ static bool checkpoint(Primary *p, GError **errp)
     proxy_commit(epoch);
     net_unlock();
     colo_step("committed");
-    note_checkpoint(p, epoch, resumed);
+    int64_t committed = g_get_monotonic_time();
+    sent = channel_bytes_sent(p->ch) - sent;
+    note_checkpoint(p, epoch, committed);
     if (!wait_peer(&colo.loaded_epoch, epoch, errp)) {
         return false;
     }
@@ -270,6 +321,7 @@ static bool checkpoint(Primary *p, GError **errp)
     proxy_loaded(epoch, p->cap.standing);
     net_unlock();
     note_mode(p);
+    note_loaded(p, epoch, committed, sent);
     if (epoch >= COLO_EPOCH_SAFE) {
         /* The SVM has it from its log: only now may a shared image change. */
         block_primary_loaded(p->cap.barriers, p->cap.n_barriers);

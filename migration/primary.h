@@ -20,6 +20,9 @@ typedef struct Capture {
     bool last; /* the guest is not let run again: roles change hands */
     bool standing; /* the SVM is to stand still in the epoch that begins */
     int64_t pause_us;
+    uint64_t last_pages; /* of the scans between stop and cont */
+    /* When: prepass began, stop was sent, it was answered, the save was, all was cut. */
+    int64_t began_at, stop_at, stopped_at, saved_at, cut_at, resumed_at;
     char save_command[400]; /* stop and save, in one write */
 } Capture;
 
@@ -32,6 +35,8 @@ typedef struct Primary {
     ColoTrigger trigger; /* of the checkpoint that is made */
     ModeDecider decider;
     uint64_t frames;     /* of the guest, at the last checkpoint */
+    int64_t clock_ns;    /* the guest's virtual clock at the last one, */
+    int64_t clock_at;    /* ours then, us, or 0: the guest stood since, or it is not known */
 } Primary;
 
 /** Buffers of @cap, touched in advance. Pair with capture_clear(). */
@@ -39,7 +44,7 @@ void capture_init(Capture *cap);
 void capture_clear(Capture *cap);
 
 /** Copy what was dirtied so far while the guest runs, so that little is left for the pause. */
-bool capture_prepass(GError **errp);
+bool capture_prepass(Capture *cap, GError **errp);
 
 /** From `stop` to `cont`: all that the checkpoint of @epoch carries. On failure the guest is
  * let run again all the same. */

@@ -96,6 +96,12 @@ uint64_t ram_overhead(Ram *r)
            (r->tracker ? tracker_overhead(r->tracker) : 0) + 2 * r->pages * sizeof(uint32_t);
 }
 
+void ram_memory(Ram *r, uint64_t *staging, uint64_t *cache)
+{
+    *staging = (r->populated << COLO_PAGE_SHIFT) + r->pages * 2 * sizeof(uint32_t);
+    *cache = r->cache ? r->size + r->pages / 8 : 0;
+}
+
 void ram_staging_clear(Ram *r)
 {
     for (uint64_t s = 0; s < r->n_staged; s++) {

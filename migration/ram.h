@@ -88,5 +88,7 @@ uint64_t ram_size(Ram *r);
 
 /** Bytes of memory this side holds beside guest RAM. */
 uint64_t ram_overhead(Ram *r);
+/** Of these: @staging with its tables, populated; @cache (secondary). */
+void ram_memory(Ram *r, uint64_t *staging, uint64_t *cache);
 
 #endif

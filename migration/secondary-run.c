@@ -276,6 +276,13 @@ static void run_risen(Secondary *s)
     colo.standing = false;
     g_mutex_unlock(&colo.lock);
     s->standing = false;
+    if (run) {
+        secondary_clock_runs(s);
+        colo_trace(migration_rise_skew, "%" G_GINT64_FORMAT " us", s->skew);
+        g_mutex_lock(&colo.lock);
+        colo.peer_skew = s->skew;
+        g_mutex_unlock(&colo.lock);
+    }
     if (run && !colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", &err)) {
         colo_report("the guest cannot be let run: %s", err->message);
     }
@@ -290,7 +297,7 @@ static bool take_over(Secondary *s)
 
     secondary_reset_staging(s);
     colo_step("takeover");
-    if (!block_secondary_takeover(&err)) {
+    if (!block_secondary_takeover(&err) || !secondary_rise_again(s, &err)) {
         takeover_failed(err);
         return false;
     }
@@ -329,6 +336,7 @@ gpointer secondary_thread(gpointer opaque)
     close(listen_fd);
     if (s.ch) {
         set_channel(s.ch);
+        secondary_clock_init(&s);
         if (prepare(&err)) {
             receive(&s, &err);
         }

@@ -31,11 +31,7 @@
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
-#include "util/options.h"
 #include "util/trace.h"
-
-#define LOAD_TIMEOUT_MS 30000
-#define TRIAL_US G_USEC_PER_SEC
 
 void secondary_reset_staging(Secondary *s)
 {
@@ -45,219 +41,6 @@ void secondary_reset_staging(Secondary *s)
     g_byte_array_set_size(s->device, 0);
     g_byte_array_set_size(s->proxy, 0);
     g_byte_array_set_size(s->barriers, 0);
-}
-
-/* --- Restore --- */
-
-/* Stop the SVM; after a guest that ended by itself a reset is due, or cont is refused. */
-static bool stop_svm(GError **errp)
-{
-    g_autoptr(JsonNode) node = NULL;
-
-    if (!child_qmp_send(colo.qmp, "{\"execute\":\"stop\",\"id\":\"stop\"}\n", errp) ||
-        !child_qmp_wait(colo.qmp, "stop", LOAD_TIMEOUT_MS, errp)) {
-        return false;
-    }
-    node = child_qmp_query(colo.qmp, "{\"execute\":\"query-status\",\"id\":\"st\"}\n", "st",
-                           errp);
-    if (!node) {
-        return false;
-    }
-    const char *st = json_object_get_string_member_with_default(json_node_get_object(node),
-                                                                "status", "");
-    if (strcmp(st, "shutdown") != 0 && strcmp(st, "guest-panicked") != 0 &&
-        strcmp(st, "internal-error") != 0) {
-        return true;
-    }
-    colo_trace(migration_svm_reset, "status=%s", st);
-    child_qmp_forget_events(colo.qmp);
-    return child_qmp_send(colo.qmp, "{\"execute\":\"system_reset\",\"id\":\"rst\"}\n", errp) &&
-           child_qmp_wait(colo.qmp, "rst", LOAD_TIMEOUT_MS, errp) &&
-           child_qmp_wait_event(colo.qmp, "RESET", NULL, LOAD_TIMEOUT_MS, errp);
-}
-
-/* Why job @id failed, if it did. */
-static bool check_job(const char *id, GError **errp)
-{
-    g_autoptr(JsonNode) jobs = child_qmp_query(
-        colo.qmp, "{\"execute\":\"query-jobs\",\"id\":\"jobs\"}\n", "jobs", errp);
-
-    if (!jobs) {
-        return false;
-    }
-    JsonArray *a = json_node_get_array(jobs);
-    for (guint i = 0; i < json_array_get_length(a); i++) {
-        JsonObject *o = json_array_get_object_element(a, i);
-        if (strcmp(json_object_get_string_member(o, "id"), id) == 0 &&
-            json_object_has_member(o, "error")) {
-            colo_error_set(errp, "device state: %s",
-                           json_object_get_string_member(o, "error"));
-            return false;
-        }
-    }
-    return true;
-}
-
-static bool load_devices(GByteArray *state, GError **errp)
-{
-    char id[40], text[400], needle[64];
-
-    g_autofree char *machine =
-        g_strdup(options_get_str(colo.child.identity, "machine", ""));
-    char *suffix = strstr(machine, "-machine");
-
-    if (suffix) {
-        *suffix = 0;
-    }
-    if (!vmstate_image_write(colo.child.vmst_fd, machine, state->data, state->len,
-                             errp)) {
-        return false;
-    }
-    g_strlcpy(id, "qemu-colo-load", sizeof(id)); /* dismissed before the next */
-    g_snprintf(needle, sizeof(needle), "\"status\": \"concluded\", \"id\": \"%s\"", id);
-    g_snprintf(text, sizeof(text),
-               "{\"execute\":\"snapshot-load\",\"arguments\":{\"job-id\":\"%s\",\"tag\":\"%s\","
-               "\"vmstate\":\"%s\",\"devices\":[\"%s\"]},\"id\":\"load\"}\n",
-               id, VMSTATE_IMAGE_TAG, colo.child.vmst_node, colo.child.vmst_node);
-    child_qmp_forget_events(colo.qmp);
-    if (!child_qmp_send(colo.qmp, text, errp) ||
-        !child_qmp_wait(colo.qmp, "load", LOAD_TIMEOUT_MS, errp) ||
-        !child_qmp_wait_event(colo.qmp, "JOB_STATUS_CHANGE", needle, LOAD_TIMEOUT_MS,
-                              errp)) {
-        return false;
-    }
-    bool ok = check_job(id, errp);
-    g_snprintf(text, sizeof(text),
-               "{\"execute\":\"job-dismiss\",\"arguments\":{\"id\":\"%s\"},\"id\":\"dis\"}\n",
-               id);
-    return colo_child_command(text, "dis", ok ? errp : NULL) && ok;
-}
-
-/* The load resets the machine first. A reset that writes images back into RAM (a kernel
- * given as ELF, -device loader) does so between our restore and the devices' load, which
- * read their rings there: mending RAM afterwards would come too late for them. Not so with
- * video memory, ROMs and flash: nothing is loaded from them, they are mended. */
-static bool check_reset(GError **errp)
-{
-    uint64_t n = 0;
-
-    if (ram_restore(colo.ram, &n, errp) < 0) {
-        return false;
-    }
-    if (n > 0) {
-        colo_error_set(errp,
-                       "this machine's reset writes to %" G_GUINT64_FORMAT " pages of guest "
-                       "RAM (-kernel with an ELF image, or -device loader): it cannot be "
-                       "replicated; boot from disk or with a bzImage", n);
-    }
-    return n == 0;
-}
-
-/* RAM and devices of the stopped SVM to the checkpoint in cache and staging. */
-static bool load(Secondary *s, GByteArray *state, GError **errp)
-{
-    s->restored = ram_restore(colo.ram, NULL, errp);
-    if (s->restored < 0) {
-        return false;
-    }
-    colo_step("svm-restored");
-    return load_devices(state, errp) && check_reset(errp);
-}
-
-/* RULES 6: a load that failed is tried again, from all of the cache; it is never run. */
-static bool load_or_retry(Secondary *s, GByteArray *state, GError **errp)
-{
-    g_autoptr(GError) first = NULL;
-
-    s->unloaded = false;
-    if (!load(s, state, &first)) {
-        colo_report("loading a checkpoint failed (%s): once more", first->message);
-        ram_mark_all(colo.ram);
-        if (!load(s, state, errp)) {
-            return false;
-        }
-    }
-    s->tried_at = g_get_monotonic_time();
-    return true;
-}
-
-/* A standing SVM needs its devices when it rises, not at each of twenty checkpoints a second;
- * that they can be loaded is tried now and then all the same (RULES 6). */
-static bool keep_or_load(Secondary *s, GError **errp)
-{
-    if (!s->stand || !s->standing || g_get_monotonic_time() - s->tried_at > TRIAL_US) {
-        return load_or_retry(s, s->device, errp);
-    }
-    s->restored = ram_restore(colo.ram, NULL, errp);
-    if (s->restored < 0) {
-        return false;
-    }
-    colo_step("svm-restored");
-    g_byte_array_set_size(s->device_held, 0);
-    g_byte_array_append(s->device_held, s->device->data, s->device->len);
-    s->unloaded = true;
-    return true;
-}
-
-bool secondary_rise(Secondary *s, GError **errp)
-{
-    if (!s->standing || !s->unloaded) {
-        return true;
-    }
-    int64_t start = g_get_monotonic_time();
-    bool ok = load_or_retry(s, s->device_held, errp);
-    colo_trace(migration_rise, "epoch=%" G_GUINT64_FORMAT " in %" G_GINT64_FORMAT " us: %s",
-               colo.epoch, g_get_monotonic_time() - start, ok ? "ready" : "failed");
-    return ok;
-}
-
-/* Bring the SVM to the checkpoint in staging; it is whole. */
-static bool roll_back(Secondary *s, GError **errp)
-{
-    BlockBarrier barriers[COLO_DISKS_MAX];
-    unsigned n = 0;
-
-    if (!barriers_unpack(s->barriers->data, s->barriers->len, barriers, &n, errp)) {
-        return false;
-    }
-    net_lock();
-    proxy_rollback_begin(s->epoch);
-    net_unlock();
-    if (!s->standing && !stop_svm(errp)) {
-        return false;
-    }
-    net_lock();
-    proxy_rollback_stopped();
-    net_unlock();
-    colo_step("svm-stopped");
-    ram_commit(colo.ram);
-    if (!colo.epoch) {
-        ram_mark_all(colo.ram);
-    }
-    if (!block_secondary_commit(barriers, n, errp) || !keep_or_load(s, errp)) {
-        return false;
-    }
-    colo_step("svm-loaded");
-    s->wrong = colo.opts.verify_ram ? ram_verify(colo.ram) : 0;
-    g_autoptr(GBytes) proxy = g_bytes_new(s->proxy->data, s->proxy->len);
-    net_lock();
-    bool ok = proxy_restore(proxy, errp);
-    if (ok && !s->stand) {
-        proxy_rollback_ready(s->epoch); /* what the SVM sends first counts */
-    }
-    net_unlock();
-    s->standing = s->stand;
-    if (ok && s->running && !s->stand) {
-        ok = colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", errp);
-    }
-    net_lock();
-    if (s->stand) {
-        proxy_rollback_stand(s->epoch);
-    } else {
-        proxy_rollback_end(s->epoch);
-    }
-    net_unlock();
-    return ok;
 }
 
 /* --- Transfer --- */
@@ -336,6 +119,16 @@ static void note_loaded(Secondary *s, int64_t lag)
     colo.stats.verified += colo.opts.verify_ram;
     stats_add(&colo.stats.lag, lag);
     stats_add(&colo.stats.dirty, s->pages);
+    if (s->aimed_at && !s->stand && s->running) {
+        colo.peer_skew = s->skew;
+        stats_add(&colo.stats.skew, ABS(s->skew));
+    }
+    StatsCheckpoint n = {
+        .epoch = s->epoch, .at = g_get_monotonic_time(), .standing = s->stand, .lag = lag,
+        .pages = s->pages, .skew = s->skew,
+        .bytes = (s->pages << COLO_PAGE_SHIFT) + s->device->len + s->proxy->len,
+    };
+    stats_note(&colo.stats, &n);
     if (colo.state != COLO_STATE_PROTECTED && s->epoch >= COLO_EPOCH_SAFE) {
         colo_set_state_locked(COLO_STATE_PROTECTED);
     }
@@ -377,21 +170,24 @@ static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
         return false;
     }
     int64_t start = g_get_monotonic_time();
+    s->cut_at = s->running ? (int64_t)channel_msg_u64(msg, 4) : 0;
     colo_step("svm-arrived");
     /* If this does not get through, the peer did not release anything on its strength;
      * the checkpoint is whole all the same and is loaded. */
     channel_send_u64(s->ch, CHANNEL_RECEIVED, &s->epoch, 1, NULL);
     colo_step("svm-received");
-    if (!roll_back(s, errp)) {
+    if (!secondary_roll_back(s, errp)) {
         s->broken = true;
         return false;
     }
     int64_t lag = g_get_monotonic_time() - start;
     note_loaded(s, lag);
-    uint64_t loaded[4] = {s->epoch, lag, s->restored, s->wrong};
+    bool aimed = s->aimed_at && !s->stand && s->running;
+    uint64_t loaded[7] = {s->epoch, lag, s->restored, s->wrong, 0, s->skew, aimed};
     secondary_reset_staging(s);
     colo_step("svm-running");
-    return channel_send_u64(s->ch, CHANNEL_LOADED, loaded, 4, errp);
+    loaded[4] = g_get_monotonic_time();
+    return channel_send_u64(s->ch, CHANNEL_LOADED, loaded, 7, errp);
 }
 
 static bool note_applied(const ChannelMsg *msg, GError **errp)

@@ -18,8 +18,37 @@ static const char *const trigger_names[COLO_TRIGGER_MAX] = {
     [COLO_TRIGGER_MODE] = "mode",
 };
 
+const char *stats_trigger_name(ColoTrigger t)
+{
+    return t < COLO_TRIGGER_MAX ? trigger_names[t] : "unknown";
+}
+
+uint64_t stats_bucket_bound(unsigned i)
+{
+    static const unsigned step[] = {1, 2, 5};
+    uint64_t v = 10;
+
+    for (unsigned k = 0; k < i / 3; k++) {
+        v *= 10;
+    }
+    return v * step[i % 3];
+}
+
+void stats_note(ColoStats *s, const StatsCheckpoint *c)
+{
+    s->recent[s->n_recent++ % STATS_RECENT] = *c;
+    s->bytes += c->bytes;
+    s->sent += c->sent;
+}
+
 void stats_add(StatsSeries *s, uint64_t value)
 {
+    unsigned b = 0;
+
+    while (b < STATS_BUCKETS && value >= stats_bucket_bound(b)) {
+        b++;
+    }
+    s->buckets[b]++;
     s->ring[s->count++ % STATS_SERIES_MAX] = MIN(value, UINT32_MAX);
     s->sum += value;
     s->last = value;
@@ -72,8 +101,83 @@ void stats_to_json(const ColoStats *s, JsonObject *out)
     json_object_set_object_member(out, "commit-us", stats_series_json(&s->commit));
     json_object_set_object_member(out, "lag-us", stats_series_json(&s->lag));
     json_object_set_object_member(out, "dirty-pages", stats_series_json(&s->dirty));
+    json_object_set_object_member(out, "clock-skew-us", stats_series_json(&s->skew));
+    json_object_set_int_member(out, "clock-lost-us", s->clock_lost);
+    json_object_set_int_member(out, "pauses-over-budget", s->over_budget);
+    json_object_set_int_member(out, "checkpoint-bytes", s->bytes);
+    json_object_set_int_member(out, "checkpoint-bytes-sent", s->sent);
     json_object_set_int_member(out, "device-state-bytes", s->device_bytes);
     json_object_set_int_member(out, "repeated-saves", s->repeated_saves);
     json_object_set_int_member(out, "verified-checkpoints", s->verified);
     json_object_set_int_member(out, "wrong-pages", s->wrong_pages);
+}
+
+static JsonArray *histogram(const StatsSeries *s)
+{
+    JsonArray *a = json_array_new();
+
+    for (unsigned i = 0; i <= STATS_BUCKETS; i++) {
+        if (s->buckets[i]) {
+            JsonObject *o = json_object_new();
+            json_object_set_int_member(o, "count", s->buckets[i]);
+            if (i < STATS_BUCKETS) {
+                json_object_set_int_member(o, "below", stats_bucket_bound(i));
+            }
+            json_array_add_object_element(a, o);
+        }
+    }
+    return a;
+}
+
+static JsonObject *checkpoint_json(const StatsCheckpoint *c, bool primary)
+{
+    JsonObject *o = json_object_new();
+    const struct {
+        const char *name;
+        uint64_t value;
+        bool primary_only;
+    } members[] = {
+        {"epoch", c->epoch, false},          {"at-us", c->at, false},
+        {"prepass-us", c->prepass, true},    {"pause-us", c->pause, true},
+        {"stop-us", c->stop, true},          {"save-us", c->save, true},
+        {"cut-us", c->cut, true},            {"cont-us", c->cont, true},
+        {"commit-us", c->commit, true},      {"lag-us", c->lag, false},
+        {"dirty-pages", c->pages, false},    {"pause-pages", c->last_pages, true},
+        {"bytes", c->bytes, false},          {"bytes-sent", c->sent, true},
+    };
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(members); i++) {
+        if (primary || !members[i].primary_only) {
+            json_object_set_int_member(o, members[i].name, members[i].value);
+        }
+    }
+    json_object_set_int_member(o, "clock-skew-us", c->skew);
+    json_object_set_string_member(o, "mode", c->standing ? "buffered" : "colo");
+    if (primary) {
+        json_object_set_string_member(o, "trigger", stats_trigger_name(c->trigger));
+    }
+    return o;
+}
+
+void stats_details_to_json(const ColoStats *s, bool primary, JsonObject *out)
+{
+    const struct {
+        const char *name;
+        const StatsSeries *series;
+    } all[] = {{"pause-us", &s->pause}, {"commit-us", &s->commit}, {"lag-us", &s->lag},
+               {"dirty-pages", &s->dirty}, {"clock-skew-us", &s->skew}};
+    JsonArray *recent = json_array_new();
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(all); i++) {
+        JsonObject *o = stats_series_json(all[i].series);
+        json_object_set_int_member(o, "sum", all[i].series->sum);
+        json_object_set_array_member(o, "histogram", histogram(all[i].series));
+        json_object_set_object_member(out, all[i].name, o);
+    }
+    uint64_t n = MIN(s->n_recent, STATS_RECENT);
+    for (uint64_t i = s->n_recent - n; i < s->n_recent; i++) {
+        json_array_add_object_element(recent,
+                                      checkpoint_json(&s->recent[i % STATS_RECENT], primary));
+    }
+    json_object_set_array_member(out, "recent", recent);
 }

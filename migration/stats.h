@@ -9,15 +9,19 @@
 
 #include <glib.h>
 #include <json-glib/json-glib.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define STATS_SERIES_MAX 4096
+#define STATS_BUCKETS 18
+#define STATS_RECENT 128
 
 /** The last values of one quantity; locked by its owner. */
 typedef struct StatsSeries {
     uint64_t count; /* all that were ever added */
     uint64_t max, sum, last;
     uint32_t ring[STATS_SERIES_MAX];
+    uint64_t buckets[STATS_BUCKETS + 1]; /* by stats_bucket_bound(), of all */
 } StatsSeries;
 
 typedef enum ColoTrigger {
@@ -35,11 +39,31 @@ typedef enum ColoTrigger {
     COLO_TRIGGER_MAX
 } ColoTrigger;
 
+/** One checkpoint. Times in us; what a side does not know is 0. */
+typedef struct StatsCheckpoint {
+    uint64_t epoch;
+    int64_t at;      /* monotonic, when the guest ran again (primary) or was loaded */
+    ColoTrigger trigger; /* primary */
+    bool standing;   /* the SVM stands still in the epoch that it began */
+    uint32_t prepass, stop, save, cut, cont; /* primary: parts; from stop on, of the pause */
+    uint32_t pause, commit, lag;
+    uint64_t pages, last_pages; /* all, and those copied in the pause */
+    uint64_t bytes;  /* pages, device and proxy state, as they are in memory */
+    uint64_t sent;   /* on the channel */
+    int32_t skew;    /* of the SVM's clock */
+} StatsCheckpoint;
+
 typedef struct ColoStats {
     StatsSeries pause;    /* us, stop sent to cont answered */
     StatsSeries commit;   /* us, cont to RECEIVED */
     StatsSeries lag;      /* us, on the secondary: whole to running */
     StatsSeries dirty;    /* pages a checkpoint */
+    StatsSeries skew;     /* us, SVM's clock against where it was aimed at, without sign */
+    StatsCheckpoint recent[STATS_RECENT]; /* a ring, of @n_recent so far */
+    uint64_t n_recent;
+    uint64_t bytes, sent; /* of all checkpoints, as in StatsCheckpoint */
+    int64_t clock_lost;   /* us by which the guest's clock fell behind in the pauses */
+    uint64_t over_budget; /* pauses longer than x-max-pause */
     uint64_t triggers[COLO_TRIGGER_MAX];
     uint64_t checkpoints; /* loaded by the secondary */
     uint64_t torn;        /* dropped by the secondary */
@@ -49,6 +73,14 @@ typedef struct ColoStats {
 } ColoStats;
 
 void stats_add(StatsSeries *s, uint64_t value);
+/** The ring's next entry becomes @c. */
+void stats_note(ColoStats *s, const StatsCheckpoint *c);
+/** Upper bound of bucket @i of a histogram: 1, 2, 5, 10... times 100. */
+uint64_t stats_bucket_bound(unsigned i);
+/** The answer of query-colo-stats but for what others know. */
+void stats_details_to_json(const ColoStats *s, bool primary, JsonObject *out);
+const char *stats_trigger_name(ColoTrigger t);
+
 /** Value below which @percent of the kept values lie. */
 uint64_t stats_percentile(const StatsSeries *s, double percent);
 JsonObject *stats_series_json(const StatsSeries *s);

@@ -139,6 +139,9 @@ size_t control_command(char *line, char *out, size_t size)
     if (!strcmp(line, "STATUS")) {
         return status(out, size);
     }
+    if (!strcmp(line, "CLOCK")) {
+        return snprintf(out, size, "%llu\n", (unsigned long long)now_us());
+    }
     if (!strcmp(line, "POWEROFF")) {
         return snprintf(out, size, "OK\n");
     }
@@ -156,7 +159,7 @@ size_t control_command(char *line, char *out, size_t size)
         }
         return snprintf(out, size, "OK\n");
     }
-    return snprintf(out, size, "ERROR commands: STATUS, SET key=value, POWEROFF\n");
+    return snprintf(out, size, "ERROR commands: STATUS, CLOCK, SET key=value, POWEROFF\n");
 }
 
 static void configure(void)

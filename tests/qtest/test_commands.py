@@ -379,6 +379,12 @@ def _(t):
     assert "netdev" in kinds and "filter-mirror" in kinds, kinds
 
 
+@commands("query-colo-stats")
+def _(t):
+    got = t.ours.cmd("query-colo-stats")  # under protection: test_qmp.py
+    assert got["recent"] == [] and got["memory"]["guest-ram"] > 0, got
+
+
 @commands("x-colo-protect")
 def _(t):
     has_words(t.ours.error("x-colo-protect"), "pair")  # with one: test_pair.py

@@ -167,6 +167,65 @@ def checkpoint_delay_is_honoured(b):
     return "%d in 3 s" % n
 
 
+def conforms(schema, type_name, value, path):
+    """Whether @value is of that type, no member more and none less."""
+    t = schema[type_name]
+    if t["meta-type"] == "object":
+        members = {m["name"]: m for m in t["members"]}
+        assert not set(value) - set(members), "%s: %s" % (path, set(value) - set(members))
+        for name, m in members.items():
+            assert name in value or "default" in m, "%s.%s is missing" % (path, name)
+            if name in value:
+                conforms(schema, m["type"], value[name], path + "." + name)
+    elif t["meta-type"] == "array":
+        for n, item in enumerate(value):
+            conforms(schema, t["element-type"], item, "%s[%d]" % (path, n))
+    elif t["meta-type"] == "enum":
+        names = t.get("values") or [m["name"] for m in t["members"]]
+        assert value in names, "%s: %s" % (path, value)
+    else:
+        want = {"int": int, "string": str, "boolean": bool}[t["json-type"]]
+        assert type(value) is want, "%s: %r" % (path, value)
+
+
+@case
+def statistics_are_as_described(b):
+    primary, secondary = b.primary(*b.rom), b.secondary(*b.rom)
+    schema = {e["name"]: e for e in primary.cmd("query-qmp-schema")}
+    answer = schema["query-colo-stats"]["ret-type"]
+    for host in (primary, secondary):
+        conforms(schema, answer, host.cmd("query-colo-stats"), "before")
+    b.protect(primary, secondary)
+    for mode in ("colo", "buffered"):
+        primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 20, "x-colo-mode": mode,
+                                               "x-buffered-interval": 10})
+        want = primary.status()["checkpoints"] + 80
+        primary.wait("checkpoints", lambda: primary.status()["checkpoints"] >= want, 60)
+    event = primary.qmp.wait_event("COLO_MODE", 5)[1]["data"]
+    assert event["mode"] == "buffered" and event["reason"] == "set by the user", event
+    primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 60000,
+                                           "x-colo-mode": "colo"})
+    primary.wait("colo", lambda: primary.status()["active-mode"] == "colo")
+    for host in (primary, secondary):
+        got = host.cmd("query-colo-stats")
+        conforms(schema, answer, got, host.name)
+        assert len(got["recent"]) == 128, len(got["recent"])
+        epochs = [c["epoch"] for c in got["recent"]]
+        assert epochs == list(range(epochs[0], epochs[0] + 128)), epochs
+        assert {c["mode"] for c in got["recent"]} == {"colo", "buffered"}
+        for name in ("pause-us", "commit-us", "lag-us", "dirty-pages"):
+            series = got[name]
+            known = host is primary or name in ("lag-us", "dirty-pages")
+            assert (series["count"] >= 160) == known, (name, series)
+            assert sum(x["count"] for x in series["histogram"]) == series["count"], series
+            assert not known or series["sum"] >= series["max"] >= series["median"], series
+        assert (got["memory"]["cache"] > 0) == (host is secondary), got["memory"]
+        assert got["memory"]["guest-ram"] > 0 and got["memory"]["staging"] > 0
+    last = primary.cmd("query-colo-stats")["recent"][-1]
+    parts = sum(last[k] for k in ("stop-us", "save-us", "cut-us", "cont-us"))
+    assert parts == last["pause-us"] and last["bytes"] > 0 and last["bytes-sent"] > 0, last
+
+
 def pauses(b, option):
     primary, secondary = b.primary(*b.rom, "-colo", option), b.secondary(*b.rom)
     b.protect(primary, secondary)

@@ -1,0 +1,314 @@
+/*
+ * The secondary's roll-back: SVM stopped, restored, loaded, let run; and its clock.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Used by the thread "colo-in" alone. What fails here leaves an SVM that must not run.
+ */
+#include "migration/secondary.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "migration/vmstate-clock.h"
+#include "migration/vmstate-image.h"
+#include "net/net.h"
+#include "net/proxy.h"
+#include "util/error.h"
+#include "util/options.h"
+#include "util/trace.h"
+
+#define LOAD_TIMEOUT_MS 30000
+#define TRIAL_US G_USEC_PER_SEC
+#define CLOCK_BEHIND_MAX (600 * G_USEC_PER_SEC) /* more is no clock of ours */
+#define CLOCK_LEARN_MAX (100 * 1000)            /* more is no load, but a wait */
+#define CLOCK_LATE (4 * 1000)
+#define CLOCK_WAIT_MAX (20 * 1000)
+
+/* Stop the SVM; after a guest that ended by itself a reset is due, or cont is refused. */
+static bool stop_svm(GError **errp)
+{
+    g_autoptr(JsonNode) node = NULL;
+
+    if (!child_qmp_send(colo.qmp, "{\"execute\":\"stop\",\"id\":\"stop\"}\n", errp) ||
+        !child_qmp_wait(colo.qmp, "stop", LOAD_TIMEOUT_MS, errp)) {
+        return false;
+    }
+    node = child_qmp_query(colo.qmp, "{\"execute\":\"query-status\",\"id\":\"st\"}\n", "st",
+                           errp);
+    if (!node) {
+        return false;
+    }
+    const char *st = json_object_get_string_member_with_default(json_node_get_object(node),
+                                                                "status", "");
+    if (strcmp(st, "shutdown") != 0 && strcmp(st, "guest-panicked") != 0 &&
+        strcmp(st, "internal-error") != 0) {
+        return true;
+    }
+    colo_trace(migration_svm_reset, "status=%s", st);
+    child_qmp_forget_events(colo.qmp);
+    return child_qmp_send(colo.qmp, "{\"execute\":\"system_reset\",\"id\":\"rst\"}\n", errp) &&
+           child_qmp_wait(colo.qmp, "rst", LOAD_TIMEOUT_MS, errp) &&
+           child_qmp_wait_event(colo.qmp, "RESET", NULL, LOAD_TIMEOUT_MS, errp);
+}
+
+/* Why job @id failed, if it did. */
+static bool check_job(const char *id, GError **errp)
+{
+    g_autoptr(JsonNode) jobs = child_qmp_query(
+        colo.qmp, "{\"execute\":\"query-jobs\",\"id\":\"jobs\"}\n", "jobs", errp);
+
+    if (!jobs) {
+        return false;
+    }
+    JsonArray *a = json_node_get_array(jobs);
+    for (guint i = 0; i < json_array_get_length(a); i++) {
+        JsonObject *o = json_array_get_object_element(a, i);
+        if (strcmp(json_object_get_string_member(o, "id"), id) == 0 &&
+            json_object_has_member(o, "error")) {
+            colo_error_set(errp, "device state: %s",
+                           json_object_get_string_member(o, "error"));
+            return false;
+        }
+    }
+    return true;
+}
+
+/* --- The SVM's clock, RULES 9 --- */
+
+void secondary_clock_init(Secondary *s)
+{
+    g_autoptr(JsonNode) node = child_qmp_query(
+        colo.qmp, "{\"execute\":\"query-kvm\",\"id\":\"kvm\"}\n", "kvm", NULL);
+    bool kvm = true;
+
+    if (node && JSON_NODE_HOLDS_OBJECT(node)) {
+        options_get_bool(json_node_get_object(node), "enabled", &kvm, NULL);
+    }
+    s->ticks0 = vmstate_clock_ticks();
+    s->ticks0_at = g_get_monotonic_time();
+    s->clock_known = !kvm && s->ticks0;
+    s->rise_us = 12000;
+    s->rise_dev = 2000;
+}
+
+/* Let the machine in @state wake up as late as it will: its clocks go on from what they would
+ * have been without the time since the cut. @added: what was added before, us. */
+static void advance_clock(Secondary *s, GByteArray *state, int64_t *added)
+{
+    int64_t now = g_get_monotonic_time();
+    int64_t rise = s->rise_us + s->rise_dev;
+    int64_t behind = now + rise - s->cut_at;
+    double per_us = (double)(vmstate_clock_ticks() - s->ticks0) / (now - s->ticks0_at + 1);
+
+    s->aimed_at = 0;
+    if (!s->cut_at || !s->clock_known || behind <= 0 || behind > CLOCK_BEHIND_MAX) {
+        return;
+    }
+    int64_t more = behind - *added;
+    if (vmstate_clock_advance(state->data, state->len, more * 1000,
+                              (int64_t)((double)more * per_us))) {
+        *added = behind;
+        s->aimed_at = now + rise;
+        s->risen_at = now;
+    }
+}
+
+void secondary_clock_runs(Secondary *s)
+{
+    int64_t now = g_get_monotonic_time(), took = now - s->risen_at;
+
+    s->skew = 0;
+    if (!s->aimed_at) {
+        return;
+    }
+    if (took < CLOCK_LEARN_MAX) {
+        s->rise_dev += (ABS(took - s->rise_us) - s->rise_dev) / 8;
+        s->rise_us += (took - s->rise_us) / 8;
+    }
+    /* Too early is mended by a wait, too late is not. */
+    if (s->aimed_at > now && s->aimed_at - now < CLOCK_WAIT_MAX) {
+        g_usleep(s->aimed_at - now);
+        now = g_get_monotonic_time();
+    }
+    s->skew = s->aimed_at - now;
+}
+
+static bool load_devices(GByteArray *state, GError **errp)
+{
+    char id[40], text[400], needle[64];
+
+    g_autofree char *machine =
+        g_strdup(options_get_str(colo.child.identity, "machine", ""));
+    char *suffix = strstr(machine, "-machine");
+
+    if (suffix) {
+        *suffix = 0;
+    }
+    if (!vmstate_image_write(colo.child.vmst_fd, machine, state->data, state->len,
+                             errp)) {
+        return false;
+    }
+    g_strlcpy(id, "qemu-colo-load", sizeof(id)); /* dismissed before the next */
+    g_snprintf(needle, sizeof(needle), "\"status\": \"concluded\", \"id\": \"%s\"", id);
+    g_snprintf(text, sizeof(text),
+               "{\"execute\":\"snapshot-load\",\"arguments\":{\"job-id\":\"%s\",\"tag\":\"%s\","
+               "\"vmstate\":\"%s\",\"devices\":[\"%s\"]},\"id\":\"load\"}\n",
+               id, VMSTATE_IMAGE_TAG, colo.child.vmst_node, colo.child.vmst_node);
+    child_qmp_forget_events(colo.qmp);
+    if (!child_qmp_send(colo.qmp, text, errp) ||
+        !child_qmp_wait(colo.qmp, "load", LOAD_TIMEOUT_MS, errp) ||
+        !child_qmp_wait_event(colo.qmp, "JOB_STATUS_CHANGE", needle, LOAD_TIMEOUT_MS,
+                              errp)) {
+        return false;
+    }
+    bool ok = check_job(id, errp);
+    g_snprintf(text, sizeof(text),
+               "{\"execute\":\"job-dismiss\",\"arguments\":{\"id\":\"%s\"},\"id\":\"dis\"}\n",
+               id);
+    return colo_child_command(text, "dis", ok ? errp : NULL) && ok;
+}
+
+/* The load resets the machine first. A reset that writes images back into RAM (a kernel
+ * given as ELF, -device loader) does so between our restore and the devices' load, which
+ * read their rings there: mending RAM afterwards would come too late for them. Not so with
+ * video memory, ROMs and flash: nothing is loaded from them, they are mended. */
+static bool check_reset(GError **errp)
+{
+    uint64_t n = 0;
+
+    if (ram_restore(colo.ram, &n, errp) < 0) {
+        return false;
+    }
+    if (n > 0) {
+        colo_error_set(errp,
+                       "this machine's reset writes to %" G_GUINT64_FORMAT " pages of guest "
+                       "RAM (-kernel with an ELF image, or -device loader): it cannot be "
+                       "replicated; boot from disk or with a bzImage", n);
+    }
+    return n == 0;
+}
+
+/* RAM and devices of the stopped SVM to the checkpoint in cache and staging. */
+static bool load(Secondary *s, GByteArray *state, GError **errp)
+{
+    s->restored = ram_restore(colo.ram, NULL, errp);
+    if (s->restored < 0) {
+        return false;
+    }
+    colo_step("svm-restored");
+    return load_devices(state, errp) && check_reset(errp);
+}
+
+/* RULES 6: a load that failed is tried again, from all of the cache; it is never run. */
+static bool load_or_retry(Secondary *s, GByteArray *state, GError **errp)
+{
+    g_autoptr(GError) first = NULL;
+    int64_t added = 0;
+
+    s->unloaded = false;
+    advance_clock(s, state, &added);
+    if (!load(s, state, &first)) {
+        colo_report("loading a checkpoint failed (%s): once more", first->message);
+        ram_mark_all(colo.ram);
+        advance_clock(s, state, &added);
+        if (!load(s, state, errp)) {
+            return false;
+        }
+    }
+    s->tried_at = g_get_monotonic_time();
+    return true;
+}
+
+/* A standing SVM needs its devices when it rises, not at each of twenty checkpoints a second;
+ * that they can be loaded is tried now and then all the same (RULES 6). */
+static bool keep_or_load(Secondary *s, GError **errp)
+{
+    g_byte_array_set_size(s->device_held, 0);
+    if (s->stand) {
+        g_byte_array_append(s->device_held, s->device->data, s->device->len);
+    }
+    if (!s->stand || !s->standing || g_get_monotonic_time() - s->tried_at > TRIAL_US) {
+        return load_or_retry(s, s->device, errp);
+    }
+    s->restored = ram_restore(colo.ram, NULL, errp);
+    if (s->restored < 0) {
+        return false;
+    }
+    colo_step("svm-restored");
+    s->unloaded = true;
+    return true;
+}
+
+bool secondary_rise(Secondary *s, GError **errp)
+{
+    /* An SVM whose clock cannot be set need not be loaded again for it. */
+    if (!s->standing || (!s->unloaded && !s->cut_at)) {
+        return true;
+    }
+    int64_t start = g_get_monotonic_time();
+    g_autoptr(GByteArray) state = g_byte_array_sized_new(s->device_held->len);
+    g_byte_array_append(state, s->device_held->data, s->device_held->len);
+    bool ok = load_or_retry(s, state, errp);
+    colo_trace(migration_rise, "epoch=%" G_GUINT64_FORMAT " in %" G_GINT64_FORMAT " us: %s",
+               colo.epoch, g_get_monotonic_time() - start, ok ? "ready" : "failed");
+    return ok;
+}
+
+bool secondary_rise_again(Secondary *s, GError **errp)
+{
+    return !s->standing || !s->aimed_at ||
+           g_get_monotonic_time() - s->aimed_at < CLOCK_LATE || secondary_rise(s, errp);
+}
+
+/* Bring the SVM to the checkpoint in staging; it is whole. */
+bool secondary_roll_back(Secondary *s, GError **errp)
+{
+    BlockBarrier barriers[COLO_DISKS_MAX];
+    unsigned n = 0;
+
+    if (!barriers_unpack(s->barriers->data, s->barriers->len, barriers, &n, errp)) {
+        return false;
+    }
+    net_lock();
+    proxy_rollback_begin(s->epoch);
+    net_unlock();
+    if (!s->standing && !stop_svm(errp)) {
+        return false;
+    }
+    net_lock();
+    proxy_rollback_stopped();
+    net_unlock();
+    colo_step("svm-stopped");
+    ram_commit(colo.ram);
+    if (!colo.epoch) {
+        ram_mark_all(colo.ram);
+    }
+    if (!block_secondary_commit(barriers, n, errp) || !keep_or_load(s, errp)) {
+        return false;
+    }
+    colo_step("svm-loaded");
+    s->wrong = colo.opts.verify_ram ? ram_verify(colo.ram) : 0;
+    g_autoptr(GBytes) proxy = g_bytes_new(s->proxy->data, s->proxy->len);
+    net_lock();
+    bool ok = proxy_restore(proxy, errp);
+    if (ok && !s->stand) {
+        proxy_rollback_ready(s->epoch); /* what the SVM sends first counts */
+    }
+    net_unlock();
+    s->standing = s->stand;
+    if (ok && s->running && !s->stand) {
+        secondary_clock_runs(s);
+        ok = colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", errp);
+    }
+    net_lock();
+    if (s->stand) {
+        proxy_rollback_stand(s->epoch);
+    } else {
+        proxy_rollback_end(s->epoch);
+    }
+    net_unlock();
+    return ok;
+}
