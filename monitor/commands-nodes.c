@@ -193,8 +193,11 @@ static void stats_named(JsonNode *ret, const GError *err, void *opaque)
             JsonObject *inserted = options_get_obj(info, "inserted");
             JsonObject *mine = inserted ? node_of_drive(ours, info, inserted) : NULL;
             if (mine && strcmp(options_get_str(inserted, "node-name", ""), name) == 0) {
-                json_object_set_string_member(o, "node-name",
-                                              options_get_str(mine, "node-name", ""));
+                const char *node = options_get_str(mine, "node-name", "");
+                /* In QEMU no node is called as its drive, and libvirt keeps both in a table. */
+                if (strcmp(options_get_str(o, "device", ""), node) != 0) {
+                    json_object_set_string_member(o, "node-name", node);
+                }
                 shown = true;
                 break;
             }

@@ -447,6 +447,10 @@ class Pair(Bed):
 CASES = []
 
 
+class Skip(Exception):
+    """A case that cannot run here; its text says why."""
+
+
 def case(repeat=1, tags=()):
     def add(fn):
         CASES.append((fn, repeat, tags))
@@ -524,6 +528,9 @@ def main(module_cases=None):
                 note = fn(Test(options, fn.__name__, number))
                 print("ok    %-40s %5.1f s  %s" % (name, time.monotonic() - begin,
                                                    note or ""), flush=True)
+            except Skip as e:
+                print("skip  %-40s %5.1f s  %s" % (name, time.monotonic() - begin, e),
+                      flush=True)
             except (Exception, subprocess.TimeoutExpired):
                 failed.append(name)
                 print("FAIL  %-40s %5.1f s" % (name, time.monotonic() - begin), flush=True)
