@@ -158,7 +158,7 @@ int channel_listen(const char *uri, GError **errp)
                        uri);
         return -1;
     }
-    if (!err && listen(fd, 4) < 0) {
+    if (!err && listen(fd, 32) < 0) {
         err = errno;
     }
     if (err) {

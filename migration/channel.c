@@ -4,8 +4,8 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * A header is 16 bytes, big-endian: magic, type (16 bits), format version (16 bits),
- * payload length, CRC-32 of the 12 bytes before. All waiting is in poll(2), with an
+ * A header is 20 bytes, big-endian: magic, type (16 bits), format version (16 bits), payload
+ * length, CRC-32 of the payload, CRC-32 of the 16 bytes before. All waiting is in poll(2), with an
  * eventfd beside the socket, so that a takeover can interrupt a transfer at any byte.
  */
 #include "migration/channel.h"
@@ -25,9 +25,9 @@
 #include "util/error.h"
 #include "util/trace.h"
 
-#define HEADER_BYTES 16
+#define HEADER_BYTES 20
 #define CHANNEL_MAGIC 0x51434c4fu /* "QCLO" */
-#define CHANNEL_FORMAT 1
+#define CHANNEL_FORMAT 2
 #define PARTS_MAX 15
 #define SOCKET_BUFFER (4 << 20)
 #define CANCEL_GRACE_US (100 * 1000)
@@ -36,6 +36,11 @@ struct Channel {
     int fd;
     int cancel_fd;
     GThread *pinger;
+    TlsSession *tls;  /* or NULL */
+    GMutex tls_lock;  /* a session belongs to one thread at a time */
+    unsigned stall_ms;
+    gint n_attached; /* atomic */
+    Channel *attached[CHANNEL_ATTACHED_MAX];
     unsigned ping_ms;
     GMutex send_lock; /* one message at a time */
     bool send_broken; /* a message was cut short: nothing may follow; under send_lock */
@@ -72,6 +77,7 @@ Channel *channel_new(int fd, unsigned peer_timeout_ms)
     c->fd = fd;
     c->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     g_mutex_init(&c->send_lock);
+    g_mutex_init(&c->tls_lock);
     g_unix_set_fd_nonblocking(fd, TRUE, NULL);
     /* These fail on a unix socket, which needs none of them. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
@@ -90,9 +96,14 @@ void channel_free(Channel *c)
         channel_cancel(c);
         g_thread_join(c->pinger);
     }
+    for (gint i = 0; i < c->n_attached; i++) {
+        channel_free(c->attached[i]);
+    }
+    tls_session_free(c->tls);
     close(c->fd);
     close(c->cancel_fd);
     g_mutex_clear(&c->send_lock);
+    g_mutex_clear(&c->tls_lock);
     g_free(c);
 }
 
@@ -101,11 +112,41 @@ void channel_cancel(Channel *c)
     uint64_t one = 1;
     ssize_t n = write(c->cancel_fd, &one, sizeof(one));
     (void)n; /* EAGAIN means that it is set already */
+    for (gint i = 0; i < g_atomic_int_get(&c->n_attached); i++) {
+        channel_cancel(c->attached[i]);
+    }
 }
 
 void channel_break(Channel *c)
 {
     shutdown(c->fd, SHUT_RDWR);
+    for (gint i = 0; i < g_atomic_int_get(&c->n_attached); i++) {
+        channel_break(c->attached[i]);
+    }
+}
+
+void channel_attach(Channel *c, Channel *data)
+{
+    struct pollfd pfd = {c->cancel_fd, POLLIN, 0};
+
+    g_assert(c->n_attached < CHANNEL_ATTACHED_MAX);
+    c->attached[c->n_attached] = data;
+    g_atomic_int_inc(&c->n_attached);
+    if (poll(&pfd, 1, 0) > 0) {
+        channel_cancel(data); /* a cancel may have come just before */
+    }
+}
+
+bool channel_cancelled(Channel *c, unsigned timeout_ms)
+{
+    struct pollfd pfd = {c->cancel_fd, POLLIN, 0};
+
+    return poll(&pfd, 1, (int)timeout_ms) > 0;
+}
+
+void channel_set_stall(Channel *c, unsigned ms)
+{
+    c->stall_ms = ms;
 }
 
 static gpointer ping_thread(gpointer opaque)
@@ -148,8 +189,12 @@ static ChannelResult channel_wait(Channel *c, short events, int timeout_ms, GErr
  * message that has begun, the last word) gets a moment to go out, if the peer reads. */
 static ChannelResult wait_writable(Channel *c, bool whole, int64_t *grace_end, GError **errp)
 {
-    ChannelResult w = channel_wait(c, POLLOUT, -1, errp);
+    ChannelResult w = channel_wait(c, POLLOUT, c->stall_ms ? (int)c->stall_ms : -1, errp);
 
+    if (w == CHANNEL_TIMEOUT) {
+        colo_error_set(errp, "the peer has taken nothing for %u ms", c->stall_ms);
+        return CHANNEL_ERROR;
+    }
     if (w != CHANNEL_CANCELLED || !whole) {
         return w;
     }
@@ -160,6 +205,64 @@ static ChannelResult wait_writable(Channel *c, bool whole, int64_t *grace_end, G
     return poll(&pfd, 1, left) > 0 ? CHANNEL_OK : CHANNEL_CANCELLED;
 }
 
+static ssize_t raw_send(Channel *c, struct iovec *iov, unsigned n)
+{
+    struct msghdr mh = {.msg_iov = iov, .msg_iovlen = n};
+
+    if (!c->tls) {
+        return sendmsg(c->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
+    g_mutex_lock(&c->tls_lock);
+    ssize_t r = tls_session_sendv(c->tls, iov, n);
+    int err = errno;
+    g_mutex_unlock(&c->tls_lock);
+    errno = err;
+    return r;
+}
+
+static ssize_t raw_recv(Channel *c, void *buf, size_t len)
+{
+    if (!c->tls) {
+        return recv(c->fd, buf, len, MSG_DONTWAIT);
+    }
+    g_mutex_lock(&c->tls_lock);
+    ssize_t r = tls_session_recv(c->tls, buf, len);
+    int err = errno;
+    g_mutex_unlock(&c->tls_lock);
+    errno = err;
+    return r;
+}
+
+bool channel_start_tls(Channel *c, TlsCreds *creds, const char *hostname, unsigned timeout_ms,
+                       GError **errp)
+{
+    int64_t end = g_get_monotonic_time() + timeout_ms * 1000LL;
+    g_autoptr(TlsSession) s = tls_session_new(creds, c->fd, hostname, errp);
+    int r = 0;
+
+    while (s && (r = tls_session_handshake(s, errp)) == 0) {
+        short events = tls_session_wants(s) == G_IO_IN ? POLLIN : POLLOUT;
+        int64_t left = (end - g_get_monotonic_time()) / 1000;
+        ChannelResult w = channel_wait(c, events, MAX(left, 0), errp);
+        if (w != CHANNEL_OK) {
+            if (w != CHANNEL_ERROR) {
+                colo_error_set(errp, w == CHANNEL_TIMEOUT
+                                         ? "TLS handshake: the peer does not answer (has it "
+                                           "no tls-creds?)"
+                                         : "TLS handshake: cancelled");
+            }
+            return false;
+        }
+    }
+    if (!s || r < 0) {
+        return false;
+    }
+    g_autofree char *words = tls_session_describe(s);
+    colo_trace(migration_tls, "%s", words);
+    c->tls = g_steal_pointer(&s);
+    return true;
+}
+
 /* @whole: whatever may be waited for even if cancelled; *@begun: some of it went out. */
 static bool send_all(Channel *c, struct iovec *iov, unsigned n, bool whole, bool *begun,
                      GError **errp)
@@ -167,8 +270,7 @@ static bool send_all(Channel *c, struct iovec *iov, unsigned n, bool whole, bool
     int64_t grace_end = 0;
 
     while (n > 0) {
-        struct msghdr mh = {.msg_iov = iov, .msg_iovlen = n};
-        ssize_t r = sendmsg(c->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t r = raw_send(c, iov, n);
         if (r < 0 && (errno == EAGAIN || errno == EINTR)) {
             ChannelResult w = wait_writable(c, whole || *begun, &grace_end, errp);
             if (w != CHANNEL_OK) {
@@ -204,10 +306,12 @@ static bool send_locked(Channel *c, ChannelType type, const struct iovec *parts,
     uint8_t head[HEADER_BYTES];
     struct iovec iov[PARTS_MAX + 1];
     size_t len = 0;
+    uLong sum = 0;
 
     g_assert(n <= PARTS_MAX);
     for (unsigned i = 0; i < n; i++) {
         iov[i + 1] = parts[i];
+        sum = crc32(sum, parts[i].iov_base, parts[i].iov_len);
         len += parts[i].iov_len;
     }
     g_assert(len <= CHANNEL_PAYLOAD_MAX);
@@ -215,7 +319,8 @@ static bool send_locked(Channel *c, ChannelType type, const struct iovec *parts,
     put_be(head + 4, type, 2);
     put_be(head + 6, CHANNEL_FORMAT, 2);
     put_be(head + 8, len, 4);
-    put_be(head + 12, crc32(0, head, 12), 4);
+    put_be(head + 12, sum, 4);
+    put_be(head + 16, crc32(0, head, 16), 4);
     iov[0] = (struct iovec){head, sizeof(head)};
     if (c->send_broken) {
         colo_error_set(errp, "connection to the peer: broken off in a message");
@@ -232,7 +337,8 @@ static bool may_send(Channel *c, ChannelType type, GError **errp)
 {
     bool part = type == CHANNEL_BEGIN || type == CHANNEL_RAM || type == CHANNEL_DEVICE ||
                 type == CHANNEL_PROXY || type == CHANNEL_BARRIERS ||
-                type == CHANNEL_VERIFY || type == CHANNEL_END;
+                type == CHANNEL_VERIFY || type == CHANNEL_MARK || type == CHANNEL_SYNC ||
+                type == CHANNEL_END;
     struct pollfd pfd = {c->cancel_fd, POLLIN, 0};
 
     if (part && poll(&pfd, 1, 0) > 0) {
@@ -291,15 +397,33 @@ bool channel_try_bytes(Channel *c, ChannelType type, const void *data, size_t le
     return ok;
 }
 
+static bool not_ours(GError **errp)
+{
+    colo_error_set(errp, "the peer does not speak qemu-colo's protocol (is the port "
+                         "that of another program, or does stock QEMU's COLO, or a plain "
+                         "migration, come from there?)");
+    return false;
+}
+
+/* The first four bytes: told as soon as they are there. */
+static bool check_magic(Channel *c, GError **errp)
+{
+    if ((c->buf[0] == 0x16 || c->buf[0] == 0x15) && c->buf[1] == 3) { /* greeting, alert */
+        colo_error_set(errp, "the peer wants TLS: set tls-creds on this side, too "
+                             "(migrate-set-parameters)");
+        return false;
+    }
+    return get_be(c->buf, 4) == CHANNEL_MAGIC || not_ours(errp);
+}
+
 /* Check the header in c->buf; *len is the payload's length. */
 static bool check_header(Channel *c, uint32_t *len, GError **errp)
 {
-    if (get_be(c->buf, 4) != CHANNEL_MAGIC ||
-        get_be(c->buf + 12, 4) != crc32(0, c->buf, 12)) {
-        colo_error_set(errp, "the peer does not speak qemu-colo's protocol (is the port "
-                             "that of another program, or does stock QEMU's COLO, or a plain "
-                             "migration, come from there?)");
+    if (!check_magic(c, errp)) {
         return false;
+    }
+    if (get_be(c->buf + 16, 4) != crc32(0, c->buf, 16)) {
+        return not_ours(errp);
     }
     if (get_be(c->buf + 6, 2) != CHANNEL_FORMAT) {
         colo_error_set(errp,
@@ -324,12 +448,21 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
 
     for (;;) {
         uint32_t len = 0, want = HEADER_BYTES;
+        if (c->have >= 4 && c->have < HEADER_BYTES && !check_magic(c, errp)) {
+            return CHANNEL_ERROR;
+        }
         if (c->have >= HEADER_BYTES) {
             if (!check_header(c, &len, errp)) {
                 return CHANNEL_ERROR;
             }
             want = HEADER_BYTES + len;
             if (c->have == want) {
+                if (get_be(c->buf + 12, 4) != crc32(0, c->buf + HEADER_BYTES, len)) {
+                    colo_error_set(errp, "a message from the peer (type %u, %u bytes) was "
+                                         "corrupted on its way: its checksum is wrong",
+                                   (unsigned)get_be(c->buf + 4, 2), len);
+                    return CHANNEL_ERROR;
+                }
                 msg->type = get_be(c->buf + 4, 2);
                 msg->len = len;
                 msg->data = c->buf + HEADER_BYTES;
@@ -337,7 +470,7 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
                 return CHANNEL_OK;
             }
         }
-        ssize_t r = recv(c->fd, c->buf + c->have, want - c->have, MSG_DONTWAIT);
+        ssize_t r = raw_recv(c, c->buf + c->have, want - c->have);
         if (r > 0) {
             c->have += r;
             c->last_rx = g_get_monotonic_time();
@@ -385,7 +518,12 @@ int64_t channel_rtt(Channel *c)
 
 uint64_t channel_bytes_sent(Channel *c)
 {
-    return c->bytes_sent;
+    uint64_t sum = c->bytes_sent;
+
+    for (gint i = 0; i < g_atomic_int_get(&c->n_attached); i++) {
+        sum += channel_bytes_sent(c->attached[i]);
+    }
+    return sum;
 }
 
 uint64_t channel_msg_u64(const ChannelMsg *msg, unsigned i)

@@ -14,7 +14,10 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "util/tls.h"
+
 #define CHANNEL_PAYLOAD_MAX (4u << 20)
+#define CHANNEL_ATTACHED_MAX 16
 
 typedef enum ChannelType {
     CHANNEL_HELLO = 1,   /* JSON: who we are; primary first */
@@ -37,6 +40,9 @@ typedef enum ChannelType {
     CHANNEL_TOKEN,       /* text: from here on either side may leave, by this token */
     CHANNEL_APPLIED,     /* shared disks: barriers up to which the images have all */
     CHANNEL_YIELD,       /* text: the primary gives the guest away, after LOADED */
+    CHANNEL_JOIN,        /* 16 bytes session, be32 number: a data channel's first */
+    CHANNEL_MARK,        /* be64 pass: its pages on this data channel are over */
+    CHANNEL_SYNC,        /* be64 pass, be64 data channels that took part */
     CHANNEL_TYPE_MAX
 } ChannelType;
 
@@ -62,6 +68,21 @@ Channel *channel_new(int fd, unsigned peer_timeout_ms);
  * however long the channel's users are busy. Ends with channel_cancel() or _free(). */
 void channel_start_pings(Channel *c, unsigned ms);
 void channel_free(Channel *c);
+
+/** @data belongs to @c from now on: it is cancelled, broken and freed with it, and its bytes
+ * are counted there. At most CHANNEL_ATTACHED_MAX. */
+void channel_attach(Channel *c, Channel *data);
+
+/** Encrypt from here on (GnuTLS), as client if @hostname is not NULL: what the server's
+ * certificate must be for. At most @timeout_ms. Before any other thread uses @c. */
+bool channel_start_tls(Channel *c, TlsCreds *creds, const char *hostname, unsigned timeout_ms,
+                       GError **errp);
+
+/** Whether it was cancelled; waits for that at most @timeout_ms. */
+bool channel_cancelled(Channel *c, unsigned timeout_ms);
+
+/** A send of which nothing goes out for @ms fails (0: waits for ever). */
+void channel_set_stall(Channel *c, unsigned ms);
 
 /** Make every blocked and later call return CHANNEL_CANCELLED (an error when sending). Any
  * thread. */

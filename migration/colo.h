@@ -10,6 +10,7 @@
 #include "block/replication.h"
 #include "migration/channel.h"
 #include "migration/child-qmp.h"
+#include "migration/link.h"
 #include "migration/migration.h"
 #include "migration/mode.h"
 #include "migration/ram.h"
@@ -55,6 +56,8 @@ typedef struct Colo {
     Tracker *tracker;
     Ram *ram;
     Arbiter *arbiter; /* NULL: manual; called by the thread of the current role */
+
+    Link link;       /* of the current role's connection; by its thread */
 
     GMutex lock; /* guards all below */
     GCond cond;  /* anything below changed */

@@ -106,6 +106,7 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
     json_object_set_int_member(o, "ram-overhead", ram_overhead(colo.ram));
     json_object_set_int_member(o, "bytes-sent",
                                colo.channel ? channel_bytes_sent(colo.channel) : 0);
+    link_to_json(&colo.link, o);
     if (colo.error) {
         json_object_set_string_member(o, "error", colo.error);
     }

@@ -156,6 +156,12 @@ QmpResult qmp_migrate_set_parameters(QmpRequest *req, JsonObject *args, JsonNode
                                      GError **errp)
 {
     JsonObject *rest = options_copy(args);
+    uint64_t bandwidth = 0;
+
+    if (json_object_has_member(args, "max-bandwidth") &&
+        options_get_uint(args, "max-bandwidth", &bandwidth, 0, UINT64_MAX, NULL)) {
+        ram_send_set_bandwidth(bandwidth); /* QEMU's default is not one of ours */
+    }
 
     g_mutex_lock(&colo.lock);
     Parameters p = {colo.checkpoint_delay, colo.buffered_interval, colo.protect_mode};

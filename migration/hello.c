@@ -12,7 +12,7 @@
 #include "util/error.h"
 #include "util/options.h"
 
-#define HELLO_PROTOCOL 2
+#define HELLO_PROTOCOL 3
 
 char *hello_build(bool primary, GError **errp)
 {
@@ -36,6 +36,9 @@ char *hello_build(bool primary, GError **errp)
     json_object_set_array_member(o, "disks", disks);
     json_object_set_string_member(o, "arbiter", arbiter_name(colo.arbiter));
     heartbeat_greet(o);
+    if (primary) {
+        link_greet(&colo.link, o);
+    }
     node = json_node_init_object(json_node_alloc(), o);
     return json_to_string(node, FALSE);
 }

@@ -85,7 +85,7 @@ static bool start_rooms(Primary *p, GError **errp)
 
 bool primary_connect(Primary *p, GError **errp)
 {
-    int fd = channel_connect(p->uri, 10000, errp);
+    int fd = link_learn(&colo.link, errp) ? channel_connect(p->uri, 10000, errp) : -1;
 
     if (fd < 0) {
         return false;
@@ -97,7 +97,8 @@ bool primary_connect(Primary *p, GError **errp)
         channel_cancel(p->ch);
     }
     g_mutex_unlock(&colo.lock);
-    if (!shake_hands(p, errp)) {
+    if (!link_secure(&colo.link, p->ch, p->uri, errp) || !shake_hands(p, errp) ||
+        !link_connect(&colo.link, p->ch, p->uri, errp)) {
         return false;
     }
     channel_start_pings(p->ch, COLO_PING_MS);
@@ -125,13 +126,13 @@ bool primary_first_copy(Primary *p, GError **errp)
     colo_set_state_locked(COLO_STATE_SYNC);
     g_mutex_unlock(&colo.lock);
     if (!tracker_start(colo.tracker, errp) ||
-        !ram_send_all(colo.ram, p->ch, sync_progress, NULL, &pages, errp)) {
+        !ram_send_all(colo.link.sender, sync_progress, NULL, &pages, errp)) {
         return false;
     }
     for (int i = 0; i < SYNC_ROUNDS; i++) {
         ram_epoch_begin(colo.ram);
         int64_t n = ram_capture(colo.ram, false, errp);
-        if (n < 0 || !ram_send_staged(colo.ram, p->ch, &pages, errp) ||
+        if (n < 0 || !ram_send_staged(colo.link.sender, 0, &pages, errp) ||
             !sync_progress(ram_size(colo.ram), NULL)) {
             return false;
         }

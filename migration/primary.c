@@ -80,7 +80,7 @@ static bool send_checkpoint(Primary *p, uint64_t epoch, GError **errp)
 
     colo_step("sending");
     if (!channel_send_u64(p->ch, CHANNEL_BEGIN, begin, 2, errp) ||
-        !ram_send_staged(colo.ram, p->ch, &pages, errp)) {
+        !ram_send_staged(colo.link.sender, epoch, &pages, errp)) {
         return false;
     }
     colo_step("sent-ram");
@@ -320,6 +320,7 @@ static bool checkpoint(Primary *p, GError **errp)
     net_lock();
     proxy_loaded(epoch, p->cap.standing);
     net_unlock();
+    ram_committed(colo.ram);
     note_mode(p);
     note_loaded(p, epoch, committed, sent);
     if (epoch >= COLO_EPOCH_SAFE) {
@@ -425,6 +426,7 @@ static void close_peer(Primary *p)
         return;
     }
     channel_cancel(p->ch);
+    link_close(&colo.link);
     if (p->rx) {
         g_thread_join(p->rx);
     }

@@ -61,49 +61,36 @@ void ram_mark_all(Ram *r)
     }
 }
 
-static void store_page(uint8_t *to, const uint8_t *from)
-{
-    if (from) {
-        memcpy(to, from, COLO_PAGE_SIZE);
-    } else {
-        memset(to, 0, COLO_PAGE_SIZE);
-    }
-}
-
-bool ram_receive(Ram *r, const ChannelMsg *msg, bool direct, uint64_t *pages,
+bool ram_receive(Ram *r, RamDecoder *d, const ChannelMsg *msg, uint64_t epoch, uint64_t *pages,
                  GError **errp)
 {
-    uint64_t n = channel_msg_u64(msg, 0) >> 32;
+    uint8_t *to[RAM_BATCH_PAGES];
 
-    if (n == 0 || n > RAM_BATCH_PAGES || msg->len < 8 + 8 * n) {
-        colo_error_set(errp, "bad RAM message from the peer (%u bytes)", msg->len);
+    if (!ram_decode(d, msg->data, msg->len, r->pages, errp)) {
         return false;
     }
-    const uint8_t *data = msg->data + 8 + 8 * n;
-    const uint8_t *end = msg->data + msg->len;
-    for (uint64_t i = 0; i < n; i++) {
-        uint64_t page = channel_msg_u64(msg, i + 1);
-        bool zero = page & RAM_PAGE_ZERO;
-        page &= ~RAM_PAGE_ZERO;
-        if (page >= r->pages || (!zero && end - data < (ptrdiff_t)COLO_PAGE_SIZE)) {
-            colo_error_set(errp, "bad RAM message from the peer (page %" G_GUINT64_FORMAT ")",
-                           page);
+    if (d->epoch != epoch) {
+        colo_error_set(errp, "pages of checkpoint %" G_GUINT64_FORMAT " in %" G_GUINT64_FORMAT,
+                       d->epoch, epoch);
+        return false;
+    }
+    g_mutex_lock(&r->slot_lock);
+    for (unsigned i = 0; i < d->n; i++) {
+        to[i] = epoch ? ram_staging_slot(r, d->page[i])
+                      : r->cache + (d->page[i] << COLO_PAGE_SHIFT);
+        if (!epoch) {
+            mark(r, d->page[i]);
+        }
+    }
+    g_mutex_unlock(&r->slot_lock);
+    for (unsigned i = 0; i < d->n; i++) {
+        const uint8_t *base = epoch ? r->cache + (d->page[i] << COLO_PAGE_SHIFT) : NULL;
+        if (!ram_decode_page(d, i, to[i], base, errp)) {
             return false;
         }
-        store_page(direct ? r->cache + (page << COLO_PAGE_SHIFT) : ram_staging_slot(r, page),
-                   zero ? NULL : data);
-        data += zero ? 0 : COLO_PAGE_SIZE;
-        if (direct) {
-            mark(r, page);
-        }
     }
-    if (data != end) {
-        colo_error_set(errp, "bad RAM message from the peer (%td bytes left over)",
-                       end - data);
-        return false;
-    }
-    *pages += n;
-    return true;
+    *pages += d->n;
+    return ram_decode_end(d, errp);
 }
 
 void ram_discard(Ram *r)

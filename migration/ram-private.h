@@ -9,7 +9,7 @@
 
 #include "migration/ram.h"
 
-#define RAM_PAGE_ZERO (1ull << 63)
+typedef struct RamBase RamBase;
 
 struct Ram {
     const RamMap *map;
@@ -21,6 +21,8 @@ struct Ram {
     uint8_t *staging;
     uint32_t *slot_of, *page_of;
     uint64_t n_staged, populated, peak;
+    GMutex slot_lock; /* secondary: guards the above while pages come on several channels */
+    RamBase *base;    /* primary: committed versions, or NULL */
 
     uint8_t *cache;    /* secondary: RAM as of the last committed checkpoint */
     uint64_t *marked;  /* bitmap: pages to restore */
@@ -32,5 +34,9 @@ void *ram_map_private(uint64_t size, GError **errp);
 void ram_staging_clear(Ram *r);
 uint8_t *ram_staging_slot(Ram *r, uint64_t page);
 uint64_t ram_page_hash(const uint8_t *page);
+
+/** The committed version of @page, if it is kept. */
+const uint8_t *ram_base_find(const Ram *r, uint64_t page);
+uint64_t ram_base_bytes(const Ram *r);
 
 #endif

@@ -56,6 +56,7 @@ Ram *ram_new(const RamMap *map, Tracker *tracker, GError **errp)
     r->pages = map->pages;
     r->size = r->pages << COLO_PAGE_SHIFT;
     r->tracker = tracker;
+    g_mutex_init(&r->slot_lock);
     r->ram = map->base;
     if (!(r->slot_of = new_index(r->pages, errp)) ||
         !(r->page_of = new_index(r->pages, errp)) ||
@@ -75,6 +76,8 @@ void ram_free(Ram *r)
         munmap(r->staging, r->size);
     }
     ram_cache_drop(r);
+    ram_base_drop(r);
+    g_mutex_clear(&r->slot_lock);
     g_free(r->hashes);
     if (r->slot_of) {
         munmap(r->slot_of, r->pages * sizeof(uint32_t));
@@ -93,7 +96,8 @@ uint64_t ram_size(Ram *r)
 uint64_t ram_overhead(Ram *r)
 {
     return (r->populated << COLO_PAGE_SHIFT) + (r->cache ? r->size : 0) +
-           (r->tracker ? tracker_overhead(r->tracker) : 0) + 2 * r->pages * sizeof(uint32_t);
+           (r->tracker ? tracker_overhead(r->tracker) : 0) + 2 * r->pages * sizeof(uint32_t) +
+           ram_base_bytes(r);
 }
 
 void ram_memory(Ram *r, uint64_t *staging, uint64_t *cache)
@@ -155,99 +159,6 @@ int64_t ram_capture(Ram *r, bool stopped, GError **errp)
 uint64_t ram_staged(Ram *r)
 {
     return r->n_staged;
-}
-
-static bool page_is_zero(const uint8_t *p)
-{
-    const uint64_t *w = (const uint64_t *)p;
-
-    /* Most pages that are not zero show it early; the rest is memory speed. */
-    if (w[0] | w[1] | w[255] | w[511]) {
-        return false;
-    }
-    uint64_t acc = 0;
-    for (unsigned i = 0; i < COLO_PAGE_SIZE / 8; i += 4) {
-        acc |= w[i] | w[i + 1] | w[i + 2] | w[i + 3];
-    }
-    return acc == 0;
-}
-
-/* A CHANNEL_RAM message being put together. Page contents are copied, because live RAM
- * may change between the test for zero and the send. */
-typedef struct Batch {
-    uint32_t n, n_data;
-    uint8_t head[8 + 8 * RAM_BATCH_PAGES];
-    uint8_t data[RAM_BATCH_PAGES * COLO_PAGE_SIZE];
-} Batch;
-
-static void put_be64(uint8_t *p, uint64_t v)
-{
-    v = GUINT64_TO_BE(v);
-    memcpy(p, &v, sizeof(v));
-}
-
-static bool batch_flush(Batch *b, Channel *c, GError **errp)
-{
-    if (!b->n) {
-        return true;
-    }
-    put_be64(b->head, (uint64_t)b->n << 32);
-    struct iovec parts[2] = {
-        {b->head, 8 + 8 * b->n},
-        {b->data, (size_t)b->n_data << COLO_PAGE_SHIFT},
-    };
-    bool ok = channel_send(c, CHANNEL_RAM, parts, b->n_data ? 2 : 1, errp);
-    b->n = b->n_data = 0;
-    return ok;
-}
-
-static bool batch_add(Batch *b, Channel *c, uint64_t page, const uint8_t *data,
-                      GError **errp)
-{
-    uint8_t *copy = b->data + ((size_t)b->n_data << COLO_PAGE_SHIFT);
-
-    memcpy(copy, data, COLO_PAGE_SIZE);
-    bool zero = page_is_zero(copy);
-    b->n_data += !zero;
-    put_be64(b->head + 8 + 8 * b->n, page | (zero ? RAM_PAGE_ZERO : 0));
-    return ++b->n < RAM_BATCH_PAGES || batch_flush(b, c, errp);
-}
-
-bool ram_send_staged(Ram *r, Channel *c, uint64_t *pages, GError **errp)
-{
-    g_autofree Batch *b = g_new(Batch, 1);
-
-    b->n = b->n_data = 0;
-    for (uint64_t s = 0; s < r->n_staged; s++) {
-        if (!batch_add(b, c, r->page_of[s], r->staging + (s << COLO_PAGE_SHIFT), errp)) {
-            return false;
-        }
-    }
-    *pages += r->n_staged;
-    return batch_flush(b, c, errp);
-}
-
-bool ram_send_all(Ram *r, Channel *c, bool (*progress)(uint64_t done, void *opaque),
-                  void *opaque, uint64_t *pages, GError **errp)
-{
-    g_autofree Batch *b = g_new(Batch, 1);
-    const uint8_t *from = tracker_source(r->tracker);
-    uint64_t first, end;
-
-    b->n = b->n_data = 0;
-    for (uint64_t at = 0; ram_map_data(r->map, at, &first, &end); at = end) {
-        for (uint64_t p = first; p < end; p++) {
-            if (!batch_add(b, c, p, from + (p << COLO_PAGE_SHIFT), errp)) {
-                return false;
-            }
-            ++*pages;
-            if (b->n == 0 && !progress(p << COLO_PAGE_SHIFT, opaque)) {
-                colo_error_set(errp, "the migration was cancelled");
-                return false;
-            }
-        }
-    }
-    return batch_flush(b, c, errp) && progress(r->size, opaque);
 }
 
 uint64_t ram_page_hash(const uint8_t *page)

@@ -3,9 +3,6 @@
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
- *
- * CHANNEL_RAM payload: be32 number of pages n, be32 0, n times be64 (page number, bit 63
- * set for a page of zeroes), then 4096 bytes for each page that is not zero, in order.
  */
 #ifndef COLO_MIGRATION_RAM_H
 #define COLO_MIGRATION_RAM_H
@@ -15,9 +12,8 @@
 #include <stdint.h>
 
 #include "migration/channel.h"
+#include "migration/ram-codec.h"
 #include "migration/tracker.h"
-
-#define RAM_BATCH_PAGES 256
 
 typedef struct Ram Ram;
 
@@ -38,15 +34,12 @@ int64_t ram_capture(Ram *r, bool stopped, GError **errp);
 /** Pages in staging now. */
 uint64_t ram_staged(Ram *r);
 
-/** Send staging as CHANNEL_RAM messages; *@pages counts those sent. */
-bool ram_send_staged(Ram *r, Channel *c, uint64_t *pages, GError **errp);
+/** Keep up to @bytes of committed versions of pages, from nothing; 0: none. */
+bool ram_base_init(Ram *r, uint64_t bytes, GError **errp);
+void ram_base_drop(Ram *r);
 
-/**
- * Send all of RAM as it is now (what was never written is skipped), while the guest runs.
- * @progress is called with bytes done; false from it stops.
- */
-bool ram_send_all(Ram *r, Channel *c, bool (*progress)(uint64_t done, void *opaque),
-                  void *opaque, uint64_t *pages, GError **errp);
+/** The secondary has loaded what is staged. */
+void ram_committed(Ram *r);
 
 /** Send a hash of every page (test option; long pause). */
 bool ram_send_hashes(Ram *r, Channel *c, GError **errp);
@@ -59,9 +52,10 @@ void ram_hash(Ram *r);
 bool ram_cache_init(Ram *r, GError **errp);
 void ram_cache_drop(Ram *r);
 
-/** Take a CHANNEL_RAM message into staging, or (@direct: nothing is committed yet) straight
- * into the cache. Everything in it is checked. *@pages counts. */
-bool ram_receive(Ram *r, const ChannelMsg *msg, bool direct, uint64_t *pages,
+/** Take a CHANNEL_RAM message of @epoch into staging, or (epoch 0: nothing is committed yet)
+ * straight into the cache. Everything in it is checked. *@pages counts. Several threads may,
+ * with a decoder each, for pages that differ. */
+bool ram_receive(Ram *r, RamDecoder *d, const ChannelMsg *msg, uint64_t epoch, uint64_t *pages,
                  GError **errp);
 
 /** Forget what is staged (a torn checkpoint). */

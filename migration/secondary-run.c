@@ -19,6 +19,8 @@
 #include "util/options.h"
 #include "util/trace.h"
 
+#define DATA_GRACE_US 300000 /* an end of all channels is told by the control channel */
+
 static void on_block_event(bool fatal, const char *message, void *opaque)
 {
     /* The thread that receives owns the channel's fate; here only a word is sent. */
@@ -65,7 +67,10 @@ static Channel *agree(int fd, GError **errp)
     ChannelMsg msg;
 
     set_channel(ch); /* the end of the process need not wait for the client */
-    ChannelResult r = channel_recv(ch, &msg, 5000, errp);
+    ChannelResult r = CHANNEL_ERROR;
+    if (link_learn(&colo.link, errp) && link_secure(&colo.link, ch, NULL, errp)) {
+        r = channel_recv(ch, &msg, 5000, errp);
+    }
     if (r == CHANNEL_CANCELLED) {
         colo_error_set(errp, "the process ends");
     } else if (r == CHANNEL_TIMEOUT || (r == CHANNEL_OK && msg.type != CHANNEL_HELLO)) {
@@ -86,7 +91,8 @@ static Channel *agree(int fd, GError **errp)
                              "migrate-set-capabilities with x-colo first");
     }
     g_autofree char *reply = NULL;
-    ok = ok && hello_check(hello, false, errp) && check_fence(errp) &&
+    ok = ok && hello_check(hello, false, errp) &&
+         link_read_offer(&colo.link, hello, errp) && check_fence(errp) &&
          (reply = hello_build(false, errp));
     if (ok) {
         net_lock();
@@ -145,8 +151,12 @@ static Channel *wait_primary(int listen_fd)
     }
 }
 
-static bool prepare(GError **errp)
+static bool prepare(Secondary *s, int listen_fd, GError **errp)
 {
+    channel_start_pings(s->ch, COLO_PING_MS);
+    if (!link_accept(&colo.link, s->ch, listen_fd, errp)) {
+        return false;
+    }
     g_mutex_lock(&colo.lock);
     colo.epoch = 0;
     colo.sync_total = ram_size(colo.ram);
@@ -161,11 +171,17 @@ static bool prepare(GError **errp)
 /* Receive until the connection ends; @errp says why it did. */
 static void receive(Secondary *s, GError **errp)
 {
-    channel_start_pings(s->ch, COLO_PING_MS);
+    if (colo.link.n) {
+        s->receiver = ram_receiver_new(colo.ram, colo.link.data, colo.link.n,
+                                       colo.opts.peer_timeout);
+    }
     for (;;) {
         ChannelMsg msg;
         ChannelResult r = channel_recv(s->ch, &msg, COLO_PING_MS, errp);
-        if (r == CHANNEL_ERROR) {
+        if (s->receiver && r != CHANNEL_ERROR &&
+            !ram_receiver_good(s->receiver, DATA_GRACE_US, errp)) {
+            return;
+        } else if (r == CHANNEL_ERROR) {
             return;
         } else if (r == CHANNEL_CANCELLED) {
             g_mutex_lock(&colo.lock);
@@ -333,13 +349,17 @@ gpointer secondary_thread(gpointer opaque)
     g_autoptr(GError) err = NULL, load_err = NULL;
 
     s.ch = wait_primary(listen_fd);
-    close(listen_fd);
-    if (s.ch) {
+    if (!s.ch) {
+        close(listen_fd);
+    } else {
         set_channel(s.ch);
         secondary_clock_init(&s);
-        if (prepare(&err)) {
+        if (prepare(&s, listen_fd, &err)) {
             receive(&s, &err);
         }
+        close(listen_fd);
+        g_clear_pointer(&s.receiver, ram_receiver_free);
+        colo.link.n = 0;
         if (!s.guest_off && !s.broken && !s.peer_goes_on && !secondary_rise(&s, &load_err)) {
             s.broken = true;
             g_clear_error(&err);

@@ -45,7 +45,38 @@ void secondary_reset_staging(Secondary *s)
 
 /* --- Transfer --- */
 
-/* Wait for the disks; the peer's death meanwhile tears the checkpoint. */
+/* Between END and RECEIVED: a look at what else the primary has to say, for at most
+ * @timeout_ms; its death tears the checkpoint. */
+static bool heed(Secondary *s, int timeout_ms, GError **errp)
+{
+    ChannelMsg msg;
+    ChannelResult r = channel_recv(s->ch, &msg, timeout_ms, errp);
+
+    if (r == CHANNEL_CANCELLED) {
+        colo_error_set(errp, "cancelled in the middle of a checkpoint");
+        return false;
+    }
+    if (r == CHANNEL_ERROR) {
+        return false;
+    }
+    if (r == CHANNEL_OK && (msg.type == CHANNEL_EXIT || msg.type == CHANNEL_DEATH ||
+                            msg.type == CHANNEL_APPLIED)) {
+        if (!secondary_handle(s, &msg, errp)) {
+            return false;
+        }
+    } else if (r == CHANNEL_OK && msg.type != CHANNEL_PING) {
+        colo_error_set(errp, "message %d in the middle of a checkpoint", msg.type);
+        return false;
+    }
+    if (channel_silence(s->ch) > colo.opts.peer_timeout * 1000LL) {
+        colo_error_set(errp, "nothing was heard of the primary for %u ms",
+                       colo.opts.peer_timeout);
+        return false;
+    }
+    return true;
+}
+
+/* Wait for the disks. */
 static bool wait_barriers(Secondary *s, GError **errp)
 {
     BlockBarrier barriers[COLO_DISKS_MAX];
@@ -55,32 +86,35 @@ static bool wait_barriers(Secondary *s, GError **errp)
         return false;
     }
     while (!block_secondary_arrived(barriers, n, NULL, NULL)) {
-        ChannelMsg msg;
-        ChannelResult r = channel_recv(s->ch, &msg, 1, errp);
-        if (r == CHANNEL_CANCELLED) {
-            colo_error_set(errp, "cancelled while the disks were waited for");
+        if (!heed(s, 1, errp)) {
             return false;
         }
-        if (r == CHANNEL_ERROR) {
+    }
+    return true;
+}
+
+/* Wait for the pages that the last SYNC told of. @last: after END, when the control channel
+ * has nothing but words. */
+static bool wait_pages(Secondary *s, bool last, uint64_t *pages, GError **errp)
+{
+    RamReceiver *x = s->receiver;
+
+    while (x && s->sync_mask &&
+           !ram_receiver_synced(x, s->sync_pass, s->sync_mask, 10, pages)) {
+        if (!ram_receiver_good(x, 0, errp) || (last && !heed(s, 0, errp))) {
             return false;
         }
-        if (r == CHANNEL_OK && (msg.type == CHANNEL_EXIT || msg.type == CHANNEL_DEATH)) {
-            return secondary_handle(s, &msg, errp);
-        }
-        if (r == CHANNEL_OK && msg.type == CHANNEL_APPLIED) {
-            if (!secondary_handle(s, &msg, errp)) {
-                return false;
-            }
-        } else if (r == CHANNEL_OK && msg.type != CHANNEL_PING) {
-            colo_error_set(errp, "message %d in the middle of a checkpoint", msg.type);
+        if (channel_cancelled(s->ch, 0)) {
+            colo_error_set(errp, "cancelled in the middle of a transfer");
             return false;
         }
-        if (channel_silence(s->ch) > colo.opts.peer_timeout * 1000LL) {
-            colo_error_set(errp, "nothing was heard of the primary for %u ms",
+        if (ram_receiver_silence(x) > colo.opts.peer_timeout * 1000LL) {
+            colo_error_set(errp, "a data channel stands still for %u ms",
                            colo.opts.peer_timeout);
             return false;
         }
     }
+    s->sync_mask = 0;
     return true;
 }
 
@@ -94,11 +128,10 @@ static bool append_blob(GByteArray *to, const ChannelMsg *msg, size_t max, GErro
     return true;
 }
 
-static bool check_end(Secondary *s, const ChannelMsg *msg, GError **errp)
+static bool check_end(const Secondary *s, const uint64_t *end, GError **errp)
 {
-    if (channel_msg_u64(msg, 0) != s->epoch || channel_msg_u64(msg, 1) != s->pages ||
-        channel_msg_u64(msg, 2) != s->device->len || s->device->len == 0 ||
-        channel_msg_u64(msg, 3) != s->proxy->len) {
+    if (end[0] != s->epoch || end[1] != s->pages || end[2] != s->device->len ||
+        s->device->len == 0 || end[3] != s->proxy->len) {
         colo_error_set(errp, "the checkpoint is not what its end says it is");
         return false;
     }
@@ -159,7 +192,9 @@ static bool check_parts(Secondary *s, GError **errp)
 /* The END has come: make the checkpoint a commitment and load it. */
 static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
 {
-    if (!check_end(s, msg, errp)) {
+    uint64_t end[4] = {channel_msg_u64(msg, 0), channel_msg_u64(msg, 1),
+                       channel_msg_u64(msg, 2), channel_msg_u64(msg, 3)};
+    if (!wait_pages(s, true, &s->pages, errp) || !check_end(s, end, errp)) {
         return false;
     }
     colo_step("svm-whole");
@@ -202,6 +237,13 @@ static bool note_applied(const ChannelMsg *msg, GError **errp)
     return true;
 }
 
+static void note_copied(uint64_t pages)
+{
+    g_mutex_lock(&colo.lock);
+    colo.sync_done += pages << COLO_PAGE_SHIFT;
+    g_mutex_unlock(&colo.lock);
+}
+
 static bool begin(Secondary *s, const ChannelMsg *msg, GError **errp)
 {
     uint64_t epoch = channel_msg_u64(msg, 0);
@@ -211,6 +253,14 @@ static bool begin(Secondary *s, const ChannelMsg *msg, GError **errp)
                        " after %" G_GUINT64_FORMAT, epoch, colo.epoch);
         return false;
     }
+    if (s->receiver) {
+        uint64_t copied = 0;
+        if (!wait_pages(s, false, &copied, errp)) {
+            return false;
+        }
+        note_copied(copied);
+        ram_receiver_open(s->receiver, epoch);
+    }
     s->in_checkpoint = true;
     s->epoch = epoch;
     s->running = channel_msg_u64(msg, 1) & COLO_FLAG_RUNNING;
@@ -219,13 +269,32 @@ static bool begin(Secondary *s, const ChannelMsg *msg, GError **errp)
     return true;
 }
 
+/* Pages on the control channel: without data channels. */
+static bool take_pages(Secondary *s, const ChannelMsg *msg, GError **errp)
+{
+    uint64_t n = 0;
+    bool direct = !s->in_checkpoint;
+
+    if (s->receiver) {
+        colo_error_set(errp, "the primary sends pages beside the data channels");
+        return false;
+    }
+    if (!s->decoder) {
+        s->decoder = g_new(RamDecoder, 1);
+    }
+    bool ok = ram_receive(colo.ram, s->decoder, msg, direct ? 0 : s->epoch, &n, errp);
+    s->pages += direct ? 0 : n;
+    note_copied(direct ? n : 0);
+    return ok;
+}
+
 bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
 {
     if (!s->in_checkpoint && msg->type != CHANNEL_BEGIN && msg->type != CHANNEL_PING &&
         msg->type != CHANNEL_EXIT && msg->type != CHANNEL_DEATH &&
         msg->type != CHANNEL_APPLIED &&
         msg->type != CHANNEL_TOKEN && msg->type != CHANNEL_YIELD &&
-        !(msg->type == CHANNEL_RAM && colo.epoch == 0)) {
+        !((msg->type == CHANNEL_RAM || msg->type == CHANNEL_SYNC) && colo.epoch == 0)) {
         colo_error_set(errp, "message %d outside a checkpoint", msg->type);
         return false;
     }
@@ -236,16 +305,16 @@ bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
         return note_applied(msg, errp);
     case CHANNEL_BEGIN:
         return begin(s, msg, errp);
-    case CHANNEL_RAM: {
-        uint64_t n = 0;
-        bool direct = !s->in_checkpoint;
-        bool ok = ram_receive(colo.ram, msg, direct, &n, errp);
-        s->pages += direct ? 0 : n;
-        g_mutex_lock(&colo.lock);
-        colo.sync_done += direct ? n << COLO_PAGE_SHIFT : 0;
-        g_mutex_unlock(&colo.lock);
-        return ok;
-    }
+    case CHANNEL_RAM:
+        return take_pages(s, msg, errp);
+    case CHANNEL_SYNC:
+        s->sync_pass = channel_msg_u64(msg, 0);
+        s->sync_mask = channel_msg_u64(msg, 1);
+        if (!s->receiver || !s->sync_mask || s->sync_mask >> colo.link.n) {
+            colo_error_set(errp, "the primary tells of data channels that there are not");
+            return false;
+        }
+        return true;
     case CHANNEL_DEVICE:
         return append_blob(s->device, msg, VMSTATE_IMAGE_MAX, errp);
     case CHANNEL_PROXY:

@@ -16,6 +16,9 @@ typedef struct Secondary {
     bool running;       /* the guest runs in it */
     bool stand;         /* the SVM stands still in it: the buffered mode */
     uint64_t pages;     /* received in it */
+    RamReceiver *receiver; /* of the data channels, or NULL */
+    RamDecoder *decoder;   /* for pages on the control channel */
+    uint64_t sync_pass, sync_mask; /* what the last SYNC said */
     GByteArray *device, *proxy, *barriers;
     GByteArray *device_held; /* of the last checkpoint, while @unloaded */
     bool standing;      /* the SVM stands still since the last checkpoint */

@@ -205,6 +205,70 @@ void proxy_rollback_end(uint64_t epoch)
 {
 }
 
+/* TLS and data channels: tests/qtest/test_channels.py. */
+
+TlsSession *tls_session_new(TlsCreds *c, int fd, const char *hostname, GError **errp)
+{
+    return NULL;
+}
+
+int tls_session_handshake(TlsSession *t, GError **errp)
+{
+    return -1;
+}
+
+GIOCondition tls_session_wants(TlsSession *t)
+{
+    return G_IO_IN;
+}
+
+ssize_t tls_session_recv(TlsSession *t, void *buf, size_t len)
+{
+    return -1;
+}
+
+ssize_t tls_session_sendv(TlsSession *t, const struct iovec *iov, int n)
+{
+    return -1;
+}
+
+char *tls_session_describe(TlsSession *t)
+{
+    return NULL;
+}
+
+void tls_session_free(TlsSession *t)
+{
+}
+
+void tls_creds_unref(TlsCreds *c)
+{
+}
+
+TlsCreds *tls_creds_get(const char *id, bool server, GError **errp)
+{
+    return NULL;
+}
+
+int channel_connect(const char *uri, unsigned timeout_ms, GError **errp)
+{
+    return -1;
+}
+
+RamSender *ram_sender_new(Ram *r, Channel *ctl, Channel *const *data, unsigned n,
+                          RamMethod method, int level, unsigned stall_ms)
+{
+    return NULL;
+}
+
+void ram_sender_free(RamSender *x)
+{
+}
+
+void ram_sender_counts(const RamSender *x, RamCounts *counts)
+{
+}
+
 /* --- The peer --- */
 
 static void put(GByteArray *out, uint64_t v, unsigned bytes)
@@ -215,19 +279,83 @@ static void put(GByteArray *out, uint64_t v, unsigned bytes)
     }
 }
 
-static void ram_body(GByteArray *b, uint64_t *pages)
+/* A message that the real encoder made, of pages that are zero, dull, random, or nearly what
+ * the cache has. */
+static void encoded_body(GByteArray *b, uint64_t epoch, uint64_t *pages)
 {
+    g_autofree uint8_t *mem = g_malloc(8 * COLO_PAGE_SIZE);
+    uint64_t page[8];
+    const uint8_t *data[8], *base[8];
+    unsigned n = 1 + fuzz_below(8);
+    struct iovec parts[3];
+    RamCounts counts = {0};
+    RamEncoder *e = ram_encoder_new(fuzz_below(RAM_METHOD_MAX), 1);
+
+    for (unsigned i = 0; i < n; i++) {
+        uint8_t *p = mem + i * COLO_PAGE_SIZE;
+        page[i] = fuzz_below(PAGES);
+        const uint8_t *cached = colo.ram->cache + (page[i] << COLO_PAGE_SHIFT);
+        switch (fuzz_below(4)) {
+        case 0:
+            memset(p, 0, COLO_PAGE_SIZE);
+            break;
+        case 1:
+            memset(p, fuzz_below(256), COLO_PAGE_SIZE);
+            break;
+        case 2:
+            fuzz_bytes(p, COLO_PAGE_SIZE);
+            break;
+        default:
+            memcpy(p, cached, COLO_PAGE_SIZE);
+            for (unsigned k = fuzz_below(400); k; k--) {
+                p[fuzz_below(COLO_PAGE_SIZE)] = fuzz_next();
+            }
+        }
+        data[i] = p;
+        base[i] = epoch && fuzz_one_in(2) ? cached : NULL;
+    }
+    unsigned used = ram_encode(e, epoch, page, data, base, n, parts, &counts);
+    for (unsigned i = 0; i < used; i++) {
+        g_byte_array_append(b, parts[i].iov_base, parts[i].iov_len);
+    }
+    g_assert_cmpuint(b->len, ==, counts.bytes);
+    /* What was made is read back the same. */
+    g_autofree RamDecoder *d = g_new(RamDecoder, 1);
+    g_assert_true(ram_decode(d, b->data, b->len, PAGES, NULL));
+    for (unsigned i = 0; i < n; i++) {
+        uint8_t got[COLO_PAGE_SIZE];
+        g_assert_true(ram_decode_page(d, i, got, base[i], NULL));
+        g_assert_cmpmem(got, COLO_PAGE_SIZE, data[i], COLO_PAGE_SIZE);
+    }
+    g_assert_true(ram_decode_end(d, NULL));
+    ram_encoder_free(e);
+    *pages += n;
+}
+
+static void ram_body(GByteArray *b, uint64_t epoch, uint64_t *pages)
+{
+    if (fuzz_one_in(2)) {
+        encoded_body(b, epoch, pages);
+        if (fuzz_one_in(20)) {
+            fuzz_mutate(b->data, b->len);
+        }
+        return;
+    }
     unsigned n = 1 + fuzz_below(6), data = 0;
 
+    unsigned plain = fuzz_one_in(4) ? fuzz_below(3 * COLO_PAGE_SIZE) : 0;
+    put(b, fuzz_one_in(60) ? fuzz_next() : epoch, 8);
     put(b, fuzz_one_in(30) ? fuzz_next() : n, 4);
-    put(b, 0, 4);
+    put(b, fuzz_one_in(10) ? fuzz_below(5) : 0, 4);
+    put(b, fuzz_one_in(30) ? fuzz_next() : plain, 4);
+    put(b, fuzz_one_in(30) ? fuzz_next() : plain, 4);
     for (unsigned i = 0; i < n; i++) {
-        bool zero = fuzz_one_in(2);
+        uint64_t kind = plain ? fuzz_below(5) : fuzz_below(2);
         uint64_t page = fuzz_one_in(60) ? fuzz_next() : fuzz_below(PAGES);
-        data += !zero;
-        put(b, page | (zero ? RAM_PAGE_ZERO : 0), 8);
+        data += kind == RAM_KIND_RAW;
+        put(b, page | kind << RAM_KIND_SHIFT, 8);
     }
-    unsigned at = b->len, more = data * COLO_PAGE_SIZE;
+    unsigned at = b->len, more = data * COLO_PAGE_SIZE + plain;
     if (fuzz_one_in(60)) {
         more = fuzz_below(more + 100);
     }
@@ -261,7 +389,7 @@ static ChannelType next_message(Talk *t, GByteArray *b)
     case CHANNEL_BEGIN:
         if (t->epoch == 0 && fuzz_one_in(2)) {
             uint64_t direct = 0;
-            ram_body(b, &direct);
+            ram_body(b, 0, &direct);
             return CHANNEL_RAM;
         }
         put(b, ++t->epoch, 8);
@@ -269,7 +397,7 @@ static ChannelType next_message(Talk *t, GByteArray *b)
         t->pages = t->device = t->proxy = 0;
         break;
     case CHANNEL_RAM:
-        ram_body(b, &t->pages);
+        ram_body(b, t->epoch, &t->pages);
         break;
     case CHANNEL_DEVICE:
     case CHANNEL_PROXY:
@@ -308,12 +436,13 @@ static GByteArray *wire(Talk *t)
     }
     put(out, MAGIC, 4);
     put(out, type, 2);
-    put(out, 1, 2);
+    put(out, 2, 2);
     put(out, fuzz_one_in(200) ? fuzz_next() : body->len, 4);
+    put(out, crc32(0, body->data, body->len) ^ fuzz_one_in(200), 4);
     if (fuzz_one_in(200)) {
-        fuzz_mutate(out->data, out->len); /* and the sum is right for it */
+        fuzz_mutate(out->data, out->len); /* and the head's sum is right for it */
     }
-    put(out, crc32(0, out->data, 12), 4);
+    put(out, crc32(0, out->data, 16), 4);
     if (fuzz_one_in(300)) {
         fuzz_mutate(out->data, out->len);
     }
@@ -387,6 +516,7 @@ static void messages(void)
         ok = feed(&s, sv[1], bytes);
     }
     secondary_reset_staging(&s);
+    g_free(s.decoder);
     channel_free(s.ch);
     close(sv[1]);
     ram_free(colo.ram);
@@ -438,6 +568,9 @@ static void greeting(void)
         g_autofree char *deep = g_strnfill(depth, '[');
         g_string_printf(text, "{\"program\":%s", deep);
     }
+    Link offer = {0};
+    link_read_offer(&offer, text->str, NULL);
+    g_assert_cmpuint(offer.n, <=, RAM_CHANNELS_MAX);
     bool ok = hello_check(text->str, false, &err);
     g_assert_true(ok ? !err : err != NULL);
 }

@@ -70,9 +70,9 @@ HELLO, HELLO_OK, REFUSE, BEGIN, RAM = 1, 2, 3, 4, 5
 PING = 14
 
 
-def message(kind, body=b"", version=1, magic=0x51434c4f, length=None):
-    head = struct.pack(">IHHI", magic, kind, version,
-                       len(body) if length is None else length)
+def message(kind, body=b"", version=2, magic=0x51434c4f, length=None):
+    head = struct.pack(">IHHII", magic, kind, version,
+                       len(body) if length is None else length, zlib.crc32(body))
     return head + struct.pack(">I", zlib.crc32(head)) + body
 
 
@@ -86,7 +86,7 @@ def read_message(sock):
                 return None
             data += more
         return data
-    head = exactly(16)
+    head = exactly(20)
     if head is None:
         return None
     kind, _, length = struct.unpack(">HHI", head[4:12])

@@ -209,7 +209,7 @@ def still_waits(b, secondary):
 
 
 def hello(**changes):
-    body = {"program": "qemu-colo", "version": "0.1.0", "protocol": 1, "role": "primary",
+    body = {"program": "qemu-colo", "version": "0.1.0", "protocol": 3, "role": "primary",
             "machine": {}, "disks": []}
     body.update(changes)
     return message(HELLO, json.dumps(body).encode())
@@ -256,10 +256,10 @@ def another_protocol_version(b):
     secondary.wait_state("waiting")
     has_words(secondary.output(), "version 7", "same qemu-colo on both hosts")
     s = b.dial()
-    s.sendall(hello(protocol=3, version="9.9"))
+    s.sendall(hello(protocol=99, version="9.9"))
     kind, text = read_message(s)
     assert kind == REFUSE
-    has_words(text.decode(), "9.9", "protocol 3", "same version on both hosts")
+    has_words(text.decode(), "9.9", "protocol 99", "same version on both hosts")
     still_waits(b, secondary)
 
 

@@ -172,7 +172,7 @@ def wrong_kind_is_told_apart(b):
     here.wait("refused", lambda: here.cmd("query-migrate").get("status") in (
         "failed", "completed"), 30)
     there.wait_state("waiting")
-    has_words(there.output(), "plain migration")
+    there.wait("says so", lambda: "plain migration" in there.output())
 
 
 @case
