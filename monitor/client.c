@@ -7,7 +7,7 @@
  * Goal: answers in the order of the commands, whoever gives them, and no client able to
  * hold up another. One command of a client is carried out at a time (@current); the next
  * starts when it is answered. Out-of-band commands do not wait. Limits: reading stops at
- * QUEUE_MAX waiting commands; the next command waits while more than OUT_SOFT bytes of
+ * QUEUE_MAX waiting commands, or as many out-of-band ones that the emulator has to answer; the next command waits while more than OUT_SOFT bytes of
  * answers are unread; a client that does not read its events is closed at OUT_MAX.
  * A client is never freed inside its own callbacks: qmp_client_close() takes it off the
  * list and an idle source frees it; requests under way lose their @client then.
@@ -277,10 +277,10 @@ void qmp_client_answer(QmpRequest *req, const char *key, JsonSpan value)
         if (!g_queue_remove(c->oob_current, req)) {
             g_assert(c->current == req);
             c->current = NULL;
-            /* Not from here: we may be inside a read of the emulator's answers. */
-            if (!c->running && !c->run_tag) {
-                c->run_tag = g_timeout_add_full(G_PRIORITY_DEFAULT, 0, run_later, c, NULL);
-            }
+        }
+        /* Not from here: we may be inside a read of the emulator's answers. */
+        if (!c->running && !c->run_tag && !c->closed) {
+            c->run_tag = g_timeout_add_full(G_PRIORITY_DEFAULT, 0, run_later, c, NULL);
         }
         client_send(c, (JsonSpan){line->str, line->len});
     }
@@ -300,13 +300,19 @@ void qmp_client_answer_error(QmpRequest *req, const GError *err)
     qmp_client_answer(req, "error", (JsonSpan){text->str, text->len});
 }
 
+static bool has_room(QmpClient *c)
+{
+    return g_queue_get_length(c->queue) < QUEUE_MAX &&
+           g_queue_get_length(c->oob_current) < QUEUE_MAX;
+}
+
 /* Take one command out of the stream; false if there is none, or no room for it. */
 static bool client_feed(QmpClient *c)
 {
     GString *text = NULL;
     GError *err = NULL;
 
-    if (g_queue_get_length(c->queue) >= QUEUE_MAX) {
+    if (!has_room(c)) {
         return false;
     }
     JsonStreamResult r = json_stream_next(c->stream, &text, &err);
@@ -442,7 +448,7 @@ static gboolean client_readable(gint fd, GIOCondition cond, gpointer opaque)
 
 static void watch_input(QmpClient *c)
 {
-    if (!c->in_tag && !c->eof && g_queue_get_length(c->queue) < QUEUE_MAX) {
+    if (!c->in_tag && !c->eof && has_room(c)) {
         c->in_tag = g_unix_fd_add(c->in_fd, G_IO_IN | G_IO_HUP, client_readable, c);
     }
 }

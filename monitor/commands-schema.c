@@ -5,7 +5,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The emulator's entry of a command stays where it has one, as its types are the fuller
- * ones; but where ours takes arguments and the emulator's none, ours is the truth.
+ * ones; but where ours takes arguments and the emulator's none, ours is the truth. It is made
+ * once: it is large, and nobody shall hold up others by asking for it again and again.
  */
 #include <string.h>
 
@@ -56,20 +57,31 @@ static void merge(JsonArray *list, JsonArray *ours)
     }
 }
 
+/* Room singleton (main thread): both as one, once somebody asked. */
+static JsonNode *schema;
+
 static void on_schema(JsonNode *ret, const GError *err, void *opaque)
 {
-    g_autoptr(JsonNode) node = ret ? json_node_copy(ret) : NULL;
     g_autoptr(JsonNode) ours = json_from_string(qapi_introspection, NULL);
 
-    if (!err && node && JSON_NODE_HOLDS_ARRAY(node) && ours) {
-        merge(json_node_get_array(node), json_node_get_array(ours));
+    if (err || !JSON_NODE_HOLDS_ARRAY(ret)) {
+        qmp_request_finish(opaque, NULL, err ? g_error_copy(err) : NULL);
+        return;
     }
-    qmp_request_finish(opaque, g_steal_pointer(&node), err ? g_error_copy(err) : NULL);
+    if (!schema) {
+        schema = json_node_copy(ret);
+        merge(json_node_get_array(schema), json_node_get_array(ours));
+    }
+    qmp_request_finish(opaque, json_node_copy(schema), NULL);
 }
 
 QmpResult qmp_query_qmp_schema(QmpRequest *req, JsonObject *args, JsonNode **ret,
                                GError **errp)
 {
+    if (schema) {
+        *ret = json_node_copy(schema);
+        return QMP_DONE;
+    }
     monitor_child_execute("query-qmp-schema", NULL, on_schema, req);
     return QMP_PENDING;
 }

@@ -78,7 +78,7 @@ def answers_as_stock(b):
 
 @case
 def at_once_while_the_peer_hangs(b):
-    """SIGSTOP to the secondary in protection: its connections are yanked within 100 ms; then
+    """SIGSTOP to the secondary in protection: its connections are yanked at once; then
     the primary is lost, and serves after the word."""
     path = b.dir + "/oob.qmp"
     slow = ("-colo", "peer-timeout=60000", *b.rom)
@@ -96,7 +96,7 @@ def at_once_while_the_peer_hangs(b):
     answer = oob.run(**yank({"type": "migration"}))
     took = time.monotonic() - before
     assert answer == {"return": {}, "id": 1}, answer
-    assert took < 0.1, "%.0f ms" % (took * 1e3)
+    assert took < 2, "%.0f ms" % (took * 1e3)  # 100 ms on a machine with nothing else to do
     primary.wait_state("lost", 5)
     primary.cmd("x-colo-lost-heartbeat")
     primary.wait_state("alone", 5)
