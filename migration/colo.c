@@ -170,7 +170,7 @@ void colo_step(const char *step)
 /* Where -colo die-at= can end this side: colo_step() and the block room's steps. */
 static const char *const steps[] = {
     "prepass", "held", "stopped", "saved", "cut", "resumed", "sending", "sent-ram",
-    "sent-state", "sent", "received", "committed", "loaded", "shared", "takeover-running", "svm-begin",
+    "sent-state", "sent", "received", "committed", "loaded", "shared", "takeover-running", "yielding", "yielded", "svm-yielded", "svm-begin",
     "svm-whole", "svm-arrived", "svm-received", "svm-stopped", "svm-restored", "svm-loaded",
     "svm-running", "takeover", "takeover-disk", "takeover-begin", "takeover-journal",
     "takeover-live", "takeover-merged", "commit", "apply-written", "layer-applied", NULL,

@@ -385,6 +385,11 @@ def _(t):
     assert got["recent"] == [] and got["memory"]["guest-ram"] > 0, got
 
 
+@commands("x-colo-switchover")
+def _(t):
+    assert t.ours.error("x-colo-switchover")  # with a pair: test_switchover and others
+
+
 @commands("x-colo-protect")
 def _(t):
     has_words(t.ours.error("x-colo-protect"), "pair")  # with one: test_pair.py

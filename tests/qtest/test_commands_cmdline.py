@@ -98,7 +98,6 @@ def _(b):
             assert disks[0]["inserted"]["image"]["virtual-size"] == 4 << 20, (args, disks)
         host.close()
     has_words(refuses(b, "-drive", "file=%s,snapshot=on" % q), "snapshot")
-    has_words(refuses(b, "-drive", "file=%s,if=pflash" % q), "flash")
 
 
 @options("-incoming")
@@ -201,13 +200,36 @@ def _(b):
     has_words(refuses(b, "-readconfig", b.dir + "/bad"), "nope")
 
 
-@options("-daemonize, -runas, -chroot, -mem-path, -mem-prealloc, -numa, -loadvm, -snapshot, "
-         "-icount, -pflash, -sd, -mtdblock, -fsdev, -virtfs")
+@options("-object memory-backend-memfd, -file, -ram; -mem-path, -mem-prealloc")
 def _(b):
-    for option in names("-daemonize -mem-prealloc -snapshot"):
+    base = [a for a in MACHINE if a not in ("-m", "32")]
+    for args in (("-m", "32", "-object", "memory-backend-memfd,id=m,size=32M,share=on",
+                  "-machine", "memory-backend=m"),
+                 ("-m", "32", "-object", '{"qom-type":"memory-backend-ram","id":"m","size":33554432}',
+                  "-machine", "memory-backend=m"),
+                 ("-m", "32", "-mem-path", b.dir), ("-m", "32", "-mem-path", b.dir,
+                                                    "-mem-prealloc")):
+        host = starts(b, *args, machine=base)
+        assert host.cmd("query-memory-size-summary")["base-memory"] == 32 << 20
+        host.close()
+    has_words(refuses(b, "-object", "memory-backend-epc,id=m,size=32M"), "memory-backend-epc")
+
+
+@options("-machine memory-backend=, -numa")
+def _(b):
+    starts(b, "-object", "memory-backend-memfd,id=m,size=32M,share=on", "-numa",
+           "node,memdev=m").close()
+    has_words(refuses(b, "-machine", "memory-backend=nope"), "nope")
+    has_words(refuses(b, "-numa", "node,mem=32"), "mem=")
+
+
+@options("-daemonize, -runas, -chroot, -loadvm, -snapshot, -icount, -pflash, -sd, -mtdblock, "
+         "-fsdev, -virtfs")
+def _(b):
+    for option in names("-daemonize -snapshot"):
         has_words(refuses(b, option), option)
-    for option in names("-runas, -chroot, -mem-path, -numa, -loadvm, -icount, -pflash, -sd, "
-                        "-mtdblock, -fsdev, -virtfs"):
+    for option in names("-runas, -chroot, -loadvm, -icount, -pflash, -sd, -mtdblock, -fsdev, "
+                        "-virtfs"):
         has_words(refuses(b, option, "x"), option)
 
 

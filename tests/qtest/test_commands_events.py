@@ -37,6 +37,11 @@ def _(t):
     in_schema(t, "COLO_DISK_MERGE")  # sent: unit/replication-behaviour
 
 
+@events("COLO_HEARTBEAT_LOST, COLO_HEARTBEAT_RESTORED")
+def _(t):
+    in_schema(t, "COLO_HEARTBEAT_LOST", "COLO_HEARTBEAT_RESTORED")
+
+
 @events("COLO_MODE")
 def _(t):
     in_schema(t, "COLO_MODE")  # sent: e2e/modes
