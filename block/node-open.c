@@ -154,8 +154,8 @@ bool block_opts_normalise(JsonObject *opts, const char *what, bool *writethrough
 }
 
 /* A marker beside the image tells that it is not of one moment; a journal in its place how
- * it gets there: then *@journal is its path. With an activity log it may be opened to be made
- * equal to the peer's: *@torn. Both are to be freed. */
+ * it gets there: then *@journal is its path. With an activity log, or if a copy was cut off, it
+ * may be opened to be made equal to the peer's: *@torn. Both are to be freed. */
 static bool image_is_consistent(const char *filename, char **journal, char **torn,
                                 GError **errp)
 {
@@ -169,7 +169,7 @@ static bool image_is_consistent(const char *filename, char **journal, char **tor
         *journal = g_steal_pointer(&marker);
         return true;
     }
-    if (access(log, F_OK) == 0) {
+    if (access(log, F_OK) == 0 || secondary_marker_is_copy(marker)) {
         *torn = g_steal_pointer(&marker);
         return true;
     }

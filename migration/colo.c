@@ -172,8 +172,8 @@ static const char *const steps[] = {
     "prepass", "held", "stopped", "saved", "cut", "resumed", "sending", "sent-ram",
     "sent-state", "sent", "received", "committed", "loaded", "shared", "takeover-running", "yielding", "yielded", "svm-yielded", "svm-begin",
     "svm-whole", "svm-arrived", "svm-received", "svm-stopped", "svm-restored", "svm-loaded",
-    "svm-running", "takeover", "takeover-disk", "takeover-begin", "takeover-journal",
-    "takeover-live", "takeover-merged", "commit", "apply-written", "layer-applied", NULL,
+    "svm-running", "yielding", "yielded", "svm-yielded", "takeover", "takeover-disk",
+    "takeover-begin", "takeover-journal", "takeover-live", "takeover-merged", "commit", "apply-written", "layer-applied", NULL,
 };
 
 static bool check_die_at(const char *text, GError **errp)

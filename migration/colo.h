@@ -96,7 +96,6 @@ typedef struct Colo {
     bool decided;       /* this side was let out of protection */
     bool want_quit;     /* the process ends */
     QmpRequest *switchover; /* x-colo-switchover, until it is answered */
-    bool yielded;       /* the guest was given away: silent for good */
     bool run_state_changed;
     bool capturing; /* a checkpoint decided the run state and has not set it yet */
     GPtrArray *run_state_requests; /* QmpRequest, answered after that checkpoint */

@@ -249,7 +249,7 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     colo.mode = COLO_MODE_PRIMARY;
     colo.reason = "none";
     colo.epoch = colo.sent_epoch = colo.received_epoch = colo.loaded_epoch = 0;
-    colo.want_exit = colo.want_checkpoint = colo.peer_took_over = colo.yielded = false;
+    colo.want_exit = colo.want_checkpoint = colo.peer_took_over = false;
     /* The words of the last round are no proof in this one. */
     colo.decided = colo.operator_vouches = false;
     colo.was_protected = false;

@@ -66,8 +66,8 @@ gpointer primary_rx_thread(gpointer channel);
 /** The guest has shut down and a checkpoint that says so was loaded: end both sides. */
 void primary_guest_off(Channel *ch);
 
-/** The last checkpoint is loaded, and the guest stands still: give it away. False with @errp: it
- * was not, and the peer is lost. */
+/** The last checkpoint is loaded, and the guest stands still: give it away. False with @errp:
+ * the peer is lost, and it is open who goes on. */
 bool primary_yield(Channel *ch, GError **errp);
 
 /** Protection ends otherwise: answer an x-colo-switchover that waits. */

@@ -6,10 +6,10 @@
  *
  * x-colo-switchover makes one checkpoint as any, to have little to do, then the last one: the
  * guest is not let run again after it. Once the secondary has loaded it, all that was said is
- * outside, and nothing more can come from here; then the word to go on (YIELD) is sent. Up to
- * that word any failure is the loss of a peer as at other times, and the guest runs again. With
- * the word this side has given the guest away: it is silent for good, whatever becomes of the
- * other. So there is one voice at each moment, and no epoch is lost.
+ * outside, and this side is made silent; then the word to go on (YIELD) is sent. The secondary's
+ * EXIT says that it does: this side is silent for good. Any failure before is the loss of a peer
+ * as at other times: the output is held, and arbiter or operator decide who goes on. So there
+ * is one voice at each moment, no epoch is lost, and a death of either leaves the other.
  */
 #include "migration/arbiter.h"
 #include "migration/primary.h"
@@ -91,21 +91,23 @@ bool primary_yield(Channel *ch, GError **errp)
     }
     colo_step("yielded");
     g_mutex_lock(&colo.lock);
-    colo.yielded = true;
-    QmpRequest *req = g_steal_pointer(&colo.switchover);
-    /* Its close of the channel, or its word: ours must not overtake what it has to read. */
-    while (!colo.peer_failure && !colo.want_quit &&
+    while (!colo.peer_failure && !colo.want_quit && !colo.want_exit &&
            g_cond_wait_until(&colo.cond, &colo.lock, end)) {
     }
-    bool heard = colo.peer_took_over;
+    if (!colo.peer_took_over) {
+        g_mutex_unlock(&colo.lock);
+        primary_lost("the secondary has not said that it takes over");
+        colo_error_set(errp, "the secondary has not said that it takes over");
+        return false;
+    }
+    QmpRequest *req = g_steal_pointer(&colo.switchover);
     g_free(colo.error);
     colo.error = g_strdup("the roles have changed hands");
     colo.reason = "request";
     colo.last_mode = COLO_MODE_PRIMARY;
     colo.was_protected = true;
     g_mutex_unlock(&colo.lock);
-    colo_report("the roles have changed hands%s: this side is silent from here",
-                heard ? "" : ", though the secondary has not confirmed it");
+    colo_report("the roles have changed hands: this side is silent from here");
     block_primary_lost();
     block_primary_fence();
     colo_emit_exit(COLO_MODE_PRIMARY, "request");

@@ -16,6 +16,7 @@ typedef struct PairDisk {
     char *node;   /* of the replication child on a primary: replication0 */
     char *job;    /* that brings a new secondary up to date: resync, resync-1 */
     bool shared;
+    bool found;   /* the node was there before this try: an operator has made it */
 } PairDisk;
 
 typedef struct PairLayout {

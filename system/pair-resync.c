@@ -59,6 +59,7 @@ static bool match(Pair *p, const PairPeer *peer, GError **errp)
                            theirs->export);
             return false;
         }
+        d->found = block_node_exists(d->node);
         g_free(d->export);
         d->export = g_strdup(theirs->export);
         d->shared = theirs->shared;
@@ -126,7 +127,7 @@ static bool start_job(Pair *p, const PairDisk *d, const char *sync, GError **err
 /* Whether @d has to be copied. */
 static bool needs_copy(Pair *p, const PairDisk *d)
 {
-    return !d->shared && !(p->opts.sync == PAIR_SYNC_NONE && !p->incoming &&
+    return !d->shared && !d->found && !(p->opts.sync == PAIR_SYNC_NONE && !p->incoming &&
                            !block_node_written(d->top));
 }
 
@@ -232,8 +233,11 @@ static bool attach_nodes(Pair *p, GError **errp)
 {
     for (guint i = 0; i < p->layout->disks->len; i++) {
         const PairDisk *d = p->layout->disks->pdata[i];
-        if (!pair_qmp_do(p->qmp, "x-blockdev-change", errp,
-                         "{\"parent\":\"%s\",\"node\":\"%s\"}", d->top, d->node)) {
+        g_autoptr(GError) err = NULL;
+        if (!pair_qmp_do(p->qmp, "x-blockdev-change", &err,
+                         "{\"parent\":\"%s\",\"node\":\"%s\"}", d->top, d->node) &&
+            !d->found) {
+            g_propagate_error(errp, g_steal_pointer(&err));
             return false;
         }
     }

@@ -139,13 +139,35 @@ static bool secondary_begin_generation(BlockSecondary *s, GError **errp)
 
 /* --- The marker --- */
 
-bool secondary_marker_create(const char *path, bool shared, GError **errp)
+#define COPY_HEAD "This image was being copied from the other host"
+
+bool secondary_marker_is_copy(const char *path)
 {
-    const char *text =
-        shared ? "A takeover was bringing this shared image up to date. If none runs any\n"
-                 "more, it was cut off: restore the image, or repair the file systems in it.\n"
-               : "This image belonged to a running COLO secondary. If none runs any more, the\n"
-                 "image may hold parts of two checkpoints: copy it again from the other host.\n";
+    char head[sizeof(COPY_HEAD)] = "";
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool is = fd >= 0 && read(fd, head, sizeof(head) - 1) == (ssize_t)sizeof(head) - 1 &&
+              strcmp(head, COPY_HEAD) == 0;
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return is;
+}
+
+bool secondary_marker_create(const char *path, SecondaryMarker kind, GError **errp)
+{
+    static const char *const texts[] = {
+        [MARKER_RUNNING] =
+            "This image belonged to a running COLO secondary. If none runs any more, the\n"
+            "image may hold parts of two checkpoints: copy it again from the other host.\n",
+        [MARKER_SHARED] =
+            "A takeover was bringing this shared image up to date. If none runs any\n"
+            "more, it was cut off: restore the image, or repair the file systems in it.\n",
+        [MARKER_COPY] =
+            COPY_HEAD ", which\nhas not come to a protected pair: it may be half of two "
+            "states. Start it as\nsecondary again.\n",
+    };
+    const char *text = texts[kind];
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) &&
               fsync(fd) == 0 && journal_sync_dir(path);
@@ -216,7 +238,7 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
     for (guint i = 0; ok && i < markers->len; i++) {
         const char *path = markers->pdata[i];
 
-        ok = !*path || secondary_marker_create(path, false, errp);
+        ok = !*path || secondary_marker_create(path, MARKER_RUNNING, errp);
         for (guint k = 0; !ok && k < i; k++) {
             journal_remove(markers->pdata[k], NULL);
         }

@@ -27,6 +27,9 @@ bool journal_append(const char *path, GArray *ranges, GError **errp);
 /** Whether the marker @path is a journal. */
 bool journal_is(const char *path);
 
+/** Whether the marker @path is that of a copy that was cut off (control.c). */
+bool secondary_marker_is_copy(const char *path);
+
 /** Do what the journal @path says to the image @node and remove it. May wait. */
 bool journal_recover(const char *path, BlockNode *node, GError **errp);
 

@@ -103,6 +103,7 @@ struct BlockSecondary {
     uint64_t pending_bytes;
     LogLayer *staged;
     GPtrArray *layers; /* LogLayer, committed, the oldest first */
+    bool copy_noted;   /* the image is marked, as somebody writes to it before the start */
     bool asked;        /* for a checkpoint, since the last one */
     unsigned applying; /* pieces in flight, of all layers */
     uint64_t apply_bytes;
@@ -212,7 +213,16 @@ bool secondary_claim(GPtrArray *all, GError **errp);
 
 /* control.c: the controller's callback and waits */
 BlockSecondary *secondary_of_disk(const char *disk);
-bool secondary_marker_create(const char *path, bool shared, GError **errp);
+
+/* Why an image is marked. */
+typedef enum SecondaryMarker {
+    MARKER_RUNNING, /* replication: parts of two checkpoints */
+    MARKER_SHARED,  /* a shared image, for the time of a takeover */
+    MARKER_COPY,    /* before replication: what comes in may be half of a copy */
+} SecondaryMarker;
+
+/** Write the marker @path, durably. */
+bool secondary_marker_create(const char *path, SecondaryMarker kind, GError **errp);
 /** Whether the program ends and nothing is to be waited for. */
 bool secondary_cancelled(void);
 void secondary_notify(bool fatal, const char *message);

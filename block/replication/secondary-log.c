@@ -7,6 +7,7 @@
 #include "secondary-int.h"
 
 #include <inttypes.h>
+#include <unistd.h>
 
 void secondary_fail(BlockSecondary *s, const char *fmt, ...)
 {
@@ -137,6 +138,22 @@ static void log_arrival(BlockSecondary *s, void *conn, BlockRequest *req)
     secondary_check_arrived();
 }
 
+/* Before the first write to an image that no replication holds yet: until the pair is protected
+ * it may be half of a copy, and nobody may be served from it. Waits for the disk, once. */
+static bool note_copy(BlockSecondary *s)
+{
+    if (s->copy_noted || !s->parent->filename || s->shared) {
+        return true;
+    }
+    g_autoptr(GError) err = NULL;
+    g_autofree char *path = g_strconcat(s->parent->filename, ".colo", NULL);
+    s->copy_noted = access(path, F_OK) == 0 || secondary_marker_create(path, MARKER_COPY, &err);
+    if (!s->copy_noted) {
+        colo_report("%s", err->message);
+    }
+    return s->copy_noted;
+}
+
 void block_secondary_export_submit(BlockSecondary *s, void *conn, BlockRequest *req)
 {
     bool over = s->state != SECONDARY_IDLE && s->state != SECONDARY_LOGGING;
@@ -153,6 +170,8 @@ void block_secondary_export_submit(BlockSecondary *s, void *conn, BlockRequest *
             count_arrival(s, conn);
             if (s->shared) {
                 block_complete_later(req, 0); /* the primary has written it */
+            } else if (!note_copy(s)) {
+                block_complete_later(req, -EIO);
             } else {
                 write_through(s, req);
             }

@@ -118,7 +118,7 @@ bool secondary_claim(GPtrArray *all, GError **errp)
         if (!s->shared || s->marker || s->state == SECONDARY_LIVE) {
             continue;
         }
-        if (!secondary_marker_create(path, true, errp)) {
+        if (!secondary_marker_create(path, MARKER_SHARED, errp)) {
             return false;
         }
         block_lock();

@@ -20,7 +20,7 @@ class PairBed:
     def __init__(self, bed, disk=True, extra=()):
         self.bed, self.disk, self.extra = bed, disk, list(extra)
         self.ports = {name: free_port() for name in ("pair", "nbd", "migrate")}
-        self.image = {}
+        self.image, self.mib = {}, {"a": 4, "b": 4}
         if disk:
             for who in "ab":
                 self.image[who] = bed.image("%s.raw" % who, 4)
@@ -41,7 +41,7 @@ class PairBed:
     def secondary(self, who, *more, connect=True):
         args = self.options(who, *more) + self.bed.rom + self.extra + ["-name", "vm-" + who]
         if self.disk:
-            over = [self.bed.image("%s-%s.qcow2" % (who, name), 4, "qcow2")
+            over = [self.bed.image("%s-%s.qcow2" % (who, name), self.mib[who], "qcow2")
                     for name in ("active", "hidden")]
             args += ["-drive", "if=none,id=parent0,file.filename=%s,driver=raw"
                      % self.image[who],
@@ -174,6 +174,182 @@ def protection_by_itself_and_after_each_death(bed):
             a = p.secondary(name)
             protected(side, a)
     assert a.runs()
+
+
+MIB = 1 << 20
+
+
+def mirror_slowly(host, speed=MIB, timeout=20):
+    """Catch the copy at its beginning, and slow it down."""
+    def there():
+        return [j for j in host.cmd("query-block-jobs") if j["device"] == "resync"]
+    host.wait("resync", there, timeout)
+    host.cmd("block-job-set-speed", {"device": "resync", "speed": speed})
+    assert not there()[0]["ready"], "the copy was too quick to be caught"
+    return there
+
+
+def big_pair(bed, mib=192):
+    p = PairBed(bed)
+    for who in "ab":
+        p.mib[who] = mib
+        with open(p.image[who], "wb") as f:
+            f.truncate(mib * MIB)
+    with open(p.image["a"], "r+b") as f:
+        for _ in range(mib):
+            f.write(bed.rng.randbytes(MIB))
+    return p
+
+
+@case
+def half_copied_image_never_serves(bed):
+    """The primary dies in the copy: the secondary stays silent, and so does its image, until
+    it was brought up to date."""
+    p = big_pair(bed)
+    a, b = p.primary("a"), p.secondary("b")
+    mirror_slowly(a)
+    time.sleep(0.5)
+    os.kill(a.process.pid, signal.SIGKILL)
+    time.sleep(0.5)
+    has_words(b.error("x-colo-lost-heartbeat"), "protection has not begun")
+    assert not p.ask("b")["serves"]
+    b.process.kill()
+    b = p.primary("b", connect=False)
+    assert b.ended() == 1
+    has_words(b.output(), "b.raw")
+    a, b = p.primary("a"), p.secondary("b")
+    protected(a, b)
+    os.kill(a.process.pid, signal.SIGKILL)
+    b.wait_state("lost")
+    b.cmd("x-colo-lost-heartbeat")
+    b.wait_state("alone")
+    assert b.runs()
+
+
+@case
+def peer_that_hangs(bed):
+    """Before it is asked, and in the copy: the guest runs, the try is undone, and once the
+    peer is awake the pair is protected."""
+    p = big_pair(bed)
+    a, b = p.primary("a", "auto-protect=off"), p.secondary("b")
+    wait_pair(b, "waiting-peer")
+    os.kill(b.process.pid, signal.SIGSTOP)
+    a.cmd("x-colo-protect")
+    a.wait("no answer", lambda: "does not answer" in a.status()["pair"]["detail"])
+    assert a.runs()
+    os.kill(b.process.pid, signal.SIGCONT)
+    there = mirror_slowly(a)
+    os.kill(b.process.pid, signal.SIGSTOP)
+    a.wait("the try to end", lambda: "has taken nothing" in a.status()["pair"]["error"], 30)
+    assert a.runs()
+    os.kill(b.process.pid, signal.SIGCONT)
+    a.wait("no job", lambda: not there())
+    a.cmd("x-colo-protect")
+    protected(a, b)
+
+
+@case
+def deaths_while_it_comes_together(bed):
+    """The secondary is killed at any moment between its start and protection, again and again:
+    the guest runs, and nothing is left of the try."""
+    p = PairBed(bed)
+    a = p.primary("a")
+    where = []
+    for n in range(8):
+        b = p.secondary("b")
+        a.cmd("x-colo-protect")
+        time.sleep(bed.rng.uniform(0, 1.2))
+        where.append(pair_state(a))
+        pid = b.process.pid if bed.rng.random() < 0.5 else b.process.emulator_pid()
+        os.kill(pid, signal.SIGKILL)
+        b.process.wait(10)
+
+        def back():
+            if a.status()["state"] == "lost":
+                a.cmd("x-colo-lost-heartbeat")
+            s = a.status()
+            return s["state"] == "alone" and s["pair"]["state"] in ("waiting-peer", "backoff")
+        a.wait("alone", back, 30)
+        assert a.runs()
+        assert a.cmd("query-block-jobs") == []
+        names = {o["name"] for o in a.cmd("qom-list", {"path": "/objects"})}
+        assert not names & {"comp0", "m0", "iothread1"}, names
+        nodes = {o["node-name"] for o in a.cmd("query-named-block-nodes")}
+        assert "replication0" not in nodes, nodes
+    b = p.secondary("b")
+    a.cmd("x-colo-protect")
+    protected(a, b)
+    return " ".join(where)
+
+
+@case
+def failures_are_spaced(bed):
+    """A try that fails again and again waits longer each time; the word forgets that."""
+    p = PairBed(bed)
+    a = p.primary("a")
+    p.image["b"], p.mib["b"] = bed.image("small.raw", 2), 2
+    p.secondary("b")
+    waits = []
+    for n in range(3):
+        wait_pair(a, "backoff", 20)
+        s = a.status()["pair"]
+        waits.append(s["next-try-ms"])
+        assert s["attempts"] == n + 1 and s["error"], s
+        a.wait("the next try", lambda: a.status()["pair"]["attempts"] > n + 1, 20)
+    assert 0 < waits[0] <= 1000 < waits[1] <= 2000 < waits[2] <= 4000, waits
+    wait_pair(a, "backoff")
+    a.cmd("x-colo-protect")
+    a.wait("a try at once", lambda: a.status()["pair"]["attempts"] == 5, 3)
+    wait_pair(a, "backoff")
+    assert a.status()["pair"]["next-try-ms"] <= 1000
+    assert a.runs()
+
+
+@case
+def roles_change_hands(bed):
+    """There and back, with status 4; and refused where there is nobody."""
+    p = PairBed(bed)
+    a = p.primary("a")
+    has_words(a.error("x-colo-switchover"), "no protected primary")
+    b = p.secondary("b")
+    protected(a, b)
+    has_words(b.error("x-colo-switchover"), "no protected primary")
+    has_words(b.error("x-colo-protect"), "secondary")
+    for old, new, name in ((a, b, "a"), (b, None, None)):
+        new = new or a
+        before, counted = new.status()["epoch"], old.count()
+        old.cmd("x-colo-switchover")
+        assert old.ended() == 4
+        new.wait_state("alone")
+        assert new.status()["epoch"] >= before + 1
+        assert new.count() >= counted, "the guest went back in time"
+        if name:
+            a = p.secondary(name)
+            protected(new, a)
+    assert a.runs()
+
+
+@case
+def secondary_dies_in_the_switchover(bed):
+    """At each step: until it has said that it takes over, the primary can go on."""
+    for step in ("svm-received", "svm-stopped", "svm-running", "svm-yielded", "takeover"):
+        p = PairBed(bed, disk=False)
+        a, b = p.primary("a"), p.secondary("b", "die-at=" + step)
+        protected(a, b)
+        os.kill(b.process.pid, signal.SIGUSR1)
+        try:
+            a.cmd("x-colo-switchover")
+        except QMPError as e:
+            has_words(str(e), "have not changed hands|closed|ended")
+        b.process.wait(10)
+        if a.process.alive() and a.status()["state"] == "lost":
+            assert step != "takeover", "not silent for good"
+            a.cmd("x-colo-lost-heartbeat")
+            a.wait_state("alone")
+            assert a.runs(), step
+        else:
+            assert a.ended() == 4 and step == "takeover", step
+        a.close()
 
 
 if __name__ == "__main__":
