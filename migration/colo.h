@@ -69,6 +69,7 @@ typedef struct Colo {
     bool plain_incoming; /* a migration of the emulator's own comes, or may come, in */
     uint64_t checkpoint_delay; /* ms */
     uint64_t buffered_interval; /* ms */
+    uint64_t max_pause;        /* ms, budget of a pause; 0: none */
     ProtectMode protect_mode;  /* as the user wants it */
     bool mode_changed;         /* by the user, since the last checkpoint */
     bool standing;             /* the SVM stands still in this epoch */

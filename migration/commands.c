@@ -129,12 +129,12 @@ QmpResult qmp_query_migrate_capabilities(QmpRequest *req, JsonObject *args, Json
 
 /* Our parameters: what @args does not name keeps its value. */
 typedef struct Parameters {
-    uint64_t checkpoint_delay, buffered_interval;
+    uint64_t checkpoint_delay, buffered_interval, max_pause;
     int protect_mode;
 } Parameters;
 
 static const char *const own_parameters[] = {"x-checkpoint-delay", "x-colo-mode",
-                                             "x-buffered-interval"};
+                                             "x-buffered-interval", "x-max-pause"};
 
 static bool read_parameters(JsonObject *args, Parameters *p, GError **errp)
 {
@@ -143,7 +143,8 @@ static bool read_parameters(JsonObject *args, Parameters *p, GError **errp)
     if (!options_get_uint(args, "x-checkpoint-delay", &p->checkpoint_delay, 1, UINT32_MAX,
                           errp) ||
         !options_get_uint(args, "x-buffered-interval", &p->buffered_interval,
-                          MODE_INTERVAL_MIN, MODE_INTERVAL_MAX, errp)) {
+                          MODE_INTERVAL_MIN, MODE_INTERVAL_MAX, errp) ||
+        !options_get_uint(args, "x-max-pause", &p->max_pause, 0, 10000, errp)) {
         return false;
     }
     if (mode) {
@@ -164,7 +165,8 @@ QmpResult qmp_migrate_set_parameters(QmpRequest *req, JsonObject *args, JsonNode
     }
 
     g_mutex_lock(&colo.lock);
-    Parameters p = {colo.checkpoint_delay, colo.buffered_interval, colo.protect_mode};
+    Parameters p = {colo.checkpoint_delay, colo.buffered_interval, colo.max_pause,
+                    colo.protect_mode};
     g_mutex_unlock(&colo.lock);
     if (!read_parameters(args, &p, errp)) {
         json_object_unref(rest);
@@ -174,6 +176,7 @@ QmpResult qmp_migrate_set_parameters(QmpRequest *req, JsonObject *args, JsonNode
     colo.mode_changed |= colo.protect_mode != (ProtectMode)p.protect_mode;
     colo.checkpoint_delay = p.checkpoint_delay;
     colo.buffered_interval = p.buffered_interval;
+    colo.max_pause = p.max_pause;
     colo.protect_mode = p.protect_mode;
     g_cond_broadcast(&colo.cond);
     g_mutex_unlock(&colo.lock);
@@ -197,6 +200,7 @@ static void patch_parameters(JsonNode *ret)
     json_object_set_int_member(o, "x-checkpoint-delay", colo.checkpoint_delay);
     json_object_set_string_member(o, "x-colo-mode", protect_mode_name(colo.protect_mode));
     json_object_set_int_member(o, "x-buffered-interval", colo.buffered_interval);
+    json_object_set_int_member(o, "x-max-pause", colo.max_pause);
     g_mutex_unlock(&colo.lock);
 }
 

@@ -22,6 +22,9 @@
 
 #define PREPASS_ROUNDS 4
 #define PREPASS_ENOUGH 256   /* pages: a final pass of this size costs well under 1 ms */
+#define BUDGET_ROUNDS 16     /* of the prepass, where a budget asks for less */
+#define BUDGET_PAGES_MIN 16
+#define BUDGET_PAGES_MAX 16384
 #define SAVE_TRIES 5
 #define SETTLE_TRIES 64
 
@@ -112,8 +115,10 @@ static bool save_stopped(Capture *cap, GError **errp)
         colo_step("stopped");
         cap->stopped_at = i == 0 ? g_get_monotonic_time() : cap->stopped_at;
         uint64_t frames = drain_output();
+        int64_t from = g_get_monotonic_time();
         int64_t pages = ram_capture(colo.ram, true, errp);
         cap->last_pages += MAX(pages, 0);
+        cap->last_us += g_get_monotonic_time() - from;
         if (pages < 0 ||
             !child_qmp_wait(colo.qmp, "save", 30000, errp)) {
             return false;
@@ -149,6 +154,16 @@ static bool resume(Capture *cap, GError **errp)
     return false;
 }
 
+/* What a pause costs beside the copies, and a copy: by the pauses so far. */
+static void learn_costs(Capture *cap)
+{
+    double fixed = (double)(cap->pause_us - cap->last_us);
+    double page = (double)cap->last_us / (double)MAX(cap->last_pages, 1);
+
+    cap->fixed_us += (fixed - cap->fixed_us) / (cap->fixed_us > 0 ? 8 : 1);
+    cap->page_us += (page - cap->page_us) / (cap->page_us > 0 ? 8 : 1);
+}
+
 bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
 {
     bool ok;
@@ -159,9 +174,9 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
     block_primary_hold(true);
     colo_step("held");
     cap->last_pages = 0;
+    cap->last_us = 0;
     cap->stop_at = g_get_monotonic_time();
-    ok = child_qmp_send(colo.qmp, cap->save_command, errp) && save_stopped(cap, errp) &&
-         read_device_state(cap, errp);
+    ok = child_qmp_send(colo.qmp, cap->save_command, errp) && save_stopped(cap, errp);
     cap->saved_at = g_get_monotonic_time();
     if (ok) {
         if (epoch == COLO_EPOCH_SAFE) {
@@ -183,6 +198,7 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
     }
     cap->resumed_at = g_get_monotonic_time();
     cap->pause_us = cap->resumed_at - cap->stop_at;
+    cap->begun = false;
     net_lock();
     proxy_release_input();
     if (ok) {
@@ -191,21 +207,55 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
     net_unlock();
     block_primary_hold(false);
     colo_step("resumed");
-    return ok;
+    if (!ok || !read_device_state(cap, errp)) {
+        return false;
+    }
+    learn_costs(cap);
+    return true;
 }
 
-bool capture_prepass(Capture *cap, GError **errp)
+/* Staging belongs to the epoch that ends next. */
+static void begin(Capture *cap)
 {
+    if (!cap->begun) {
+        ram_epoch_begin(colo.ram);
+        cap->begun = true;
+    }
+}
+
+int64_t capture_background(Capture *cap, GError **errp)
+{
+    int64_t from = g_get_monotonic_time();
+
+    begin(cap);
+    int64_t n = ram_capture(colo.ram, false, errp);
+    colo_trace(migration_background, "%" G_GINT64_FORMAT " pages in %" G_GINT64_FORMAT " us",
+               n, g_get_monotonic_time() - from);
+    return n < 0 ? -1 : g_get_monotonic_time() - from;
+}
+
+/* So few pages are left to the pause that it stays within the budget, by what pauses cost. */
+static int64_t enough_pages(const Capture *cap, uint64_t budget_us)
+{
+    if (!budget_us || cap->page_us <= 0) {
+        return PREPASS_ENOUGH;
+    }
+    double pages = ((double)budget_us - cap->fixed_us) / cap->page_us / 2;
+    return (int64_t)CLAMP(pages, BUDGET_PAGES_MIN, BUDGET_PAGES_MAX);
+}
+
+bool capture_prepass(Capture *cap, uint64_t budget_us, GError **errp)
+{
+    int rounds = budget_us ? BUDGET_ROUNDS : PREPASS_ROUNDS;
+    int64_t n = INT64_MAX, enough = enough_pages(cap, budget_us);
+
     cap->began_at = g_get_monotonic_time();
-    ram_epoch_begin(colo.ram);
+    begin(cap);
     colo_step("prepass");
-    for (int i = 0; i < PREPASS_ROUNDS; i++) {
-        int64_t n = ram_capture(colo.ram, false, errp);
+    for (int i = 0; i < rounds && n >= enough; i++) {
+        n = ram_capture(colo.ram, false, errp);
         if (n < 0) {
             return false;
-        }
-        if (n < PREPASS_ENOUGH) {
-            break;
         }
     }
     return true;

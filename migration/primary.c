@@ -35,6 +35,9 @@
 #include "util/error.h"
 #include "util/trace.h"
 
+#define BACKGROUND_US (500 * 1000)
+#define BUDGET_TELL_US (10 * G_USEC_PER_SEC)
+
 void primary_lost(const char *why)
 {
     g_mutex_lock(&colo.lock);
@@ -259,8 +262,32 @@ static void note_loaded(Primary *p, uint64_t epoch, int64_t committed, uint64_t 
     g_mutex_unlock(&colo.lock);
 }
 
+/* A budget that was not kept is told, at most every ten seconds. */
+static void check_budget(Primary *p, uint64_t epoch)
+{
+    g_mutex_lock(&colo.lock);
+    uint64_t budget = colo.max_pause * 1000, over = colo.stats.over_budget;
+    bool tell = budget && p->cap.running && (uint64_t)p->cap.pause_us > budget;
+    if (tell) {
+        over = ++colo.stats.over_budget;
+        tell = p->cap.resumed_at - p->budget_told > BUDGET_TELL_US;
+    }
+    g_mutex_unlock(&colo.lock);
+    if (tell) {
+        JsonObject *data = json_object_new();
+        json_object_set_int_member(data, "epoch", epoch);
+        json_object_set_int_member(data, "pause-us", p->cap.pause_us);
+        json_object_set_int_member(data, "budget-us", budget);
+        json_object_set_int_member(data, "copied-pages", p->cap.last_pages);
+        json_object_set_int_member(data, "pauses-over-budget", over);
+        monitor_event("COLO_PAUSE_OVER_BUDGET", data);
+        p->budget_told = p->cap.resumed_at;
+    }
+}
+
 static void note_checkpoint(Primary *p, uint64_t epoch, int64_t committed)
 {
+    check_budget(p, epoch);
     g_mutex_lock(&colo.lock);
     colo.stats.checkpoints++;
     colo.stats.device_bytes = p->cap.device_len;
@@ -289,11 +316,12 @@ static bool checkpoint(Primary *p, GError **errp)
     colo.want_checkpoint = false;
     colo.run_state_changed = false;
     colo.capturing = true;
+    uint64_t budget = colo.max_pause * 1000;
     guint requests = colo.run_state_requests->len; /* later ones wait for the next */
     g_mutex_unlock(&colo.lock);
     g_clear_pointer(&p->cap.proxy, g_bytes_unref);
 
-    bool ok = capture_prepass(&p->cap, errp) && capture_paused(&p->cap, epoch, errp);
+    bool ok = capture_prepass(&p->cap, budget, errp) && capture_paused(&p->cap, epoch, errp);
     g_mutex_lock(&colo.lock);
     colo.capturing = false;
     g_mutex_unlock(&colo.lock);
@@ -334,9 +362,22 @@ static bool checkpoint(Primary *p, GError **errp)
 
 /* --- Life and end of protection --- */
 
-/* Sleep until there is a reason for a checkpoint; false: protection ends. */
-static bool wait_trigger(Primary *p, int64_t last_us)
+/* In a long epoch what was dirtied is copied now and then, or a wish of the comparison would
+ * wait for all of it. Its rate is bounded: a page once in BACKGROUND_US, a twentieth of the
+ * time at most. */
+static bool copy_behind(Primary *p, int64_t *next, GError **errp)
 {
+    int64_t took = capture_background(&p->cap, errp);
+
+    *next = g_get_monotonic_time() + MAX(BACKGROUND_US, took * 20);
+    return took >= 0;
+}
+
+/* Sleep until there is a reason for a checkpoint; false: protection ends. */
+static bool wait_trigger(Primary *p, int64_t last_us, GError **errp)
+{
+    int64_t copy_at = last_us + BACKGROUND_US;
+
     g_mutex_lock(&colo.lock);
     bool due = false;
     while (!colo.peer_failure && !colo.want_exit && !colo.want_quit) {
@@ -360,7 +401,15 @@ static bool wait_trigger(Primary *p, int64_t last_us)
             colo.stats.triggers[p->trigger]++;
             break;
         }
-        g_cond_wait_until(&colo.cond, &colo.lock, deadline);
+        if (g_get_monotonic_time() < copy_at) {
+            g_cond_wait_until(&colo.cond, &colo.lock, MIN(deadline, copy_at));
+            continue;
+        }
+        g_mutex_unlock(&colo.lock);
+        if (!copy_behind(p, &copy_at, errp)) {
+            return false;
+        }
+        g_mutex_lock(&colo.lock);
     }
     g_mutex_unlock(&colo.lock);
     return due;
@@ -411,9 +460,11 @@ static bool protect(Primary *p, GError **errp)
         if (off) {
             primary_guest_off(p->ch);
         }
-        if (!wait_trigger(p, started)) {
-            colo_error_set(errp, "%s", colo.peer_failure ? colo.peer_failure
-                                                         : "protection ends on request");
+        g_autoptr(GError) err = NULL;
+        if (!wait_trigger(p, started, &err)) {
+            colo_error_set(errp, "%s", err                 ? err->message
+                                       : colo.peer_failure ? colo.peer_failure
+                                                           : "protection ends on request");
             return false;
         }
     }

@@ -21,6 +21,9 @@ typedef struct Capture {
     bool standing; /* the SVM is to stand still in the epoch that begins */
     int64_t pause_us;
     uint64_t last_pages; /* of the scans between stop and cont */
+    int64_t last_us;     /* and their time */
+    double fixed_us, page_us; /* what pauses cost: beside the copies, and a page; smoothed */
+    bool begun; /* staging has pages of the next checkpoint */
     /* When: prepass began, stop was sent, it was answered, the save was, all was cut. */
     int64_t began_at, stop_at, stopped_at, saved_at, cut_at, resumed_at;
     char save_command[400]; /* stop and save, in one write */
@@ -36,6 +39,7 @@ typedef struct Primary {
     ModeDecider decider;
     uint64_t frames;     /* of the guest, at the last checkpoint */
     int64_t clock_ns;    /* the guest's virtual clock at the last one, */
+    int64_t budget_told; /* when the last event about it was sent, us */
     int64_t clock_at;    /* ours then, us, or 0: the guest stood since, or it is not known */
 } Primary;
 
@@ -43,8 +47,13 @@ typedef struct Primary {
 void capture_init(Capture *cap);
 void capture_clear(Capture *cap);
 
-/** Copy what was dirtied so far while the guest runs, so that little is left for the pause. */
-bool capture_prepass(Capture *cap, GError **errp);
+/** Copy what was dirtied so far while the guest runs, so that little is left for the pause: as
+ * little as @budget_us (0: none is set) asks for, if it can be had in bounded time. */
+bool capture_prepass(Capture *cap, uint64_t budget_us, GError **errp);
+
+/** One copy of what was dirtied, between checkpoints, so that the next one has less to do.
+ * Returns the microseconds that it took, or -1. */
+int64_t capture_background(Capture *cap, GError **errp);
 
 /** From `stop` to `cont`: all that the checkpoint of @epoch carries. On failure the guest is
  * let run again all the same. */

@@ -91,8 +91,7 @@ def adaptive_primary_killed(t):
 @case()
 def buffered_every_page(t):
     """RAM of a secondary that stands is the primary's after each checkpoint."""
-    return compare_all(t, options=("-colo", "verify-ram=on,mode=buffered"),
-                       checkpoints=40, dirty=20)
+    return compare_all(t, options="mode=buffered", checkpoints=40, dirty=20)
 
 
 @case()

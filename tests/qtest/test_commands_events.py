@@ -42,6 +42,11 @@ def _(t):
     in_schema(t, "COLO_HEARTBEAT_LOST", "COLO_HEARTBEAT_RESTORED")
 
 
+@events("COLO_PAUSE_OVER_BUDGET")
+def _(t):
+    in_schema(t, "COLO_PAUSE_OVER_BUDGET")  # sent: qtest/qmp
+
+
 @events("COLO_MODE")
 def _(t):
     in_schema(t, "COLO_MODE")  # sent: e2e/modes

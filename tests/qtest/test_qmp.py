@@ -76,7 +76,7 @@ def parameters_and_capabilities_are_kept(b):
     assert got["x-checkpoint-delay"] == 777 and got["max-bandwidth"] == 123456, got
     assert got["x-colo-mode"] == "colo" and got["x-buffered-interval"] == 40, got
     for wrong in ({"x-colo-mode": "fast"}, {"x-colo-mode": 1}, {"x-buffered-interval": 9},
-                  {"x-buffered-interval": 101},
+                  {"x-buffered-interval": 101}, {"x-max-pause": 10001}, {"x-max-pause": -1},
                   {"x-colo-mode": "buffered", "x-buffered-interval": 1000}):
         has_words(host.error("migrate-set-parameters", wrong), list(wrong)[-1])
     assert host.cmd("query-migrate-parameters") == got
@@ -165,6 +165,35 @@ def checkpoint_delay_is_honoured(b):
                  before["checkpoints"] + 1)
     assert primary.status()["triggers"]["request"] == before["triggers"]["request"] + 1
     return "%d in 3 s" % n
+
+
+@case
+def a_pause_over_its_budget_is_told(b):
+    """A budget that no pause exceeds says nothing; one that none can keep does, once in 10 s."""
+    primary, secondary = b.primary(*b.rom), b.secondary(*b.rom)
+    b.protect(primary, secondary)
+
+    def checkpoints(n):
+        for _ in range(n):
+            want = primary.status()["checkpoints"] + 1
+            primary.cmd("xen-colo-do-checkpoint")
+            primary.wait("checkpoint", lambda: primary.status()["checkpoints"] >= want)
+    primary.cmd("migrate-set-parameters", {"x-max-pause": 10000})
+    checkpoints(3)
+    assert primary.status()["pauses-over-budget"] == 0
+    os.kill(primary.process.emulator_pid(), signal.SIGSTOP)  # before stop can be answered
+    try:
+        primary.cmd("migrate-set-parameters", {"x-max-pause": 1})
+        primary.cmd("xen-colo-do-checkpoint")
+        time.sleep(0.3)
+    finally:
+        os.kill(primary.process.emulator_pid(), signal.SIGCONT)
+    event = primary.qmp.wait_event("COLO_PAUSE_OVER_BUDGET", 20)[1]["data"]
+    assert event["pause-us"] > event["budget-us"] == 1000, event
+    assert primary.status()["pauses-over-budget"] == event["pauses-over-budget"] == 1, event
+    checkpoints(3)
+    assert len(primary.events("COLO_PAUSE_OVER_BUDGET")) == 1
+    assert primary.cmd("query-migrate-parameters")["x-max-pause"] == 1
 
 
 def conforms(schema, type_name, value, path):
