@@ -180,6 +180,11 @@ static const Key *find_key(const char *section, const char *name)
     return NULL;
 }
 
+bool vm_conf_knows(const char *section, const char *key)
+{
+    return find_key(section, key) != NULL;
+}
+
 static bool refuse_unknown(Reader *r, GError **errp)
 {
     static const char *const sections[] = {"vm", "disk.ID", "net.ID", "hosts", "pair", "run",

@@ -65,6 +65,9 @@ VmConf *vm_conf_load(const char *file, GError **errp);
 void vm_conf_free(VmConf *c);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmConf, vm_conf_free)
 
+/** Whether there is such a key. */
+bool vm_conf_knows(const char *section, const char *key);
+
 /** Become host @name, or, where it is NULL, the one whose address this machine has. Fills in
  * what depends on it. */
 bool vm_conf_choose_host(VmConf *c, const char *name, GError **errp);

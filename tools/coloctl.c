@@ -23,11 +23,14 @@ typedef struct Command {
 static const Command commands[] = {
     {"run", cmd_run, "run this host's side, and look after it"},
     {"status", cmd_status, "how it is: state, figures, what to do (--json)"},
+    {"top", cmd_top, "watch it as it goes"},
     {"protect", cmd_protect, "begin protection now, with the way shown"},
     {"checkpoint", cmd_checkpoint, "make a checkpoint now"},
     {"failover", cmd_failover, "let this side serve; --planned: let the other"},
     {"unprotect", cmd_unprotect, "end protection, the primary goes on alone"},
     {"resync", cmd_resync, "copy all of the disks again, then protect"},
+    {"check", cmd_check, "examine both hosts, with a remedy for each finding"},
+    {"bundle", cmd_bundle, "write an archive for whoever helps, without secrets"},
 };
 
 void ctl_set_error(GError **errp, CtlErrorCode code, const char *fmt, ...)

@@ -174,6 +174,9 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(CtlTarget, ctl_target_clear)
 
 /* --- Subcommands: argv[0] is the command's name --- */
 
+int cmd_top(int argc, char **argv);
+int cmd_check(int argc, char **argv);
+int cmd_bundle(int argc, char **argv);
 int cmd_run(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);

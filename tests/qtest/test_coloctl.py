@@ -240,6 +240,20 @@ def strange_answers(b):
     ctl(b, "status", "--json", *at(server), expect=UNPROTECTED)
 
 
+def port_base(b):
+    """Below the ports that the kernel gives to others, and free on both hosts."""
+    while True:
+        base = b.rng.randrange(1200, 3100) * 10
+        try:
+            for address in ("127.0.0.1", "127.0.0.2"):
+                for port in (1, 3, 4, 5, 995, 996, 997, 998, 999):
+                    with socket.socket() as s:
+                        s.bind((address, base + port))
+            return base
+        except OSError:
+            pass
+
+
 class Vm:
     """A vm.conf for two hosts, 127.0.0.1 and 127.0.0.2, on this machine."""
 
@@ -247,8 +261,7 @@ class Vm:
         self.b = b
         self.file = b.dir + "/vm.conf"
         self.runs = {}
-        base = free_port() // 20 * 20
-        base = base - 1000 if base > 60000 else base
+        base = self.base = port_base(b)
         pair = "".join("%s = %s\n" % (k.replace("_", "-"), v) for k, v in more.items())
         with open(self.file, "w") as f:
             f.write("""[vm]
@@ -369,7 +382,7 @@ def outdated_side_does_not_serve(b):
         assert not os.path.exists("%s/%s/run/ctl.sock" % (b.dir, who)) or \
             vm.ctl("status", who, expect=UNREACHABLE)
         vm.kill_tree(who)
-        assert vm.role(who).startswith("protected-")
+        assert vm.role(who) in ("protected-primary", "protected-secondary", "lost-secondary")
     vm.run("a", "--role", "primary")
     s = vm.wait("a", "alone")
     assert s["serves"], s
@@ -496,6 +509,219 @@ def what_run_refuses(b):
     os.chmod(key, 0o644)
     vm = Vm(b, disk=False, key_file=key)
     has_words(vm.ctl("run", "a", expect=FAILED), "key-file", "chmod 600")
+
+
+def findings(text):
+    """{what: (level, found)} of coloctl check."""
+    got = {}
+    for line in text.splitlines():
+        level, _, rest = line.partition("  ")
+        if level in ("ok", "warn", "FAIL"):
+            what, _, found = rest.strip().partition(": ")
+            if len(what) == 1:
+                peer, (what, _, found) = what, found.partition(": ")
+                what = peer + ": " + what
+            got[what] = (level, found)
+    return got
+
+
+def serving(b, vm, who):
+    """A "coloctl check --serve" that listens."""
+    p = Process("serve", [tool(b), *vm.words("check", who, "--serve")], b.dir + "/serve.log")
+    p.close = p.stop
+    b.hosts.append(p)
+    end = time.monotonic() + 20
+    while "waiting for" not in p.output():
+        assert p.alive() and time.monotonic() < end, p.output()
+        time.sleep(0.05)
+    return p
+
+
+def check(b, vm, who, expect):
+    done = subprocess.run([tool(b), *vm.words("check", who)], capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return findings(done.stdout), done.stdout
+
+
+@case
+def both_hosts_are_examined(b):
+    """Round trip, bandwidth, clocks and ports are measured; what differs is found."""
+    vm = Vm(b)
+    got, text = check(b, vm, "a", OK)
+    assert got["the other host"][0] == "warn" and "--serve" in text, text
+    assert got["kernel"][0] == got["PAGEMAP_SCAN"][0] == got["disk.root"][0] == "ok", text
+    serving(b, vm, "b")
+    got, text = check(b, vm, "a", OK)
+    for what in ("same vm.conf", "same emulator", "same size of disk.root", "round trip",
+                 "clocks", "bandwidth", "ports of the peer", "b: kernel", "b: disk.root",
+                 "b: ports", "ports"):
+        assert what in got and got[what][0] != "FAIL", "%s: %s" % (what, text)
+    # The other image has another size, and one key file is open to all.
+    os.truncate(b.dir + "/b.raw", 8 << 20)
+    got, text = check(b, vm, "a", FAILED)
+    assert got["same size of disk.root"][0] == "FAIL", text
+    os.unlink(b.dir + "/b.raw")
+    got, text = check(b, vm, "a", FAILED)
+    assert got["b: disk.root"][0] == "FAIL" and "qemu-img create" in text, text
+
+
+@case
+def what_check_finds_here(b):
+    key = b.dir + "/key"
+    with open(key, "w") as f:
+        f.write("k" * 32)
+    os.chmod(key, 0o640)
+    vm = Vm(b, key_file=key, arbiter="witness", witness="http://127.0.0.1:9")
+    with open(vm.file, "a") as f:
+        f.write("[net.lan]\ntap = no-such-tap\nmac = 52:54:00:00:00:01\n")
+    with socket.socket() as s:
+        base = vm.base
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("127.0.0.1", base + 999))
+        s.listen()
+        got, text = check(b, vm, "a", FAILED)
+    for what in ("key-file", "witness", "net.lan", "ports"):
+        assert got[what][0] == "FAIL", "%s: %s" % (what, text)
+    assert text.count("remedy:") == sum(x[0] != "ok" for x in got.values()), text
+    assert str(base + 999) in got["ports"][1], text
+
+
+@case
+def check_beside_strangers(b):
+    """A peer that answers rubbish, or the pair port of a VM that runs: no crash, a finding."""
+    vm = Vm(b, disk=False)
+    base = vm.base
+    vm.run("b", "--role", "primary")
+    vm.wait("b", "alone")
+    got, text = check(b, vm, "a", OK)
+    assert "qemu-colo" in got["the other host"][1] and "serves" in got["the other host"][1], text
+    with socket.socket() as s:
+        s.bind(("127.0.0.2", base + 995))
+        s.listen()
+
+        def answer():
+            for reply in (b"rubbish\n", b'{"findings": [1, {"level": 99}, []]}\n', b"\0" * 9):
+                c = s.accept()[0]
+                c.recv(100)
+                try:
+                    c.sendall(reply)
+                finally:
+                    c.close()
+        threading.Thread(target=answer, daemon=True).start()
+        for _ in range(3):
+            done = subprocess.run([tool(b), *vm.words("check", "a")], capture_output=True,
+                                  text=True, timeout=120)
+            assert done.returncode == FAILED, done
+
+
+@case
+def only_the_peer_is_served(b):
+    vm = Vm(b)
+    serving(b, vm, "b")
+    base = vm.base
+    with socket.socket() as s:
+        s.bind(("127.0.0.3", 0))
+        s.connect(("127.0.0.2", base + 995))
+        s.settimeout(20)
+        try:
+            s.sendall(b"facts\n")
+            got = s.recv(100)
+        except ConnectionError:
+            got = b""
+        assert got == b"", got
+
+
+@case
+def watched(b):
+    """top, piped: a line a look."""
+    p, s = b.pair()
+    with Free(p, s):
+        text = ctl(b, "top", "--count", "3", "--interval", "0.2", *at(p))
+        lines = text.splitlines()
+        assert len(lines) == 3, text
+        for line in lines:
+            has_words(line, "state=protected", "role=primary", r"epoch=\d", r"held-frames=\d")
+        ctl(b, "top", "--interval", "0", *at(p), expect=USAGE)
+    ctl(b, "top", "--qmp", b.dir + "/none", expect=UNREACHABLE)
+
+
+@case
+def screen_is_given_back(b):
+    """top on a terminal: q and SIGTERM end it, and the terminal is as it was."""
+    import pty
+    import termios
+    p = b.primary(connect=False)
+    until(b, p, "alone", UNPROTECTED)
+    for how in ("q", "term"):
+        master, slave = pty.openpty()
+        before = termios.tcgetattr(slave)
+        top = subprocess.Popen([tool(b), "top", "--interval", "0.2", *at(p)], stdin=slave,
+                               stdout=slave, stderr=slave, env=dict(os.environ, TERM="xterm"))
+        got, end = b"", time.monotonic() + 20
+        while b"q ends" not in got and time.monotonic() < end:
+            got += os.read(master, 65536)
+        assert b"\033[?1049h" in got and b"alone" in got, got
+        if how == "q":
+            os.write(master, b"q")
+        else:
+            top.terminate()
+        while b"\033[?1049l" not in got and time.monotonic() < end:
+            got += os.read(master, 65536)
+        assert top.wait(20) == OK
+        assert termios.tcgetattr(slave)[3] == before[3], "echo is off"
+        os.close(master)
+        os.close(slave)
+
+
+@case
+def bundle_has_no_secret(b):
+    import tarfile
+    secret = "hunter%d" % b.rng.randrange(1 << 60)
+    vm = Vm(b, disk=False, witness="http://root:%s@127.0.0.1:9" % secret, arbiter="witness",
+            fence_options="/x/%s" % secret)
+    with open(vm.file) as f:
+        text = f.read().replace("args = ", "# %s\nargs = -object secret,id=s,data=%s " % (
+            secret, secret)).replace("fence-options", "# fence-options")
+    text = text.replace("arbiter = witness\n", "").replace("witness = ", "# witness = ")
+    with open(vm.file, "w") as f:
+        f.write(text)
+    vm.run("a", "--role", "primary")
+    vm.wait("a", "alone")
+    path = b.dir + "/x.tar.gz"
+    has_words(vm.ctl("bundle", "a", "-o", path), "x.tar.gz")
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    with tarfile.open(path) as tar:
+        names = [m.name.split("/", 1)[1] for m in tar.getmembers()]
+        for name in ("vm.conf", "state/role", "state/log", "versions.txt", "emulator.txt",
+                     "qmp/query-colo-status.json", "host/proc-version", "run-state.txt"):
+            assert name in names, (name, names)
+        contents = {m.name.split("/", 1)[1]: tar.extractfile(m).read().decode()
+                    for m in tar.getmembers()}
+    for name, text in contents.items():
+        assert secret not in text, "%s: %s" % (name, text)
+    assert json.loads(contents["qmp/query-colo-status.json"])["state"] == "alone"
+    has_words(contents["vm.conf"], "name = vm1", r"args = \(left out\)")
+    has_words(contents["state/log"], "starts as primary", "-machine pc")
+    has_words(vm.ctl("bundle", "a", "-o", path, expect=FAILED), "exists")
+    # Without a monitor, too.
+    vm.kill_tree("a")
+    vm.ctl("bundle", "a", "-o", b.dir + "/y.tar.gz")
+
+
+@case
+def planned_failover(b):
+    """Roles change hands, the old primary is a secondary again, and back."""
+    vm = Vm(b)
+    vm.run("a")
+    vm.run("b")
+    vm.wait("a", "protected", role="primary")
+    vm.wait("b", "protected", role="secondary")
+    has_words(vm.ctl("failover", "b", "--planned", expect=FAILED), "primary")
+    has_words(vm.ctl("failover", "a", "--planned"), "other host serves")
+    vm.wait("b", "protected", 60, role="primary")
+    vm.wait("a", "protected", 60, role="secondary")
+    vm.role("a", "protected-secondary")
 
 
 if __name__ == "__main__":
