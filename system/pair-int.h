@@ -42,6 +42,7 @@ typedef struct Pair {
     PairBackoff backoff;
     bool tidy;     /* nothing of an earlier role is in the way of protection */
     bool held;     /* we have stopped the guest, and owe it a cont */
+    PairSync sync; /* of this try */
     bool has_run;  /* the guest ran in this process' time */
 
     GMutex lock; /* guards all below */
@@ -54,6 +55,8 @@ typedef struct Pair {
     int64_t resync_pause_us; /* guest stopped at the end of the last resynchronisation */
     bool starting;    /* the machine is not there yet */
     bool want_now;    /* x-colo-protect */
+    bool hold;        /* x-colo-protect enable=false: nothing by itself */
+    int want_sync;    /* PairSync of the next try, -1: the option's */
     bool want_quit;
 } Pair;
 

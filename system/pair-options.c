@@ -17,20 +17,30 @@ const char *const pair_keys[] = {
     NULL,
 };
 
-static bool read_sync(PairOptions *o, JsonObject *colo, GError **errp)
+int pair_sync_parse(const char *text)
 {
     static const char *const names[] = {"incremental", "full", "none"};
-    const char *text = options_get_str(colo, "auto-sync", "incremental");
 
     for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
         if (strcmp(text, names[i]) == 0) {
-            o->sync = (PairSync)i;
-            return true;
+            return (int)i;
         }
     }
-    colo_error_set(errp, "-colo: auto-sync='%s' is not known: use incremental, full or none",
-                   text);
-    return false;
+    return -1;
+}
+
+static bool read_sync(PairOptions *o, JsonObject *colo, GError **errp)
+{
+    const char *text = options_get_str(colo, "auto-sync", "incremental");
+    int sync = pair_sync_parse(text);
+
+    if (sync < 0) {
+        colo_error_set(errp, "-colo: auto-sync='%s' is not known: use incremental, full or none",
+                       text);
+        return false;
+    }
+    o->sync = (PairSync)sync;
+    return true;
 }
 
 static bool read_ports(PairOptions *o, JsonObject *colo, GError **errp)

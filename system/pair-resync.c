@@ -127,7 +127,7 @@ static bool start_job(Pair *p, const PairDisk *d, const char *sync, GError **err
 /* Whether @d has to be copied. */
 static bool needs_copy(Pair *p, const PairDisk *d)
 {
-    return !d->shared && !d->found && !(p->opts.sync == PAIR_SYNC_NONE && !p->incoming &&
+    return !d->shared && !d->found && !(p->sync == PAIR_SYNC_NONE && !p->incoming &&
                            !block_node_written(d->top));
 }
 
@@ -142,7 +142,7 @@ static bool start_jobs(Pair *p, unsigned *n, GError **errp)
         if (!needs_copy(p, d)) {
             continue;
         }
-        if (p->opts.sync != PAIR_SYNC_FULL) {
+        if (p->sync != PAIR_SYNC_FULL) {
             if (start_job(p, d, "incremental", &err)) {
                 ++*n;
                 continue;

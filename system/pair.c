@@ -109,10 +109,11 @@ static char *port_line(void *opaque)
     migration_view(&v);
     g_mutex_lock(&pair.lock);
     bool starting = pair.starting;
+    bool automatic = pair.opts.auto_protect && !pair.hold;
     g_mutex_unlock(&pair.lock);
     const char *role = starting ? (pair.incoming ? "secondary" : "primary") : v.role;
     bool wants = !starting && (v.state == MIGRATION_WAITING ||
-                               (v.state == MIGRATION_ALONE && pair.opts.auto_protect &&
+                               (v.state == MIGRATION_ALONE && automatic &&
                                 !v.guest_off));
     json_object_set_string_member(o, "program", "qemu-colo");
     json_object_set_string_member(o, "version", COLO_VERSION);
@@ -155,7 +156,10 @@ static void add_status(JsonObject *status)
 QmpResult qmp_x_colo_protect(QmpRequest *req, JsonObject *args, JsonNode **ret, GError **errp)
 {
     MigrationView v;
+    bool enable = true;
+    int sync = pair_sync_parse(options_get_str(args, "sync", ""));
 
+    options_get_bool(args, "enable", &enable, NULL);
     migration_view(&v);
     if (!pair.opts.on) {
         colo_error_set(errp, "x-colo-protect needs -colo pair=on");
@@ -166,7 +170,9 @@ QmpResult qmp_x_colo_protect(QmpRequest *req, JsonObject *args, JsonNode **ret, 
         return QMP_FAILED;
     }
     g_mutex_lock(&pair.lock);
-    pair.want_now = v.state == MIGRATION_ALONE;
+    pair.hold = !enable;
+    pair.want_now = enable && v.state == MIGRATION_ALONE;
+    pair.want_sync = sync < 0 ? -1 : sync;
     g_mutex_unlock(&pair.lock);
     migration_poke();
     return QMP_DONE;
@@ -221,6 +227,8 @@ static void try_to_protect(Pair *p, const PairPeer *peer)
     g_mutex_lock(&p->lock);
     p->attempts++;
     p->want_now = false;
+    p->sync = p->want_sync < 0 ? p->opts.sync : (PairSync)p->want_sync;
+    p->want_sync = -1;
     p->resync_done = p->resync_total = 0;
     g_mutex_unlock(&p->lock);
     p->tidy = false;
@@ -254,7 +262,7 @@ static unsigned alone(Pair *p, const MigrationView *v)
         return LOOK_MS;
     }
     g_mutex_lock(&p->lock);
-    bool now = p->want_now;
+    bool now = p->want_now, hold = p->hold;
     g_mutex_unlock(&p->lock);
     if (now) {
         pair_backoff_reset(&p->backoff);
@@ -263,8 +271,8 @@ static unsigned alone(Pair *p, const MigrationView *v)
     if (v->guest_off) {
         pair_set_state(PAIR_IDLE, "the guest has shut down");
         return LOOK_MS;
-    } else if (!now && !p->opts.auto_protect) {
-        pair_set_state(PAIR_IDLE, "auto-protect=off");
+    } else if (!now && (hold || !p->opts.auto_protect)) {
+        pair_set_state(PAIR_IDLE, hold ? "switched off by x-colo-protect" : "auto-protect=off");
         return LOOK_MS;
     } else if (!now && v->paused && p->has_run) {
         /* Protection would let it run. */
@@ -428,6 +436,7 @@ bool pair_init(const CmdLine *cl, void (*end)(int status), int *status, GError *
     }
     pair.starting = true;
     pair.state = PAIR_IDLE;
+    pair.want_sync = -1;
     pair.instance = (uint64_t)g_random_int() << 20 | g_random_int_range(0, 1 << 20);
     pair.name = cmdline_find(cl, "name", "guest", "guest");
     pair.layout = pair_layout_new(cl, &pair.opts, errp);

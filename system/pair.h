@@ -40,6 +40,9 @@ typedef struct PairOptions {
 /** The keys that pair_options_read() knows, NULL-terminated. */
 extern const char *const pair_keys[];
 
+/** A PairSync, or -1. */
+int pair_sync_parse(const char *text);
+
 bool pair_options_read(PairOptions *o, JsonObject *colo, GError **errp);
 
 /**

@@ -158,7 +158,9 @@ static int planned(const CtlTarget *t, const CtlSide *s)
                       "side is %s%s%s", s->state, is(s, "protected") ? ", " : "",
                       is(s, "protected") ? s->role : "");
     }
-    if (!tell(t, "x-colo-switchover", NULL, &err)) {
+    /* It answers when it is done, or ends. */
+    if (!tell(t, "x-colo-switchover", NULL, &err) &&
+        !g_error_matches(err, CTL_ERROR, CTL_ERROR_UNREACHABLE)) {
         if (g_error_matches(err, CTL_ERROR, CTL_ERROR_NO_COMMAND)) {
             return refuse("failover --planned: this qemu-colo does not know x-colo-switchover: "
                           "it is too old, or was started without -colo pair=on");
@@ -233,8 +235,8 @@ int cmd_unprotect(int argc, char **argv)
     g_auto(CtlTarget) t = {0};
     g_autoptr(GError) err = NULL;
     int code;
-    g_autoptr(CtlSide) s = begin(&t, argc, argv, "End protection: the primary goes on alone, "
-                                 "the secondary falls silent for good.", NULL, &code);
+    g_autoptr(CtlSide) s = begin(&t, argc, argv, "End protection: the primary goes on alone "
+                                 "until coloctl protect.", NULL, &code);
 
     if (!s) {
         return code;
@@ -248,6 +250,12 @@ int cmd_unprotect(int argc, char **argv)
                       "%s, %s", s->state, s->role);
     }
     gint64 end = deadline(&t, 60);
+    g_autoptr(JsonObject) off = json_object_new();
+    json_object_set_boolean_member(off, "enable", FALSE);
+    /* Or the engine would protect it again at once. */
+    if (strcmp(pair_state(s), "off") != 0 && !tell(&t, "x-colo-protect", off, &err)) {
+        return ctl_fail(err);
+    }
     if (!tell(&t, "x-colo-lost-heartbeat", NULL, &err)) {
         return ctl_fail(err);
     }

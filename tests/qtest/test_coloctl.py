@@ -710,6 +710,34 @@ def bundle_has_no_secret(b):
 
 
 @case
+def unprotected_until_told(b):
+    """unprotect is not undone by the engine; protect and resync are words of the operator."""
+    vm = Vm(b)
+    vm.run("a")
+    vm.run("b")
+    vm.wait("a", "protected", role="primary")
+    vm.wait("b", "protected", role="secondary")
+    has_words(vm.ctl("resync", "a", expect=FAILED), "unprotect")
+    has_words(vm.ctl("unprotect", "a"), "alone")
+    vm.wait("b", "waiting", 60)  # fenced, and back as a secondary
+    time.sleep(2.5)
+    s = vm.wait("a", "alone", serves=True)
+    assert s["colo"]["pair"]["state"] == "idle", s["colo"]["pair"]
+    has_words(vm.ctl("protect", "b", expect=FAILED), "side that serves")
+    has_words(vm.ctl("protect", "a"), "protected")
+    has_words(vm.ctl("protect", "a"), "is protected")
+    vm.ctl("unprotect", "a")
+    vm.wait("b", "waiting", 60)
+    has_words(vm.ctl("resync", "a"), "protected")
+    # All of the disk, though both sides know that nothing differs.
+    assert vm.wait("a", "protected")["colo"]["pair"]["resync-total"] >= 4 << 20
+    vm.kill_tree("b")
+    vm.wait("a", "lost")
+    vm.ctl("failover", "a")
+    has_words(vm.ctl("protect", "a", "--timeout", "2", expect=FAILED), "not protected in time")
+
+
+@case
 def planned_failover(b):
     """Roles change hands, the old primary is a secondary again, and back."""
     vm = Vm(b)
