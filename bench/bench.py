@@ -24,6 +24,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)),
                                 "..", "tests", "e2e"))
 
+import bench_modes  # noqa: E402
 import bench_proxy  # noqa: E402
 import colo_e2e  # noqa: E402
 from bench_svg import pauses_svg  # noqa: E402
@@ -250,6 +251,13 @@ def bench_compare(b):
     return bench_proxy.measure(b, b.options.build)
 
 
+def bench_modes_(b):
+    with colo_e2e.Pair(b.test("modes"), **QUIET) as p:
+        p.start(boot=False)
+        p.protect()
+        return bench_modes.measure(b, p, load, GUEST_IP)
+
+
 # Output
 
 def machine_facts():
@@ -327,7 +335,8 @@ def show_failover(r):
 
 BENCHES = {"alone": bench_alone, "front": bench_front, "twin": bench_twin,
            "front-twin": bench_front_twin, "protected": bench_protected,
-           "pause": bench_pause, "failover": bench_failover, "proxy": bench_compare}
+           "pause": bench_pause, "failover": bench_failover, "proxy": bench_compare,
+           "modes": bench_modes_}
 
 
 def on_signal(sig, frame):
@@ -384,6 +393,10 @@ def main():
         bench_proxy.show_proxy(show, b.results["proxy"])
         with open(folder + "/proxy.svg", "w") as f:
             f.write(bench_proxy.proxy_svg(b.results["proxy"]))
+    if "modes" in b.results:
+        show(*bench_modes.table(b.results["modes"]))
+        with open(folder + "/modes.svg", "w") as f:
+            f.write(bench_modes.svg(b.results["modes"]))
     whole = {"machine": facts, "failures": b.failures, **b.results}
     for path in (options.json, folder + "/bench.json"):
         if path:
@@ -392,7 +405,7 @@ def main():
     for failure in b.failures:
         print("FAILED: " + failure)
     print("written: %s/*.json%s; %.0f s" % (
-        folder, "".join(", %s.svg" % n for n in ("pause", "proxy") if n in b.results),
+        folder, "".join(", %s.svg" % n for n in ("pause", "proxy", "modes") if n in b.results),
         time.monotonic() - options.begin))
     return 1 if b.failures else 0
 
