@@ -13,7 +13,9 @@ void pair_backoff_protected(PairBackoff *b, int64_t now)
 
 void pair_backoff_failed(PairBackoff *b, int64_t now)
 {
-    if (b->protected_us && now - b->protected_us >= PAIR_QUIET_MS * 1000LL) {
+    int64_t quiet_ms = b->quiet_ms ? b->quiet_ms : PAIR_QUIET_MS;
+
+    if (b->protected_us && now - b->protected_us >= quiet_ms * 1000) {
         b->failures = 0;
     }
     b->protected_us = 0;

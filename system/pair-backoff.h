@@ -23,6 +23,7 @@ typedef struct PairBackoff {
     unsigned failures;       /* since the last long protection */
     int64_t next_us;         /* no try before that */
     int64_t protected_us;    /* since when it is protected, or 0 */
+    int64_t quiet_ms;        /* so long a protection is no flapping; 0: PAIR_QUIET_MS */
 } PairBackoff;
 
 /** Now it is protected. */

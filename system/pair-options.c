@@ -14,7 +14,7 @@
 const char *const pair_keys[] = {
     "pair",         "listen",      "peer",    "mirror-port", "compare-port", "nbd-port",
     "migrate-port", "pair-port",   "in-port", "out-port",    "auto-protect", "auto-sync",
-    NULL,
+    "quiet-time",   NULL,
 };
 
 int pair_sync_parse(const char *text)
@@ -94,10 +94,13 @@ bool pair_options_read(PairOptions *o, JsonObject *colo, GError **errp)
         g_prefix_error(errp, "-colo: ");
         return false;
     }
-    uint64_t timeout = 2000;
-    if (!options_get_uint(colo, "peer-timeout", &timeout, 1, 3600000, errp)) {
+    uint64_t timeout = 2000, quiet = 600;
+    if (!options_get_uint(colo, "peer-timeout", &timeout, 1, 3600000, errp) ||
+        !options_get_uint(colo, "quiet-time", &quiet, 1, 1000000, errp)) {
+        g_prefix_error(errp, "-colo: ");
         return false;
     }
     o->peer_timeout = timeout;
+    o->quiet = quiet;
     return read_ports(o, colo, errp) && read_sync(o, colo, errp);
 }

@@ -431,6 +431,7 @@ bool pair_init(const CmdLine *cl, void (*end)(int status), int *status, GError *
     }
     g_mutex_init(&pair.lock);
     pair.end = end;
+    pair.backoff.quiet_ms = pair.opts.quiet * 1000LL;
     for (guint i = 0; i < cl->options->len; i++) {
         pair.incoming |= !strcmp(g_array_index(cl->options, CmdOption, i).name, "incoming");
     }

@@ -34,6 +34,7 @@ typedef struct PairOptions {
     unsigned nbd_port, migrate_port, pair_port;
     unsigned mirror_port, compare_port;
     unsigned in_port, out_port;        /* joined in memory, on the loopback */
+    unsigned quiet;                    /* s; so long a protection is no flapping */
     unsigned peer_timeout;             /* ms; as the checkpoint channel's */
 } PairOptions;
 

@@ -5,9 +5,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
 A side that died is started again as a secondary, as a service manager would, and nothing else
-is done. One client is connected all the time and compares every byte.
+is done. One client is connected all the time and compares every byte. --soak SECONDS: how long
+faults go on (1800 for the long run: -k soak --soak 1800).
 """
 
+import shutil
+import signal
+import subprocess
 import sys
 import time
 
@@ -17,12 +21,13 @@ from e2e_proc import QMPError
 from test_arbiter import Arbitrated
 
 MINE = []
-PORTS = "peer-timeout=1000"
+MORE = "peer-timeout=1000,quiet-time=1"
 
 
-def mine(repeat=1):
+def mine(tags=()):
+    """A case; one with tag "named" runs only if -k is given."""
     def add(fn):
-        MINE.append((fn, repeat, ()))
+        MINE.append((fn, 1, tags))
         return fn
     return add
 
@@ -34,7 +39,7 @@ class LooksAfterItself:
         self.auto = {}
         for who, other in (("a", "b"), ("b", "a")):
             self.auto[who] = ["-colo", "pair=on,listen=%s,peer=%s,%s" % (
-                self.net.link[who], self.net.link[other], PORTS)]
+                self.net.link[who], self.net.link[other], MORE)]
         for n in range(len(disks(self.cfg))):
             for host in self.hosts.values():
                 make_image(image_of(self.cfg, host.dir, host.image, n), self.cfg.disk_format,
@@ -117,14 +122,14 @@ def rounds(p, word):
     return "back in %s; gap %.0f ms" % (", ".join(notes), client.gap_ms())
 
 
-@mine(repeat=2)
+@mine()
 def rounds_by_hand(t):
     """a dies, b serves, a' protects it; b dies, a' serves, b' protects it."""
     with ByHand(t, checkpoint_delay=500) as p:
         return rounds(p, True)
 
 
-@mine(repeat=2)
+@mine(tags=("named",))
 def rounds_by_witness(t):
     with ByWitness(t) as p:
         return rounds(p, False)
@@ -160,14 +165,14 @@ def switchover(p):
     return "gaps %s ms" % ", ".join("%.0f" % g for g in gaps)
 
 
-@mine(repeat=2)
+@mine(tags=("named",))
 def planned_by_hand(t):
     """Roles change hands and back; nothing is lost, and the old primary ends with status 4."""
     with ByHand(t, checkpoint_delay=1000) as p:
         return switchover(p)
 
 
-@mine(repeat=2)
+@mine()
 def planned_with_witness(t):
     with ByWitness(t) as p:
         note = switchover(p)
@@ -175,5 +180,129 @@ def planned_with_witness(t):
         return note
 
 
+class Soak(ByWitness):
+    """Faults at random, one after the other; between them the pair heals itself."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.changes = 0  # of the side that serves
+        self.counts = {}
+        return self
+
+    def fault(self):
+        """One fault to a protected pair; returns when its cause is gone."""
+        rng, old, new = self.t.rng, self.primary, self.secondary
+        what = rng.choice(["kill primary", "kill secondary", "stop primary", "stop secondary",
+                           "cut link", "hand over"])
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if what.startswith("kill"):
+            self.kill(old if "primary" in what else new,
+                      rng.choice(["front", "emulator", "both"]))
+        elif what.startswith("stop"):
+            host = old if "primary" in what else new
+            host.process.send(signal.SIGSTOP)
+            self.t.sleep(3, 5)  # longer than peer-timeout and lease
+            host.process.send(signal.SIGCONT)
+        elif what == "cut link":
+            who = rng.choice("ab")
+            self.net.cut("link", who)
+            self.t.sleep(2, 4)
+            self.net.mend("link", who)
+        else:
+            old.qmp.cmd("x-colo-switchover")
+        return what
+
+    def state(self, host):
+        try:
+            return host.qmp.cmd("query-colo-status") if host.process.alive() else None
+        except QMPError:
+            return None  # it ends
+
+    def heal(self, what, timeout=120):
+        """As a service manager: what ended is started again, once the other side serves."""
+        end = time.monotonic() + timeout
+        worry = 1 if self.t.rng.random() < 0.3 else 0
+        began = self.primary
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            states = {who: self.state(host) for who, host in self.hosts.items()}
+            serving = [who for who, s in states.items() if s and (
+                s["state"] == "alone" or (s["state"] != "lost" and s["mode"] == "primary"))]
+            assert len(serving) < 2, "two serve after %s: %s" % (what, states)
+            for who, host in self.hosts.items():
+                if not host.process.alive() and serving and who not in serving:
+                    try:
+                        self.start_secondary(host)
+                    except QMPError:
+                        continue
+                    if worry:
+                        # Once more, while it comes back.
+                        worry = 0
+                        self.t.sleep(0, 2.5)
+                        s = self.state(self.hosts[serving[0]])
+                        if s and s["state"] == "alone":
+                            self.kill(host)
+            if all(s and s["pair"]["state"] == "protected" for s in states.values()):
+                a_serves = states["a"]["mode"] == "primary"
+                if a_serves != (states["b"]["mode"] == "secondary"):
+                    continue
+                self.protected(*((self.a, self.b) if a_serves else (self.b, self.a)))
+                self.changes += self.primary is not began
+                return
+        raise AssertionError("not protected %d s after %s: %s; %s" % (timeout, what, states, [
+            h.process.output()[-1500:] for h in self.hosts.values()]))
+
+    def one_voice(self):
+        """The guest's frames as they left the hosts: no more changes of host than of role."""
+        frames = []
+        for who in "ab":
+            done = subprocess.run(["tcpdump", "-tt", "-n", "-r", self.caught[who]],
+                                  capture_output=True, text=True)
+            frames += [(float(line.split()[0]), who) for line in done.stdout.splitlines()
+                       if line[:1].isdigit()]
+        frames.sort()
+        changes = sum(x[1] != y[1] for x, y in zip(frames, frames[1:]))
+        assert frames and changes <= self.changes, "%d frames, %d changes of voice, %d of role" % (
+            len(frames), changes, self.changes)
+        return len(frames)
+
+    def listen(self):
+        self.caught = {who: self.capture("voice-" + who, who, "lan0", "-Q", "out", "-s", "64",
+                                         "ether src " + self.cfg.mac) for who in "ab"}
+        time.sleep(0.5)
+
+
+SECONDS = 40
+
+
+@mine()
+def soak(t):
+    """Random faults for --soak SECONDS; everything verified, one voice at every moment."""
+    with Soak(t, checkpoint_delay=500) as p:
+        p.begin()
+        p.listen()
+        client = p.client("all", SECONDS + 600)
+        end = time.monotonic() + SECONDS
+        faults = 0
+        while time.monotonic() < end or faults < 2:
+            p.t.sleep(1, 3)
+            assert client.process.alive(), client.process.output()[-1500:]
+            p.heal(p.fault())
+            faults += 1
+        assert client.stop() == 0, "%s; %s" % (client.why(), p.counts)
+        p.check()
+        frames = p.one_voice()
+        return "%d faults (%s), %d changes of role, %d frames, longest silence %.0f ms" % (
+            faults, ", ".join("%s %d" % c for c in sorted(p.counts.items())), p.changes, frames,
+            client.gap_ms())
+
+
 if __name__ == "__main__":
-    sys.exit(main(MINE))
+    if "--soak" in sys.argv:
+        at = sys.argv.index("--soak")
+        SECONDS = float(sys.argv[at + 1])
+        sys.argv[at:at + 2] = []
+    if not shutil.which("etcd"):
+        MINE = [c for c in MINE if "witness" not in c[0].__name__ and c[0] is not soak]
+        print("skip  what needs a witness: no etcd here")
+    sys.exit(main([c for c in MINE if "-k" in sys.argv or "named" not in c[2]]))

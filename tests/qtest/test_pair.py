@@ -255,7 +255,7 @@ def deaths_while_it_comes_together(bed):
     p = PairBed(bed)
     a = p.primary("a")
     where = []
-    for n in range(8):
+    for n in range(5):
         b = p.secondary("b")
         a.cmd("x-colo-protect")
         time.sleep(bed.rng.uniform(0, 1.2))
