@@ -24,6 +24,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)),
                                 "..", "tests", "e2e"))
 
+import bench_growth  # noqa: E402
 import bench_modes  # noqa: E402
 import bench_proxy  # noqa: E402
 import colo_e2e  # noqa: E402
@@ -336,7 +337,8 @@ def show_failover(r):
 BENCHES = {"alone": bench_alone, "front": bench_front, "twin": bench_twin,
            "front-twin": bench_front_twin, "protected": bench_protected,
            "pause": bench_pause, "failover": bench_failover, "proxy": bench_compare,
-           "modes": bench_modes_}
+           "modes": bench_modes_,
+           "growth-ram": bench_growth.measure_ram, "growth-dirty": bench_growth.measure_dirty}
 
 
 def on_signal(sig, frame):
@@ -397,6 +399,10 @@ def main():
         show(*bench_modes.table(b.results["modes"]))
         with open(folder + "/modes.svg", "w") as f:
             f.write(bench_modes.svg(b.results["modes"]))
+    if {"growth-ram", "growth-dirty"} & set(b.results):
+        bench_growth.show_growth(show, b.results)
+        with open(folder + "/growth.svg", "w") as f:
+            f.write(bench_growth.growth_svg(b.results))
     whole = {"machine": facts, "failures": b.failures, **b.results}
     for path in (options.json, folder + "/bench.json"):
         if path:

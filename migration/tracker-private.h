@@ -38,7 +38,7 @@ struct Tracker {
     PageRun runs[TRACKER_BATCH];
 };
 
-/** Pages [@first, @first + @count) were written; in ascending order. */
+/** Pages [@first, @first + @count) were written. */
 void tracker_report(Tracker *t, uint64_t first, uint64_t count);
 
 extern const TrackerClass tracker_uffd, tracker_soft_dirty, tracker_compare;

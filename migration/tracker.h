@@ -42,7 +42,7 @@ void tracker_stop(Tracker *t);
 
 /**
  * Fetch the pages written since the last call (or tracker_start()). @fn is called with
- * batches of runs, in ascending order. Returns the number of pages, or -1 with @errp set.
+ * batches of runs, in any order. Returns the number of pages, or -1 with @errp set.
  * Allocates nothing.
  *
  * A write before a scan begins is in that scan or was in an earlier one; a write during a

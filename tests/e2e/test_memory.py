@@ -18,14 +18,16 @@ import time
 
 from colo_e2e import Pair, case, main
 
-CHECKPOINTS = 25
+CHECKPOINTS = 15
 
 
 def compare_all(t, options="", more=(), checkpoints=CHECKPOINTS, kill=True, timeout=90,
                 setup=None, after=None, **changes):
     extra = ("-colo", "verify-ram=on" + ("," + options if options else ""), *more)
     changes.setdefault("dirty", 20)
-    with Pair(t, extra=extra, checkpoint_delay=100, **changes) as p:
+    changes.setdefault("mem", 128)  # hashed as a whole at each checkpoint
+    changes.setdefault("region", 16)
+    with Pair(t, extra=extra, checkpoint_delay=200, **changes) as p:
         if setup:
             setup(p)
         p.start(boot=False)
@@ -36,7 +38,7 @@ def compare_all(t, options="", more=(), checkpoints=CHECKPOINTS, kill=True, time
         while True:
             status = p.primary.qmp.cmd("query-colo-status")
             done = status["verified-checkpoints"] - first
-            if done >= checkpoints and time.monotonic() > end - timeout + 3:
+            if done >= checkpoints and time.monotonic() > end - timeout + 2:
                 break
             assert time.monotonic() < end, "too few checkpoints: %s" % status
             time.sleep(0.2)
@@ -95,7 +97,7 @@ def backend(name, size, kind="memfd", **keys):
 @case()
 def numa_of_two_backends(t):
     """Two nodes, memory of different kinds."""
-    more = backend("near", 128) + backend("far", 128, "ram") + (
+    more = backend("near", 64) + backend("far", 64, "ram") + (
         "-numa", "node,nodeid=0,cpus=0,memdev=near", "-numa", "node,nodeid=1,cpus=1,memdev=far")
     return compare_all(t, smp=2, more=more)
 
@@ -126,12 +128,11 @@ class HugePages:
 @case()
 def huge_pages(t):
     """Of 2 MiB: the unit that is tracked."""
-    with HugePages(256) as there:
+    with HugePages(128) as there:
         if not there:
-            return "skip: no 512 MiB of huge pages here"
-        more = backend("huge", 256, hugetlb="on", hugetlbsize="2M")
-        return compare_all(t, machine="pc,memory-backend=huge", more=more, dirty=5,
-                           checkpoints=15)
+            return "skip: no 256 MiB of huge pages here"
+        more = backend("huge", 128, hugetlb="on", hugetlbsize="2M")
+        return compare_all(t, machine="pc,memory-backend=huge", more=more, dirty=5)
 
 
 # The rest of the matrix
@@ -154,7 +155,7 @@ def q35_e1000_smp4_vga(t):
 @case(repeat=0)
 def file_backend(t):
     """Memory in a directory that the user named."""
-    more = backend("m", 256, "file", mem_path="/dev/shm", prealloc="on")
+    more = backend("m", 128, "file", mem_path="/dev/shm", prealloc="on")
     return compare_all(t, machine="pc,memory-backend=m", more=more)
 
 
@@ -217,7 +218,8 @@ def uefi(t):
     def after(p):
         p.a.close()
         note.extend(open(h.dir + "/vars.fd", "rb").read() for h in (p.a, p.b))
-    result = compare_all(t, machine="q35", setup=flash, after=after, timeout=150)
+    result = compare_all(t, machine="q35", setup=flash, after=after,
+                         timeout=150, mem=192)
     with open(OVMF % "VARS", "rb") as f:
         assert note[0] != f.read(), "the firmware wrote no variable"
     assert note[0] == note[1], "the variables differ"
