@@ -281,13 +281,10 @@ static bool guest_ended(const char *name)
     return true;
 }
 
-/* RULES 8: an I/O error that stopped the PVM (werror=stop, enospc) stops the pair, as a user
+/* RULES 8: what stopped the PVM (an I/O error, a watchdog) stops the pair, as a user
  * would, until cont; on the SVM it is a mismatch. */
-static void disk_stopped_guest(JsonObject *data)
+static void guest_was_stopped(const char *event)
 {
-    if (strcmp(options_get_str(data, "action", ""), "stop") != 0) {
-        return;
-    }
     g_mutex_lock(&colo.lock);
     ColoState state = colo.state;
     if (colo.mode != COLO_MODE_SECONDARY) {
@@ -295,10 +292,18 @@ static void disk_stopped_guest(JsonObject *data)
         colo.run_state_changed = true;
         g_cond_broadcast(&colo.cond);
     } else if (colo.channel) {
-        channel_try_text(colo.channel, CHANNEL_REQUEST, "BLOCK_IO_ERROR");
+        channel_try_text(colo.channel, CHANNEL_REQUEST, event);
     }
     g_mutex_unlock(&colo.lock);
-    colo_trace(migration_disk_stopped_guest, "in state %s", colo_state_name(state));
+    colo_trace(migration_guest_stopped, "%s in state %s", event, colo_state_name(state));
+}
+
+static void disk_stopped_guest(JsonObject *data)
+{
+    if (strcmp(options_get_str(data, "action", ""), "stop") != 0) {
+        return;
+    }
+    guest_was_stopped("BLOCK_IO_ERROR");
     colo_report("the guest stands still, as its disk '%s' has an I/O error (%s); cont lets it "
                 "try again", options_get_str(data, "device", ""),
                 options_get_str(data, "reason", "?"));
@@ -350,6 +355,20 @@ static bool show_run_state(bool run)
     return show;
 }
 
+/* RULES 8: a checkpoint has no place for a machine that sleeps: one that does is woken, before
+ * anybody counts on its state. */
+static void guest_sleeps(void)
+{
+    g_mutex_lock(&colo.lock);
+    bool wake = colo.mode != COLO_MODE_NONE && colo.state != COLO_STATE_WAITING;
+    g_mutex_unlock(&colo.lock);
+    if (wake) {
+        colo_report("the guest went to sleep (S3): under protection it is woken at once");
+        monitor_child_execute("system_wakeup", NULL, NULL, NULL);
+        colo_request_checkpoint(COLO_TRIGGER_REQUEST, "SUSPEND");
+    }
+}
+
 bool migration_child_event(const char *name, JsonObject *data)
 {
     if (strcmp(name, "SHUTDOWN") == 0 || strcmp(name, "GUEST_PANICKED") == 0) {
@@ -357,6 +376,15 @@ bool migration_child_event(const char *name, JsonObject *data)
     }
     if (strcmp(name, "BLOCK_IO_ERROR") == 0 && data) {
         disk_stopped_guest(data);
+        return true;
+    }
+    if (strcmp(name, "WATCHDOG") == 0 && data &&
+        strcmp(options_get_str(data, "action", ""), "pause") == 0) {
+        guest_was_stopped(name);
+        return true;
+    }
+    if (strcmp(name, "SUSPEND") == 0) {
+        guest_sleeps();
         return true;
     }
     if (strcmp(name, "RESET") == 0) {

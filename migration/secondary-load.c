@@ -21,23 +21,38 @@
 #include "util/trace.h"
 
 #define LOAD_TIMEOUT_MS 30000
+#define WAKE_TRIES 500
 #define TRIAL_US G_USEC_PER_SEC
 #define CLOCK_BEHIND_MAX (600 * G_USEC_PER_SEC) /* more is no clock of ours */
 #define CLOCK_LEARN_MAX (100 * 1000)            /* more is no load, but a wait */
 #define CLOCK_LATE (4 * 1000)
 #define CLOCK_WAIT_MAX (20 * 1000)
 
+static JsonNode *stop_once(GError **errp)
+{
+    if (!child_qmp_send(colo.qmp, "{\"execute\":\"stop\",\"id\":\"stop\"}\n", errp) ||
+        !child_qmp_wait(colo.qmp, "stop", LOAD_TIMEOUT_MS, errp)) {
+        return NULL;
+    }
+    return child_qmp_query(colo.qmp, "{\"execute\":\"query-status\",\"id\":\"st\"}\n", "st",
+                           errp);
+}
+
 /* Stop the SVM; after a guest that ended by itself a reset is due, or cont is refused. */
 static bool stop_svm(GError **errp)
 {
-    g_autoptr(JsonNode) node = NULL;
+    g_autoptr(JsonNode) node = stop_once(errp);
 
-    if (!child_qmp_send(colo.qmp, "{\"execute\":\"stop\",\"id\":\"stop\"}\n", errp) ||
-        !child_qmp_wait(colo.qmp, "stop", LOAD_TIMEOUT_MS, errp)) {
-        return false;
+    /* Asleep (S3) it would neither stop nor go on. */
+    for (int i = 0; node && i < WAKE_TRIES &&
+                    strcmp(json_object_get_string_member_with_default(
+                               json_node_get_object(node), "status", ""), "suspended") == 0;
+         i++) {
+        colo_child_command("{\"execute\":\"system_wakeup\",\"id\":\"wake\"}\n", "wake", NULL);
+        g_usleep(1000);
+        json_node_unref(node);
+        node = stop_once(errp);
     }
-    node = child_qmp_query(colo.qmp, "{\"execute\":\"query-status\",\"id\":\"st\"}\n", "st",
-                           errp);
     if (!node) {
         return false;
     }

@@ -480,7 +480,7 @@ def find_program(name, given):
     folders = [os.environ.get("COLO_BUILD", "")] + \
         [os.path.join(top, d) for d in sorted(os.listdir(top)) if d.startswith("build")]
     for folder in folders:
-        for sub in ("", "tests/guest", "system", "tools"):
+        for sub in ("", "tests/guest", "tests/unit", "system", "tools"):
             path = os.path.join(folder, sub, name)
             if folder and os.access(path, os.X_OK) and os.path.isfile(path):
                 return path

@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/reboot.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -145,6 +146,21 @@ size_t control_command(char *line, char *out, size_t size)
     if (!strcmp(line, "POWEROFF")) {
         return snprintf(out, size, "OK\n");
     }
+    if (!strncmp(line, "SLEEP", 5)) {
+        FILE *how = fopen("/sys/power/mem_sleep", "w"), *f = fopen("/sys/power/state", "w");
+
+        if (how) {
+            fputs("deep", how);
+            fclose(how);
+        }
+        int bad = f ? fputs("mem", f) < 0 : 1;
+        bad |= f ? fclose(f) != 0 : 1; /* here it sleeps */
+        return snprintf(out, size, bad ? "ERROR no sleep\n" : "OK\n");
+    }
+    if (!strncmp(line, "REBOOT", 6)) {
+        sync();
+        reboot(RB_AUTOBOOT);
+    }
     if (sscanf(line, "SET %31[a-z]=%llu", key, &value) == 2) {
         if (!strcmp(key, "dirty")) {
             workload.dirty_mbs = value;
@@ -159,7 +175,8 @@ size_t control_command(char *line, char *out, size_t size)
         }
         return snprintf(out, size, "OK\n");
     }
-    return snprintf(out, size, "ERROR commands: STATUS, CLOCK, SET key=value, POWEROFF\n");
+    return snprintf(out, size,
+                    "ERROR commands: STATUS, CLOCK, SET key=value, SLEEP, REBOOT, POWEROFF\n");
 }
 
 static void configure(void)
