@@ -21,7 +21,7 @@ INIT = """#!/bin/sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev
 exec >/dev/ttyS0 2>&1
-/bin/test-tracker --tap
+/bin/test-tracker --tap -p /tracker/auto -p /tracker/soft-dirty -p /tracker/uffd
 echo TRACKERS-DONE $?
 /bin/busybox poweroff -f
 """
