@@ -25,6 +25,7 @@
 #define TRIAL_US G_USEC_PER_SEC
 #define CLOCK_BEHIND_MAX (600 * G_USEC_PER_SEC) /* more is no clock of ours */
 #define CLOCK_LEARN_MAX (100 * 1000)            /* more is no load, but a wait */
+#define CLOCK_MARGIN_MAX 1500 /* longer an SVM does not wait for its clock, in the mean */
 #define CLOCK_LATE (4 * 1000)
 #define CLOCK_WAIT_MAX (20 * 1000)
 
@@ -114,7 +115,7 @@ void secondary_clock_init(Secondary *s)
 static void advance_clock(Secondary *s, GByteArray *state, int64_t *added)
 {
     int64_t now = g_get_monotonic_time();
-    int64_t rise = s->rise_us + s->rise_dev;
+    int64_t rise = s->rise_us + MIN(s->rise_dev, CLOCK_MARGIN_MAX);
     int64_t behind = now + rise - s->cut_at;
     double per_us = (double)(vmstate_clock_ticks() - s->ticks0) / (now - s->ticks0_at + 1);
 
