@@ -23,7 +23,8 @@
  *   margin, in CLOCK_BOOTTIME, which goes on in suspend. The gate looks itself, so a side
  *   that slept says nothing before it has asked.
  * - A request whose answer was lost may have been carried out. Each is made so that asking
- *   again shows it: the record names its owner.
+ *   again shows it: the record names its owner. That of "alone" stands at KEY/last, too,
+ *   without a lease, so that this holds when the lease is over.
  * - While protected nobody needs a lease and the witness may be away.
  *
  * Limits: clocks must run at the same rate within the margin (a fifth of the lease). If
@@ -125,35 +126,40 @@ static bool fresh_lease(Witness *w, GError **errp)
     return note_reach(w, w->lease != 0);
 }
 
-static bool is_mine(Witness *w, const EtcdValue *v, const char *state)
+static bool record_is_mine(Witness *w, const char *text, const char *state)
 {
-    g_autoptr(JsonObject) o =
-        v->text && v->text[0] == '{' ? options_parse(v->text, NULL, NULL) : NULL;
+    g_autoptr(JsonObject) o = text && text[0] == '{' ? options_parse(text, NULL, NULL) : NULL;
 
     return o && strcmp(options_get_str(o, "owner", ""), w->me) == 0 &&
            strcmp(options_get_str(o, "state", ""), state) == 0;
 }
 
-static bool swap_to_alone(Witness *w, int64_t revision, bool *done, int64_t *now,
-                          EtcdValue *found, GError **errp)
+static bool is_mine(Witness *w, const EtcdValue *v, const char *state)
 {
-    return etcd_swap(w->etcd, w->key, revision, w->record_alone, w->lease, done, now, found,
-                     errp);
+    return record_is_mine(w, v->text, state);
 }
 
-/* Swap the key from @revision (0: absent, -1: anything) to "alone, me". */
-static ArbiterVerdict become_alone(Witness *w, int64_t revision, EtcdValue *found,
+static bool swap_to_alone(Witness *w, int64_t revision, int64_t last, bool *done, int64_t *now,
+                          EtcdValue *found, GError **errp)
+{
+    return etcd_swap(w->etcd, w->key, revision, last, w->record_alone, w->lease, done, now,
+                     found, errp);
+}
+
+/* Swap the key from @revision (0: absent, -1: anything; with KEY/last at @last, -1: whatever
+ * it is) to "alone, me". */
+static ArbiterVerdict become_alone(Witness *w, int64_t revision, int64_t last, EtcdValue *found,
                                    GError **errp)
 {
     bool done = false;
     int64_t now = 0;
 
-    bool ok = fresh_lease(w, errp) && swap_to_alone(w, revision, &done, &now, found, errp);
+    bool ok = fresh_lease(w, errp) && swap_to_alone(w, revision, last, &done, &now, found, errp);
     if (ok && !done && is_mine(w, found, "alone")) {
         /* Our own, whose answer was lost; perhaps with another lease than is kept now. */
-        ok = swap_to_alone(w, found->revision, &done, &now, found, errp);
+        ok = swap_to_alone(w, found->revision, -1, &done, &now, found, errp);
         if (ok && !done && !found->text) { /* that lease ended this moment */
-            ok = swap_to_alone(w, 0, &done, &now, found, errp);
+            ok = swap_to_alone(w, 0, found->last_revision, &done, &now, found, errp);
         }
     }
     note_reach(w, ok);
@@ -166,6 +172,23 @@ static ArbiterVerdict become_alone(Witness *w, int64_t revision, EtcdValue *foun
     net_speak_until(speech_end(w));
     set_mode(w, WITNESS_ALONE, now);
     return ARBITER_WON;
+}
+
+/* The key of generation @revision is gone. A lease has ended, so somebody had won: KEY/last,
+ * which has none, says who. Was it this side, which never heard of it, and did nobody come after,
+ * then it is still the winner. With nothing there about this generation somebody deleted
+ * the key, or the witness lost its data: then only a human knows. */
+static ArbiterVerdict find_winner(Witness *w, int64_t revision, EtcdValue *found, GError **errp)
+{
+    if (found->last && found->last_revision > revision) {
+        return record_is_mine(w, found->last, "alone")
+                   ? become_alone(w, 0, found->last_revision, found, errp)
+                   : ARBITER_LOST;
+    }
+    colo_error_set(errp, "witness key '%s' is gone, and nothing tells of a winner: deleted, or the "
+                   "witness lost its data. When the other side is known to be off, "
+                   "x-colo-lost-heartbeat with fenced=true", w->key);
+    return ARBITER_UNDECIDED;
 }
 
 static char *describe_found(const EtcdValue *v)
@@ -188,7 +211,7 @@ static bool witness_claim(Arbiter *a, GError **errp)
     g_mutex_lock(&w->call_lock);
     for (int i = 0; i < CLAIM_TRIES && v == ARBITER_UNDECIDED; i++) {
         g_clear_error(&err);
-        v = become_alone(w, 0, &found, &err);
+        v = become_alone(w, 0, -1, &found, &err);
         if (v == ARBITER_UNDECIDED) {
             g_usleep(RETRY_MS * 1000);
         }
@@ -220,8 +243,8 @@ static char *witness_protect(Arbiter *a, GError **errp)
         g_mutex_unlock(&w->call_lock);
         return NULL;
     }
-    ok = etcd_swap(w->etcd, w->key, revision, w->record_protected, 0, &done, &now, &found,
-                   errp);
+    ok = etcd_swap(w->etcd, w->key, revision, -1, w->record_protected, 0, &done, &now,
+                   &found, errp);
     note_reach(w, ok);
     if (ok && !done && is_mine(w, &found, "protected")) {
         now = found.revision;
@@ -236,16 +259,28 @@ static char *witness_protect(Arbiter *a, GError **errp)
         set_mode(w, WITNESS_RETURN, revision); /* it may have been done */
     }
     g_mutex_unlock(&w->call_lock);
-    return done ? g_strdup_printf("%" G_GINT64_FORMAT, now) : NULL;
+    return done ? g_strdup_printf("%" G_GINT64_FORMAT " %s", now, etcd_cluster(w->etcd)) : NULL;
 }
 
 static bool witness_join(Arbiter *a, const char *token, GError **errp)
 {
     Witness *w = (Witness *)a;
-    int64_t revision = g_ascii_strtoll(token, NULL, 10);
+    char *end = NULL;
+    int64_t revision = g_ascii_strtoll(token, &end, 10);
+    g_auto(EtcdValue) found = {0};
 
     if (revision <= 0) {
         colo_error_set(errp, "bad generation from the primary");
+        return false;
+    }
+    /* Two keys of one name at two witnesses would be two owners. It may be away just now. */
+    g_mutex_lock(&w->call_lock);
+    bool here = note_reach(w, etcd_get(w->etcd, w->key, &found, NULL));
+    bool same = !here || strcmp(etcd_cluster(w->etcd), *end == ' ' ? end + 1 : end) == 0;
+    g_mutex_unlock(&w->call_lock);
+    if (!same) {
+        colo_error_set(errp, "the witness of this side is not the primary's: give both the "
+                       "endpoints of one etcd cluster");
         return false;
     }
     set_mode(w, WITNESS_PROTECTED, revision);
@@ -274,7 +309,10 @@ static ArbiterVerdict witness_leave(Arbiter *a, GError **errp)
     if (mode == WITNESS_ALONE || mode == WITNESS_FORCE) {
         v = ARBITER_WON;
     } else if (mode == WITNESS_PROTECTED) {
-        v = become_alone(w, revision, &found, errp);
+        v = become_alone(w, revision, -1, &found, errp);
+        if (v == ARBITER_LOST && !found.text) {
+            v = find_winner(w, revision, &found, errp);
+        }
         if (v == ARBITER_LOST) {
             set_mode(w, WITNESS_IDLE, 0);
         }
@@ -317,7 +355,7 @@ static void keep(Witness *w)
         net_speak_until(speech_end(w));
     } else if (ok) {
         w->lease = left > 0 ? w->lease : 0;
-        if (become_alone(w, 0, &found, NULL) == ARBITER_LOST) {
+        if (become_alone(w, 0, -1, &found, NULL) == ARBITER_LOST) {
             lose(w, &found);
         }
     }
@@ -345,7 +383,7 @@ static gpointer witness_thread(gpointer opaque)
         if (mode == WITNESS_ALONE) {
             keep(w);
         } else if (mode == WITNESS_RETURN || mode == WITNESS_FORCE) {
-            ArbiterVerdict v = become_alone(w, revision, &found, NULL);
+            ArbiterVerdict v = become_alone(w, revision, -1, &found, NULL);
             /* What protect() wrote, though its answer was lost, has another revision. */
             if (v == ARBITER_LOST && is_mine(w, &found, "protected")) {
                 set_mode(w, WITNESS_RETURN, found.revision);
@@ -393,10 +431,18 @@ static void witness_free(Arbiter *a)
         g_mutex_unlock(&w->lock);
         g_thread_join(w->thread);
     }
-    if (get_mode(w, &revision) == WITNESS_ALONE) {
+    WitnessMode mode = get_mode(w, &revision);
+    if (mode == WITNESS_RETURN) {
+        /* Protection did not come to be, but the key may say that it did, for good. */
+        bool there = etcd_get(w->etcd, w->key, &found, NULL);
+        bool mine = there && (is_mine(w, &found, "protected") || is_mine(w, &found, "alone"));
+        mode = mine ? WITNESS_ALONE : mode;
+        revision = found.revision;
+    }
+    if (mode == WITNESS_ALONE) {
         /* Ended in order: the next one need not wait for the lease. */
         net_speak_until(1);
-        etcd_swap(w->etcd, w->key, revision, NULL, 0, &done, &now, &found, NULL);
+        etcd_swap(w->etcd, w->key, revision, -1, NULL, 0, &done, &now, &found, NULL);
         etcd_lease_revoke(w->etcd, w->lease, NULL);
     }
     etcd_free(w->etcd);

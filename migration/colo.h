@@ -94,6 +94,7 @@ typedef struct Colo {
     ColoTrigger trigger;
     bool want_exit;     /* x-colo-lost-heartbeat */
     bool operator_vouches; /* and the peer is known to be dead: no arbiter is asked */
+    bool disowned;      /* the arbiter gave the guest away: never ALONE again */
     bool decided;       /* this side was let out of protection */
     bool want_quit;     /* the process ends */
     QmpRequest *switchover; /* x-colo-switchover, until it is answered */

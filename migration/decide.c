@@ -11,12 +11,14 @@
 #include "migration/arbiter.h"
 #include "migration/colo.h"
 #include "migration/heartbeat.h"
+#include "migration/primary.h"
 #include "monitor/monitor.h"
 #include "net/net.h"
 #include "util/error.h"
 #include "util/trace.h"
 
 #define ASK_AGAIN_US (200 * 1000)
+#define REASONS_MAX 8 /* that are reported, each once */
 
 static void emit_decision(bool serving, const char *by)
 {
@@ -28,15 +30,15 @@ static void emit_decision(bool serving, const char *by)
 }
 
 /* One question to the arbiter; the lock is held, but not while it is asked. */
-static ArbiterVerdict ask_locked(bool *said)
+static ArbiterVerdict ask_locked(GHashTable *said)
 {
     g_autoptr(GError) err = NULL;
 
     g_mutex_unlock(&colo.lock);
     ArbiterVerdict v = colo.arbiter->class->leave(colo.arbiter, &err);
-    if (v == ARBITER_UNDECIDED && !*said) {
+    if (v == ARBITER_UNDECIDED && g_hash_table_size(said) < REASONS_MAX &&
+        g_hash_table_add(said, g_strdup(err->message))) {
         colo_report("arbiter %s: %s; asking again", colo.arbiter->class->name, err->message);
-        *said = true;
     }
     colo_trace(migration_verdict, "%d %s", v, err ? err->message : "");
     g_mutex_lock(&colo.lock);
@@ -45,7 +47,8 @@ static ArbiterVerdict ask_locked(bool *said)
 
 bool colo_decide(ColoMode mode)
 {
-    bool said = false, may_ask = arbiter_answers(colo.arbiter);
+    g_autoptr(GHashTable) said = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    bool may_ask = arbiter_answers(colo.arbiter);
     const char *by = colo.arbiter ? colo.arbiter->class->name : "manual";
     ArbiterVerdict v = ARBITER_UNDECIDED;
 
@@ -54,7 +57,8 @@ bool colo_decide(ColoMode mode)
     if (may_ask && mode == COLO_MODE_SECONDARY && !colo.want_exit) {
         next += (int64_t)colo.arbiter->delay_ms * 1000;
     }
-    while (v == ARBITER_UNDECIDED && !colo.want_quit && !colo.peer_took_over) {
+    while (v == ARBITER_UNDECIDED && !colo.want_quit && !colo.peer_took_over &&
+           !colo.disowned) {
         if (child_qmp_ended(colo.qmp)) {
             /* Nothing here could serve: the win is the peer's. The process ends soon. */
             break;
@@ -72,7 +76,7 @@ bool colo_decide(ColoMode mode)
             v = ARBITER_WON;
         } else if (may_ask && !colo.decided &&
                    (colo.want_exit || g_get_monotonic_time() >= next)) {
-            v = ask_locked(&said);
+            v = ask_locked(said);
             by = colo.arbiter->class->name;
             next = g_get_monotonic_time() + ASK_AGAIN_US;
             /* A word of the operator hastens one question, not all that follow. */
@@ -85,8 +89,10 @@ bool colo_decide(ColoMode mode)
     }
     bool forced = colo.operator_vouches && !colo.decided;
     /* The arbiter's verdict counts more than what the peer said that it would do. */
-    bool won = v == ARBITER_WON && !colo.want_quit;
-    if (v == ARBITER_LOST || (v != ARBITER_WON && colo.peer_took_over)) {
+    bool won = v == ARBITER_WON && !colo.want_quit && !colo.disowned;
+    bool told = v == ARBITER_UNDECIDED && colo.peer_took_over && heartbeat_peer_serves();
+    by = told ? "heartbeat" : by;
+    if (v == ARBITER_LOST || colo.disowned || (v != ARBITER_WON && colo.peer_took_over)) {
         colo_set_state_locked(COLO_STATE_FENCED);
     } else if (won) {
         colo.decided = true;
@@ -98,7 +104,7 @@ bool colo_decide(ColoMode mode)
     if (won && forced && may_ask && colo.arbiter->class->force) {
         colo.arbiter->class->force(colo.arbiter);
     }
-    if (v != ARBITER_UNDECIDED && colo.arbiter) {
+    if ((v != ARBITER_UNDECIDED || told) && colo.arbiter) {
         emit_decision(won, by);
         if (!won) {
             colo_report("arbiter %s: the other side goes on; this one stays silent: quit it",
@@ -113,10 +119,15 @@ void colo_ownership_lost(const char *why)
     g_mutex_lock(&colo.lock);
     g_free(colo.error);
     colo.error = g_strdup(why);
-    if (colo.state == COLO_STATE_ALONE) {
+    colo.disowned = true; /* whoever is on his way to ALONE ends elsewhere */
+    if (colo.state == COLO_STATE_ALONE || colo.state == COLO_STATE_LOST) {
         colo_set_state_locked(COLO_STATE_FENCED);
     }
+    bool protecting = colo.mode == COLO_MODE_PRIMARY && colo.state != COLO_STATE_FENCED;
     g_mutex_unlock(&colo.lock);
+    if (protecting) {
+        primary_lost(why);
+    }
     block_primary_fence();
     colo_report("%s: this side is silent from here: quit it", why);
     emit_decision(false, "witness");

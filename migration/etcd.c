@@ -19,6 +19,8 @@
 
 struct Etcd {
     char **endpoints;
+    char **shown; /* the same without passwords */
+    char *cluster;
     unsigned current; /* the one that answered last */
     char *cacert, *cert, *key;
     unsigned timeout_ms;
@@ -29,7 +31,18 @@ struct Etcd {
 void etcd_value_clear(EtcdValue *v)
 {
     g_clear_pointer(&v->text, g_free);
-    v->revision = v->lease = 0;
+    g_clear_pointer(&v->last, g_free);
+    v->revision = v->lease = v->last_revision = 0;
+}
+
+/* What may stand in a log: no password of "http://user:password@host". */
+static char *without_password(const char *url)
+{
+    const char *host = strstr(url, "://");
+    const char *at = host ? strrchr(host, '@') : NULL;
+    const char *colon = at ? memchr(host + 3, ':', at - host - 3) : NULL;
+
+    return colon ? g_strdup_printf("%.*s:***%s", (int)(colon - url), url, at) : g_strdup(url);
 }
 
 Etcd *etcd_new(const char *endpoints, const char *cacert, const char *cert, const char *key,
@@ -45,12 +58,17 @@ Etcd *etcd_new(const char *endpoints, const char *cacert, const char *cert, cons
     for (unsigned i = 0; list[i] || i == 0; i++) {
         if (!list[i] || !(g_str_has_prefix(list[i], "http://") ||
                           g_str_has_prefix(list[i], "https://"))) {
-            colo_error_set(errp, "witness='%s': expected http://host:port or "
-                           "https://host:port, several with \";\" between", endpoints);
+            g_autofree char *shown = without_password(list[i] ? list[i] : "");
+            colo_error_set(errp, "witness: '%s': expected http://host:port or "
+                           "https://host:port, several with \";\" between", shown);
             return NULL;
         }
     }
     Etcd *e = g_new0(Etcd, 1);
+    e->shown = g_new0(char *, g_strv_length(list) + 1);
+    for (unsigned i = 0; list[i]; i++) {
+        e->shown[i] = without_password(list[i]);
+    }
     e->endpoints = g_steal_pointer(&list);
     e->cacert = g_strdup(cacert);
     e->cert = g_strdup(cert);
@@ -70,6 +88,8 @@ void etcd_free(Etcd *e)
     }
     curl_slist_free_all(e->headers);
     g_strfreev(e->endpoints);
+    g_strfreev(e->shown);
+    g_free(e->cluster);
     g_free(e->cacert);
     g_free(e->cert);
     g_free(e->key);
@@ -110,9 +130,10 @@ static CURL *handle(Etcd *e)
     return e->curl;
 }
 
-static JsonObject *call_one(Etcd *e, const char *endpoint, const char *path, const char *body,
+static JsonObject *call_one(Etcd *e, unsigned which, const char *path, const char *body,
                             GError **errp)
 {
+    const char *endpoint = e->endpoints[which], *shown = e->shown[which];
     g_autofree char *url = g_strconcat(endpoint, path, NULL);
     g_autoptr(GString) answer = g_string_new(NULL);
     CURL *c = handle(e);
@@ -123,18 +144,30 @@ static JsonObject *call_one(Etcd *e, const char *endpoint, const char *path, con
     curl_easy_setopt(c, CURLOPT_WRITEDATA, answer);
     CURLcode r = curl_easy_perform(c);
     if (r != CURLE_OK) {
-        colo_error_set(errp, "witness %s: %s", endpoint, curl_easy_strerror(r));
+        colo_error_set(errp, "witness %s: %s", shown, curl_easy_strerror(r));
         return NULL;
     }
     curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &status);
     g_autoptr(JsonObject) o =
         answer->str[0] == '{' ? options_parse(answer->str, NULL, NULL) : NULL;
     if (status != 200 || !o) {
-        colo_error_set(errp, "witness %s: status %ld: %s", endpoint, status,
+        colo_error_set(errp, "witness %s: status %ld: %s", shown, status,
                        o ? options_get_str(o, "error", "?") : "no JSON");
         return NULL;
     }
+    JsonObject *result = options_get_obj(o, "result");
+    JsonObject *header = options_get_obj(result ? result : o, "header");
+    const char *cluster = header ? options_get_str(header, "cluster_id", NULL) : NULL;
+    if (cluster) {
+        g_free(e->cluster);
+        e->cluster = g_strdup(cluster);
+    }
     return g_steal_pointer(&o);
+}
+
+const char *etcd_cluster(Etcd *e)
+{
+    return e->cluster ? e->cluster : "";
 }
 
 /* Ask the endpoints in turn, the one that worked last first. Takes @body. */
@@ -148,7 +181,7 @@ static JsonObject *call(Etcd *e, const char *path, JsonObject *body, GError **er
     for (unsigned i = 0; i < n; i++) {
         unsigned which = (e->current + i) % n;
         bool last = i + 1 == n;
-        JsonObject *o = call_one(e, e->endpoints[which], path, text, last ? errp : NULL);
+        JsonObject *o = call_one(e, which, path, text, last ? errp : NULL);
         if (o) {
             e->current = which;
             return o;
@@ -216,55 +249,72 @@ bool etcd_lease_revoke(Etcd *e, int64_t lease, GError **errp)
     return o != NULL;
 }
 
-/* {"compare":[...], "success":[...], "failure":[...]} of etcd_swap(). */
-static JsonObject *swap_body(const char *key, int64_t revision, const char *value,
-                             int64_t lease)
+static JsonObject *compare_revision(const char *key, int64_t revision)
 {
-    JsonObject *body = json_object_new(), *op = json_object_new();
-    JsonObject *request = json_object_new(), *range = json_object_new();
-    JsonObject *otherwise = json_object_new();
-    JsonArray *compare = json_array_new(), *success = json_array_new();
-    JsonArray *failure = json_array_new();
+    JsonObject *c = json_object_new();
 
-    if (revision >= 0) {
-        JsonObject *c = json_object_new();
-        set_b64(c, "key", key);
-        json_object_set_string_member(c, "target", "MOD");
-        json_object_set_string_member(c, "result", "EQUAL");
-        set_i64(c, "mod_revision", revision); /* 0 is that of a key that is not there */
-        json_array_add_object_element(compare, c);
-    }
+    set_b64(c, "key", key);
+    json_object_set_string_member(c, "target", "MOD");
+    json_object_set_string_member(c, "result", "EQUAL");
+    set_i64(c, "mod_revision", revision); /* 0 is that of a key that is not there */
+    return c;
+}
+
+static void add_request(JsonArray *to, const char *kind, const char *key, const char *value,
+                        int64_t lease)
+{
+    JsonObject *request = json_object_new(), *op = json_object_new();
+
     set_b64(op, "key", key);
     if (value) {
         set_b64(op, "value", value);
         set_i64(op, "lease", lease);
     }
-    json_object_set_object_member(request, value ? "request_put" : "request_delete_range", op);
-    json_array_add_object_element(success, request);
-    set_b64(range, "key", key);
-    json_object_set_object_member(otherwise, "request_range", range);
-    json_array_add_object_element(failure, otherwise);
+    json_object_set_object_member(request, kind, op);
+    json_array_add_object_element(to, request);
+}
+
+/* {"compare":[...], "success":[...], "failure":[...]} of etcd_swap(). */
+static JsonObject *swap_body(const char *key, const char *companion, int64_t revision,
+                             int64_t last, const char *value, int64_t lease)
+{
+    JsonObject *body = json_object_new();
+    JsonArray *compare = json_array_new(), *success = json_array_new();
+    JsonArray *failure = json_array_new();
+
+    if (revision >= 0) {
+        json_array_add_object_element(compare, compare_revision(key, revision));
+    }
+    if (last >= 0) {
+        json_array_add_object_element(compare, compare_revision(companion, last));
+    }
+    add_request(success, value ? "request_put" : "request_delete_range", key, value, lease);
+    if (value && lease) {
+        add_request(success, "request_put", companion, value, 0);
+    }
+    add_request(failure, "request_range", key, NULL, 0);
+    add_request(failure, "request_range", companion, NULL, 0);
     json_object_set_array_member(body, "compare", compare);
     json_object_set_array_member(body, "success", success);
     json_object_set_array_member(body, "failure", failure);
     return body;
 }
 
-static JsonObject *first_object(JsonObject *o, const char *member)
+static JsonObject *nth_object(JsonObject *o, const char *member, guint i)
 {
     JsonNode *n = o ? json_object_get_member(o, member) : NULL;
 
-    if (!n || !JSON_NODE_HOLDS_ARRAY(n) || json_array_get_length(json_node_get_array(n)) < 1) {
+    if (!n || !JSON_NODE_HOLDS_ARRAY(n) || json_array_get_length(json_node_get_array(n)) <= i) {
         return NULL;
     }
-    n = json_array_get_element(json_node_get_array(n), 0);
+    n = json_array_get_element(json_node_get_array(n), i);
     return JSON_NODE_HOLDS_OBJECT(n) ? json_node_get_object(n) : NULL;
 }
 
 /* The first of a range's answers, if there is one. */
 static void read_range(JsonObject *range, EtcdValue *found)
 {
-    JsonObject *kv = first_object(range, "kvs");
+    JsonObject *kv = nth_object(range, "kvs", 0);
 
     if (kv) {
         gsize len = 0;
@@ -290,11 +340,13 @@ bool etcd_get(Etcd *e, const char *key, EtcdValue *found, GError **errp)
     return o != NULL;
 }
 
-bool etcd_swap(Etcd *e, const char *key, int64_t revision, const char *value, int64_t lease,
-               bool *done, int64_t *revision_out, EtcdValue *found, GError **errp)
+bool etcd_swap(Etcd *e, const char *key, int64_t revision, int64_t last, const char *value,
+               int64_t lease, bool *done, int64_t *revision_out, EtcdValue *found,
+               GError **errp)
 {
-    g_autoptr(JsonObject) o = call(e, "/v3/kv/txn", swap_body(key, revision, value, lease),
-                                   errp);
+    g_autofree char *companion = g_strconcat(key, "/last", NULL);
+    g_autoptr(JsonObject) o = call(e, "/v3/kv/txn", swap_body(key, companion, revision, last,
+                                                              value, lease), errp);
 
     *done = false;
     etcd_value_clear(found);
@@ -308,9 +360,13 @@ bool etcd_swap(Etcd *e, const char *key, int64_t revision, const char *value, in
         return false;
     }
     *revision_out = get_i64(header, "revision");
-    JsonObject *response = first_object(o, "responses");
     if (!*done) {
-        read_range(response ? options_get_obj(response, "response_range") : NULL, found);
+        JsonObject *owner = nth_object(o, "responses", 0), *was = nth_object(o, "responses", 1);
+        g_auto(EtcdValue) companion_found = {0};
+        read_range(owner ? options_get_obj(owner, "response_range") : NULL, found);
+        read_range(was ? options_get_obj(was, "response_range") : NULL, &companion_found);
+        found->last = g_steal_pointer(&companion_found.text);
+        found->last_revision = companion_found.revision;
     }
     return true;
 }

@@ -22,6 +22,8 @@ typedef struct EtcdValue {
     char *text;       /* NULL: there is no such key */
     int64_t revision; /* of its last change */
     int64_t lease;    /* that it goes with, or 0 */
+    char *last;       /* of etcd_swap(): value of the companion key, or NULL */
+    int64_t last_revision; /* of its last change; 0: there is none */
 } EtcdValue;
 
 void etcd_value_clear(EtcdValue *v);
@@ -46,8 +48,15 @@ bool etcd_get(Etcd *e, const char *key, EtcdValue *found, GError **errp);
  * One transaction: if @key's last change is @revision (0: it does not exist; -1: whatever
  * it is), set it to @value with @lease (0: none), or delete it (@value NULL). *@done: it
  * was; then *@revision_out is the change's. Otherwise *@found is what is there.
+ *
+ * A @value with a lease is also put at "@key/last", without one, in the same transaction:
+ * what remains of it when the lease has ended. @last: if that key's last change is another
+ * revision, nothing is done (-1: whatever it is).
  */
-bool etcd_swap(Etcd *e, const char *key, int64_t revision, const char *value, int64_t lease,
-               bool *done, int64_t *revision_out, EtcdValue *found, GError **errp);
+bool etcd_swap(Etcd *e, const char *key, int64_t revision, int64_t last, const char *value,
+               int64_t lease, bool *done, int64_t *revision_out, EtcdValue *found, GError **errp);
+
+/** The cluster that answered last, as it calls itself; "" before. Until the next call. */
+const char *etcd_cluster(Etcd *e);
 
 #endif

@@ -179,7 +179,7 @@ static void go_alone(bool started_rooms, bool was_protected)
     colo.last_mode = was_protected ? COLO_MODE_PRIMARY : colo.last_mode;
     colo.was_protected = was_protected;
     colo.mode = COLO_MODE_NONE;
-    colo_set_state_locked(COLO_STATE_ALONE);
+    colo_set_state_locked(colo.disowned ? COLO_STATE_FENCED : COLO_STATE_ALONE);
     g_mutex_unlock(&colo.lock);
 }
 

@@ -329,7 +329,7 @@ static bool take_over(Secondary *s)
     colo.last_mode = COLO_MODE_SECONDARY;
     colo.was_protected = true;
     colo.mode = COLO_MODE_NONE;
-    colo_set_state_locked(COLO_STATE_ALONE);
+    colo_set_state_locked(colo.disowned ? COLO_STATE_FENCED : COLO_STATE_ALONE);
     g_mutex_unlock(&colo.lock);
     colo_report("took over: serving unprotected after %" G_GINT64_FORMAT " us",
                 g_get_monotonic_time() - start);

@@ -27,6 +27,7 @@ mtype = { ABSENT, ALONE, PROTECTED, FENCED, LOST, DEAD };
 mtype key = PROTECTED;
 byte revision = 1;
 byte owner = P;
+byte last = N + 1;      /* KEY/last: whose "alone" was the last in this generation or after */
 
 mtype state[3] = { PROTECTED, PROTECTED, LOST };
 bool vouching = true;   /* the SVM echoes the PVM's beats */
@@ -60,7 +61,9 @@ inline swap(me, from, absent)
         :: true ->
             if
             :: (absent && key == ABSENT) || (!absent && key == PROTECTED && revision == from) ->
-                key = ALONE; owner = me; revision++; won = true
+                key = ALONE; owner = me; last = me; revision++; won = true
+            :: (!absent && key == ABSENT && last == me && revision < BOUND) ->
+                key = ALONE; owner = me; revision++; won = true    /* a win not heard of */
             :: else ->
                 if
                 :: key == ALONE && owner == me -> won = true  /* ours of before */

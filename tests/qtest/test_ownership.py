@@ -4,7 +4,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 
 import re
+import select
 import shutil
+import threading
 
 from colo_qtest import *
 
@@ -50,6 +52,9 @@ def model_finds_what_is_wrong(b):
     for old, new in (("atomic { key == ALONE && owner == me -> lease[me] = true }",
                       "true -> lease[me] = true"),
                      ("lease[P] = false; gate[P] = false", "lease[P] = false"),
+                     ("key == ABSENT && last == me && revision < BOUND) ->\n                "
+                      "key = ALONE; owner = me; revision++; won = true",
+                      "key == ABSENT && revision < BOUND) -> revision++; won = true"),
                      ("atomic { heard >= WAIT || shut -> heard = NONE }", "heard = NONE"),
                      ("#define WAIT 3", "#define WAIT 1"),
                      ("bool shut = false", "bool shut = true"),
@@ -97,17 +102,21 @@ def no_witness_no_start(b):
 
 
 class Etcd:
-    def __init__(self, b):
+    def __init__(self, b, name="etcd"):
         if not shutil.which("etcd"):
             raise Skip("etcd is not installed")
         self.url = "http://127.0.0.1:%d" % free_port()
         peer = "http://127.0.0.1:%d" % free_port()
-        self.popen = subprocess.Popen(
-            ["etcd", "--name", "w", "--data-dir", b.dir + "/etcd", "--log-level", "error",
-             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
-             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-             "--initial-cluster", "w=" + peer], stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL)
+        self.command = [
+            "etcd", "--name", "w", "--data-dir", "%s/%s" % (b.dir, name), "--log-level", "error",
+            "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", "w=" + peer, "--initial-cluster-token", name]
+        self.start()
+
+    def start(self):
+        self.popen = subprocess.Popen(self.command, stdout=subprocess.DEVNULL,
+                                      stderr=subprocess.DEVNULL)
         for _ in range(100):
             if self.ctl("endpoint", "health", check=False).returncode == 0:
                 return
@@ -123,9 +132,12 @@ class Etcd:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
+    def stop(self):
         self.popen.kill()
         self.popen.wait()
+
+    def __exit__(self, *exc):
+        self.stop()
 
 
 @case
@@ -275,10 +287,142 @@ def owner_looks_at_the_key(b):
         assert record(etcd)["host"] == "other"
 
 
+class Between:
+    """What lies between one side and its etcd: "pass"; "deaf": requests arrive, the answers of
+    transactions do not; "cut"."""
+
+    def __init__(self, b, etcd):
+        self.etcd, self.mode, self.swallowed = etcd, "pass", 0
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = "http://127.0.0.1:%d" % self.server.getsockname()[1]
+        threading.Thread(target=self.run, daemon=True).start()
+        b.closers.append(self)
+
+    def run(self):
+        while True:
+            try:
+                client = self.server.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+    def serve(self, client):
+        port = int(self.etcd.url.rpartition(":")[2])
+        try:
+            with client, socket.create_connection(("127.0.0.1", port), 2) as server:
+                swallow = False
+                while True:
+                    for s in select.select([client, server], [], [], 5)[0]:
+                        data = s.recv(1 << 16)
+                        if not data or self.mode == "cut" or (swallow and s is server):
+                            self.swallowed += swallow
+                            self.mode = "cut" if swallow else self.mode
+                            return
+                        swallow = swallow or (self.mode == "deaf" and b"/v3/kv/txn" in data)
+                        (server if s is client else client).sendall(data)
+        except OSError:
+            pass
+
+    def close(self):
+        self.server.close()
+
+
+@case
+def win_that_was_never_heard_of(b):
+    """The swap was carried out, its answer lost, and the lease is over when the witness can be
+    reached: KEY/last tells the winner that it is he. Another's name there makes him the loser. A
+    witness that lost its data decides nothing; the operator does."""
+    for what in "mine", "other", "wiped":
+        with Etcd(b) as etcd:
+            b.port = free_port()
+            path = Between(b, etcd)
+            primary = b.host("p-" + what, *witness(etcd), *b.rom)
+            secondary = b.host("s-" + what, "-incoming", "tcp:127.0.0.1:%d" % b.port,
+                               "-colo", "arbiter=witness,witness=%s,witness-lease=2,witness-key=k"
+                               % path.url, "-colo", "peer-timeout=1000", *b.rom)
+            b.protect(primary, secondary)
+            protected = record(etcd)
+            assert protected["state"] == "protected", protected
+            path.mode = "deaf"
+            primary.process.kill()
+            secondary.wait("the swap", lambda: path.swallowed)
+            won = json.loads(etcd.ctl("get", "k/last", "--print-value-only").stdout)
+            assert won["owner"] != protected["owner"], "the swap was not carried out"
+            secondary.wait("the lease's end", lambda: record(etcd) is None)
+            assert secondary.status()["state"] == "lost", secondary.status()
+            if what == "other":
+                etcd.ctl("put", "k/last", json.dumps({"owner": "x", "state": "alone"}))
+            elif what == "wiped":
+                etcd.stop()
+                shutil.rmtree(b.dir + "/etcd")
+                etcd.start()
+            path.mode = "pass"
+            if what == "mine":
+                secondary.wait_state("alone")
+                assert record(etcd)["owner"] == won["owner"]
+            elif what == "other":
+                secondary.wait_state("fenced")
+            else:
+                secondary.wait("the reason", lambda: "lost its data" in secondary.output())
+                assert secondary.status()["state"] == "lost"
+                secondary.cmd("x-colo-lost-heartbeat", {"fenced": True})
+                secondary.wait_state("alone")
+                secondary.wait("the key", lambda: record(etcd) and
+                               record(etcd)["owner"] == won["owner"])
+            secondary.close()
+        shutil.rmtree(b.dir + "/etcd", ignore_errors=True)
+
+
+@case
+def etcd_restarted(b):
+    """Under protection nobody needs the witness: it may be away and come back, and decides."""
+    with Etcd(b) as etcd:
+        words = (*witness(etcd), *b.rom)
+        primary, secondary = b.primary(*words), b.secondary(*words)
+        b.protect(primary, secondary)
+        etcd.stop()
+        time.sleep(1)
+        for host in primary, secondary:
+            assert host.status()["state"] == "protected", host.status()
+        primary.process.kill()
+        secondary.wait_state("lost")
+        etcd.start()
+        secondary.wait_state("alone")
+        # Alone it outlives a restart within its lease, and a longer one by silence.
+        etcd.stop()
+        etcd.start()
+        secondary.wait("the key", lambda: record(etcd))
+        assert secondary.status()["state"] == "alone"
+
+
+@case
+def another_cluster_is_refused(b):
+    """A key of that name at two witnesses would have two owners."""
+    with Etcd(b) as one, Etcd(b, "two") as two:
+        primary = b.primary(*witness(one), *b.rom)
+        secondary = b.secondary(*witness(two), *b.rom)
+        secondary.x_colo()
+        b.migrate(primary)
+        b.failed(primary, "not the primary's|incoming migration failed|secondary")
+        secondary.ended()
+        has_words(secondary.output(), "one etcd cluster")
+        primary.cmd("quit")
+        primary.ended()
+        assert record(one) is None, "the key was left behind: %s" % record(one)
+
+
+@case
+def password_is_not_shown(b):
+    said = fails(b, "-colo", "arbiter=witness,witness=http://root:geheim@127.0.0.1:%d,"
+                 "witness-key=k" % free_port())
+    assert "geheim" not in said and "root:***@127.0.0.1" in said, said
+    said = fails(b, "-colo", "arbiter=witness,witness=ftp://root:geheim@x,witness-key=k")
+    assert "geheim" not in said, said
+
+
 @case
 def witness_that_talks_nonsense(b):
     """A port that answers, but not as an etcd: refused, nothing crashes."""
-    import threading
     server = socket.create_server(("127.0.0.1", 0))
     answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
                b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{\"ID\":\"-9e9\"}",
