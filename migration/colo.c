@@ -258,6 +258,14 @@ static bool learn_identity(GError **errp)
                             : json_node_get_string(node);
         json_object_set_string_member(colo.child.identity, facts[i].key, s ? s : "");
     }
+    g_autoptr(JsonNode) target = child_qmp_query(
+        colo.qmp, "{\"execute\":\"query-target\",\"id\":\"id\"}\n", "id", errp);
+    if (!target) {
+        return false;
+    }
+    /* Where a page's size is settled by the CPU, a stream names it. */
+    const char *arch = options_get_str(json_node_get_object(target), "arch", "");
+    colo.page_bits = !strcmp(arch, "aarch64") || !strcmp(arch, "arm") ? COLO_PAGE_SHIFT : 0;
     return true;
 }
 

@@ -65,6 +65,7 @@ typedef struct Colo {
     bool cap_events;    /* the "events" capability: MIGRATION is sent */
     const char *said_status; /* by the last MIGRATION, static text */
     bool shown_running; /* what the last STOP or RESUME told the user */
+    unsigned page_bits;  /* of the target, where a migration stream says it, or 0 */
     bool deferred;       /* -incoming defer, and no migrate-incoming yet */
     bool plain_incoming; /* a migration of the emulator's own comes, or may come, in */
     uint64_t checkpoint_delay; /* ms */

@@ -163,8 +163,8 @@ static bool load_devices(GByteArray *state, GError **errp)
     if (suffix) {
         *suffix = 0;
     }
-    if (!vmstate_image_write(colo.child.vmst_fd, machine, state->data, state->len,
-                             errp)) {
+    if (!vmstate_image_write(colo.child.vmst_fd, machine, colo.page_bits, state->data,
+                             state->len, errp)) {
         return false;
     }
     g_strlcpy(id, "qemu-colo-load", sizeof(id)); /* dismissed before the next */

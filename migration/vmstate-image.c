@@ -133,11 +133,12 @@ int vmstate_image_new(GError **errp)
     return fd;
 }
 
-bool vmstate_image_write(int fd, const char *machine, const void *data, size_t len,
-                         GError **errp)
+bool vmstate_image_write(int fd, const char *machine, unsigned page_bits, const void *data,
+                         size_t len, GError **errp)
 {
+    static const char bits[] = "configuration/target-page-bits";
     static const uint8_t description[] = {6, 0, 0, 0, 0};
-    uint8_t head[STREAM_HEADER + 5 + MACHINE_NAME_MAX], *p = head;
+    uint8_t head[STREAM_HEADER + 5 + MACHINE_NAME_MAX + 10 + sizeof(bits)], *p = head;
     size_t name = strlen(machine);
 
     if (len > VMSTATE_IMAGE_MAX) {
@@ -155,6 +156,14 @@ bool vmstate_image_write(int fd, const char *machine, const void *data, size_t l
     put(&p, name, 4);
     memcpy(p, machine, name);
     p += name;
+    if (page_bits) {
+        put(&p, 5, 1);
+        put(&p, sizeof(bits) - 1, 1);
+        memcpy(p, bits, sizeof(bits) - 1);
+        p += sizeof(bits) - 1;
+        put(&p, 1, 4); /* version */
+        put(&p, page_bits, 4);
+    }
     off_t at = DATA_OFFSET + (p - head), end = at + len - STREAM_HEADER;
     return write_all(fd, head, p - head, DATA_OFFSET, errp) &&
            write_all(fd, (const uint8_t *)data + STREAM_HEADER, len - STREAM_HEADER, at,

@@ -18,8 +18,9 @@
 int vmstate_image_new(GError **errp);
 
 /** Put @len bytes of device state, as the emulator saved it, in place of what the snapshot
- * held. @machine: the machine's name, without "-machine". */
-bool vmstate_image_write(int fd, const char *machine, const void *data, size_t len,
-                         GError **errp);
+ * held. @machine: the machine's name, without "-machine". @page_bits: log2 of a page's bytes
+ * where the target settles it at run time, else 0. */
+bool vmstate_image_write(int fd, const char *machine, unsigned page_bits, const void *data,
+                         size_t len, GError **errp);
 
 #endif

@@ -74,8 +74,8 @@ void child_qmp_forget_events(ChildQmp *q)
 {
 }
 
-bool vmstate_image_write(int fd, const char *machine, const void *data, size_t len,
-                         GError **errp)
+bool vmstate_image_write(int fd, const char *machine, unsigned page_bits, const void *data,
+                         size_t len, GError **errp)
 {
     g_assert_cmpuint(len, <=, VMSTATE_IMAGE_MAX);
     return true;

@@ -242,7 +242,8 @@ int main(int argc, char **argv)
         if (!boot_mounts()) {
             boot_poweroff();
         }
-        fd = open("/dev/ttyS0", O_RDWR);
+        fd = open("/dev/ttyAMA0", O_RDWR); /* arm64's, else x86's */
+        fd = fd >= 0 ? fd : open("/dev/ttyS0", O_RDWR);
         if (fd >= 0) {
             dup2(fd, 0);
             dup2(fd, 1);
