@@ -66,7 +66,7 @@ int ctl_usage(const char *fmt, ...)
 static void help(void)
 {
     printf("coloctl: look after a protected virtual machine\n\n"
-           "  coloctl COMMAND (vm.conf | NAME | --qmp SOCKET) [OPTION...]\n\n");
+           "coloctl COMMAND (vm.conf | NAME | --qmp SOCKET) [OPTION...]\n\n");
     for (size_t i = 0; i < G_N_ELEMENTS(commands); i++) {
         printf("  %-11s %s\n", commands[i].name, commands[i].what);
     }

@@ -159,5 +159,22 @@ def host_dies_and_comes_back(t):
         return "protected again in %.1f s; gap %.0f ms" % (seconds, client.gap_ms())
 
 
+@case()
+def roles_change_hands(t):
+    """Planned, under load, there and back."""
+    with Conf(t) as p:
+        p.begin()
+        client = p.client("all", 600)
+        t.sleep(1, 2)
+        p.ctl(p.a, "failover", "--planned")
+        p.both(p.b, p.a)
+        p.ctl(p.b, "failover", "--planned")
+        seconds = p.both(p.a, p.b)
+        t.sleep(1)
+        assert client.stop() == 0, client.why()
+        p.check_guest()
+        return "protected again in %.1f s; gap %.0f ms" % (seconds, client.gap_ms())
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,6 +3,7 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import re
 import threading
 
 from colo_qtest import *
@@ -76,6 +77,46 @@ def wrong_use(b):
     has_words(ctl(b, "--help"), "status", "failover", "Exit codes")
     has_words(ctl(b, "failover", "--help"), "--planned", "--fenced")
     has_words(ctl(b, "--version"), r"coloctl \d")
+
+
+@case
+def every_command_is_written_up(b):
+    """Help, manual, manual page and completion know the same commands and their options."""
+    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+    text = {}
+    for name in ("docs/system/coloctl.rst", "docs/man/coloctl.rst", "contrib/completion/coloctl"):
+        with open(os.path.join(root, name)) as f:
+            text[name] = f.read()
+    commands = re.findall(r"^  ([a-z]+) +[a-z]", ctl(b, "--help"), re.M)
+    assert len(commands) == 10 and "bundle" in commands, commands
+    for command in commands:
+        options = set(re.findall(r"--[a-z]+", ctl(b, command, "--help"))) - {"--help"}
+        for name, said in text.items():
+            for word in {command} | options - {"--timeout", "--host", "--qmp"}:
+                assert word in said, "%s: %s is not in %s" % (command, word, name)
+
+
+@case
+def example_is_understood(b):
+    """The example, and every key of the manual page, is what the program reads."""
+    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+    example = os.path.join(root, "contrib/examples/vm.conf")
+    with open(example) as f:
+        text = re.sub(r"^#(\w[\w-]* = )", r"\1", f.read(), flags=re.M)
+    with open(b.dir + "/all.conf", "w") as f:
+        f.write(text)
+    for path in (example, b.dir + "/all.conf"):
+        has_words(ctl(b, "status", path, "--host", "alpha", expect=UNREACHABLE), "web1/ctl.sock")
+    with open(os.path.join(root, "docs/man/vm.conf.rst")) as f:
+        page = f.read().split("DESCRIPTION", 1)[1]
+    for section, body in re.findall(r"^\[([\w.]+)\]\n=+\n(.*?)(?=^\[|\Z)", page, re.M | re.S):
+        known = re.findall(r"\*([a-z-]+)\*", body.split("EXAMPLE")[0])
+        with open(b.dir + "/bad.conf", "w") as f:
+            f.write("[%s]\nzzzzzzzzzzzzzzzzzzzzz = 1\n" % section)
+        if section != "hosts":
+            error = ctl(b, "status", b.dir + "/bad.conf", expect=FAILED)
+            for key in error.split("there are ")[1].split(", "):
+                assert key in known, "[%s] %s is not in vm.conf(5)" % (section, key)
 
 
 @case
