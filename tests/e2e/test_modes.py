@@ -37,8 +37,8 @@ def die(t, mode, death, secondary_dies=False, client="all", interval=0, **change
     with Pair(t, **changes) as p:
         p.start(boot=False)
         p.protect()
-        running = p.client(client, 6)
-        t.sleep(1, 3)
+        running = p.client(client, 5)
+        t.sleep(1, 2)
         status = p.primary.qmp.cmd("query-colo-status")
         death(p)
         if secondary_dies:
@@ -91,7 +91,7 @@ def adaptive_primary_killed(t):
 @case()
 def buffered_every_page(t):
     """RAM of a secondary that stands is the primary's after each checkpoint."""
-    return compare_all(t, options="mode=buffered", checkpoints=40, dirty=20)
+    return compare_all(t, options="mode=buffered", checkpoints=25, dirty=20)
 
 
 @case()
@@ -100,8 +100,8 @@ def switched_under_load(t):
     with Pair(t, checkpoint_delay=300) as p:
         p.start(boot=False)
         p.protect()
-        client = p.client("all", 14)
-        end = time.monotonic() + 9
+        client = p.client("all", 9)
+        end = time.monotonic() + 5
         mode, changes = "colo", 0
         while time.monotonic() < end:
             mode = t.rng.choice([m for m in ("colo", "buffered", "adaptive") if m != mode])
