@@ -191,6 +191,15 @@ def _(b):
               "x-buffered-interval")
 
 
+@parameters("x-max-pause")
+def _(b):
+    host = b.primary()
+    assert "x-max-pause" in host.cmd("query-migrate-parameters")
+    host.cmd("migrate-set-parameters", {"x-max-pause": 5})
+    assert host.cmd("query-migrate-parameters")["x-max-pause"] == 5
+    has_words(host.error("migrate-set-parameters", {"x-max-pause": "long"}), "x-max-pause")
+
+
 @parameters("x-checkpoint-delay")
 def _(b):
     stock = b.host("s", program=stock_program).cmd("query-migrate-parameters") \
