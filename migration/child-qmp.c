@@ -98,11 +98,13 @@ static size_t error_head(char head[80], const char *id)
 static bool line_has_id(const char *line, const char *id)
 {
     char text[80];
+    size_t n = error_head(text, id);
 
-    if (strncmp(line, text, error_head(text, id)) == 0) {
+    if (strncmp(line, text, n) == 0) {
         return true;
     }
-    size_t n = snprintf(text, sizeof(text), ", \"id\": \"%s\"}", id), len = strlen(line);
+    n = snprintf(text, sizeof(text), ", \"id\": \"%s\"}", id);
+    size_t len = strlen(line);
     while (len > 0 && g_ascii_isspace(line[len - 1])) {
         len--;
     }
