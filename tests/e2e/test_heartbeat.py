@@ -76,6 +76,7 @@ class Beating(Arbitrated):
 
     def check_voices(self, winner, loser):
         """The secondary is silent until the primary has said its last."""
+        assert all(process.alive() for process in self.others if process.name == "asker")
         said, other = self.times(winner.who), self.times(loser.who)
         assert said, "nobody serves"
         if winner is self.b:
@@ -92,7 +93,7 @@ s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 s.bind(("br-lan", 0))
 us, ask, guest = s.getsockname()[4], *map(socket.inet_aton, sys.argv[1:3])
 while True:
-    s.send(b"\xff" * 6 + us + bytes.fromhex("08060001080006040001") + us + ask + bytes(6) + guest)
+    s.send(bytes([255] * 6) + us + bytes.fromhex("08060001080006040001") + us + ask + bytes(6) + guest)
     time.sleep(0.005)
 """
 
