@@ -98,6 +98,8 @@ typedef struct Colo {
     bool disowned;      /* the arbiter gave the guest away: never ALONE again */
     bool decided;       /* this side was let out of protection */
     bool want_quit;     /* the process ends */
+    GThread *rx_thread; /* primary: that receives */
+    bool yielding;      /* only its word or its end counts: its disks may go before */
     QmpRequest *switchover; /* x-colo-switchover, until it is answered */
     bool run_state_changed;
     bool capturing; /* a checkpoint decided the run state and has not set it yet */

@@ -122,6 +122,10 @@ static void tell_applied(Channel *ch, BlockBarrier *told, unsigned *n_told)
 gpointer primary_rx_thread(gpointer opaque)
 {
     Channel *ch = opaque;
+
+    g_mutex_lock(&colo.lock);
+    colo.rx_thread = g_thread_self();
+    g_mutex_unlock(&colo.lock);
     int64_t timeout_us = colo.opts.peer_timeout * 1000LL;
     g_autofree BlockBarrier *told = g_new0(BlockBarrier, COLO_DISKS_MAX);
     unsigned n_told = 0;

@@ -41,7 +41,7 @@
 void primary_lost(const char *why)
 {
     g_mutex_lock(&colo.lock);
-    if (!colo.peer_failure) {
+    if (!colo.peer_failure && !(colo.yielding && g_thread_self() != colo.rx_thread)) {
         colo.peer_failure = g_strdup(why);
         colo_trace(migration_peer_lost, "%s", why);
         g_cond_broadcast(&colo.cond);

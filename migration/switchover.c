@@ -85,8 +85,14 @@ bool primary_yield(Channel *ch, GError **errp)
     net_lock();
     proxy_silence();
     net_unlock();
+    g_mutex_lock(&colo.lock);
+    colo.yielding = true;
+    g_mutex_unlock(&colo.lock);
     /* A word that did not go out as a whole was not said. */
     if (!channel_send_text(ch, CHANNEL_YIELD, "the primary hands over", errp)) {
+        g_mutex_lock(&colo.lock);
+        colo.yielding = false;
+        g_mutex_unlock(&colo.lock);
         return false;
     }
     colo_step("yielded");
@@ -94,6 +100,7 @@ bool primary_yield(Channel *ch, GError **errp)
     while (!colo.peer_failure && !colo.want_quit && !colo.want_exit &&
            g_cond_wait_until(&colo.cond, &colo.lock, end)) {
     }
+    colo.yielding = false;
     if (!colo.peer_took_over) {
         g_mutex_unlock(&colo.lock);
         primary_lost("the secondary has not said that it takes over");
