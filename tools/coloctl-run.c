@@ -531,15 +531,36 @@ static int run(Run *r)
     return r->code;
 }
 
+/* For a shell: each word quoted where it needs to be. */
+static int show_command_line(const VmConf *conf, bool secondary)
+{
+    g_autoptr(GError) err = NULL;
+    g_autofree char *program = vm_find_program(conf, &err);
+
+    if (!program) {
+        return ctl_fail(err);
+    }
+    g_auto(GStrv) argv = vm_command_line(conf, program, secondary);
+    for (char **w = argv; *w; w++) {
+        g_autofree char *quoted = g_shell_quote(*w);
+        bool plain = **w && !(*w)[strspn(*w, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                             "0123456789_-+=./:,@%")];
+        printf("%s%s", plain ? *w : quoted, w[1] ? " " : "\n");
+    }
+    return CTL_OK;
+}
+
 int cmd_run(int argc, char **argv)
 {
-    gboolean once = FALSE;
+    gboolean once = FALSE, dry = FALSE;
     g_autofree char *role = NULL;
     const GOptionEntry entries[] = {
         {"role", 0, 0, G_OPTION_ARG_STRING, &role,
          "of the first start: auto (default), primary (you know that this disk is the newest), "
          "secondary", "ROLE"},
         {"once", 0, 0, G_OPTION_ARG_NONE, &once, "end with qemu-colo's exit status", NULL},
+        {"dry-run", 0, 0, G_OPTION_ARG_NONE, &dry,
+         "check the file and show the command line (--role secondary: that one's)", NULL},
         {NULL}};
     g_auto(CtlTarget) t = {0};
     Run r = {0};
@@ -554,5 +575,5 @@ int cmd_run(int argc, char **argv)
     }
     r.conf = t.conf;
     r.once = once;
-    return run(&r);
+    return dry ? show_command_line(t.conf, r.forced == DECIDE_SECONDARY) : run(&r);
 }

@@ -316,11 +316,25 @@ static void say_supervisor(const CtlTarget *t)
     }
 }
 
+/* Words that a shell can eval: none of them has a character that it would look at twice. */
+static void show_shell(const CtlSide *s)
+{
+    printf("state=%s role=%s serves=%s protected=%s epoch=%" PRId64 "\n",
+           is(s, "alone") || is(s, "waiting") || is(s, "setup") || is(s, "sync") ||
+                   is(s, "protected") || is(s, "lost") || is(s, "takeover") || is(s, "fenced")
+               ? s->state
+               : "unknown",
+           s->role, s->serves ? "true" : "false", is(s, "protected") ? "true" : "false",
+           s->epoch);
+}
+
 int cmd_status(int argc, char **argv)
 {
-    gboolean json = FALSE;
+    gboolean json = FALSE, shell = FALSE;
     const GOptionEntry entries[] = {
-        {"json", 0, 0, G_OPTION_ARG_NONE, &json, "for programs", NULL}, {NULL}};
+        {"json", 0, 0, G_OPTION_ARG_NONE, &json, "for programs", NULL},
+        {"shell", 0, 0, G_OPTION_ARG_NONE, &shell, "state=... role=... for scripts", NULL},
+        {NULL}};
     g_auto(CtlTarget) t = {0};
     g_autoptr(GError) err = NULL;
     int code = ctl_target_parse(&t, argc, argv, "Show one side of a protected VM. Exit code 0: "
@@ -338,6 +352,8 @@ int cmd_status(int argc, char **argv)
         g_autoptr(JsonNode) node = ctl_side_json(s);
         g_autofree char *text = ctl_json(node, true);
         puts(text);
+    } else if (shell) {
+        show_shell(s);
     } else {
         show(s);
     }

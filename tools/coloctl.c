@@ -31,6 +31,7 @@ static const Command commands[] = {
     {"resync", cmd_resync, "copy all of the disks again, then protect"},
     {"check", cmd_check, "examine both hosts, with a remedy for each finding"},
     {"bundle", cmd_bundle, "write an archive for whoever helps, without secrets"},
+    {"stop", cmd_stop, "end this side; where it serves, shut the guest down"},
 };
 
 void ctl_set_error(GError **errp, CtlErrorCode code, const char *fmt, ...)

@@ -179,6 +179,7 @@ int cmd_check(int argc, char **argv);
 int cmd_bundle(int argc, char **argv);
 int cmd_run(int argc, char **argv);
 int cmd_status(int argc, char **argv);
+int cmd_stop(int argc, char **argv);
 int cmd_checkpoint(int argc, char **argv);
 int cmd_failover(int argc, char **argv);
 int cmd_unprotect(int argc, char **argv);
