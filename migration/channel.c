@@ -503,6 +503,11 @@ bool channel_ended(Channel *c)
     return c->ended;
 }
 
+void channel_expect(Channel *c)
+{
+    c->last_rx = g_get_monotonic_time();
+}
+
 int64_t channel_silence(Channel *c)
 {
     return g_get_monotonic_time() - c->last_rx;

@@ -35,6 +35,7 @@
 #define GREETING_MS 5000
 #define CARRY_BYTES (256 * 1024)
 #define ASK_TIMEOUT_MS 10000
+#define JOINS_MAX 258 /* multifd's 255 and two of its own; others are nobody we know */
 
 /* --- Which kind --- */
 
@@ -295,12 +296,14 @@ void plain_serve(int listen_fd, int fd)
     bool ok = r->done && r->ok;
     g_mutex_unlock(&colo.lock);
     if (ok && join(fd, r->uri)) {
-        while (still_coming()) {
+        for (unsigned n = 1; still_coming();) {
             struct pollfd pfd = {listen_fd, POLLIN, 0};
             int more = poll(&pfd, 1, 50) > 0 ? accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC)
                                              : -1;
-            if (more >= 0) {
+            if (more >= 0 && n++ < JOINS_MAX) {
                 join(more, r->uri);
+            } else if (more >= 0) {
+                close(more);
             }
         }
     } else if (!ok) {

@@ -26,13 +26,15 @@ static bool in_turn_locked(const ChannelMsg *msg)
     return epoch == colo.loaded_epoch + 1 && epoch <= colo.received_epoch;
 }
 
+/* Figures are for people and for the choice of a mode: a peer's are kept within reason. */
+#define FIGURE_MAX (3600ll * G_USEC_PER_SEC)
+
 /* How far the secondary's clock is ahead of ours, from a message that carries its time. What
  * was delayed on the way makes it look less; so the largest of late counts. */
 static void note_peer_clock_locked(Channel *ch, int64_t theirs)
 {
-    int64_t ahead = theirs - (g_get_monotonic_time() - channel_rtt(ch) / 2);
-
-    if (theirs > 0) {
+    if (theirs > 0 && theirs < G_MAXINT64 / 2) {
+        int64_t ahead = theirs - (g_get_monotonic_time() - channel_rtt(ch) / 2);
         colo.peer_clock = colo.peer_clock ? MAX(ahead, colo.peer_clock - 50) : ahead;
     }
 }
@@ -54,9 +56,9 @@ static void handle(Channel *ch, const ChannelMsg *msg)
             colo.received_epoch = channel_msg_u64(msg, 0);
         } else {
             colo.loaded_epoch = channel_msg_u64(msg, 0);
-            stats_add(&colo.stats.lag, channel_msg_u64(msg, 1));
+            stats_add(&colo.stats.lag, MIN(channel_msg_u64(msg, 1), (uint64_t)FIGURE_MAX));
             note_peer_clock_locked(ch, channel_msg_u64(msg, 4));
-            colo.peer_skew = (int64_t)channel_msg_u64(msg, 5);
+            colo.peer_skew = CLAMP((int64_t)channel_msg_u64(msg, 5), -FIGURE_MAX, FIGURE_MAX);
             if (channel_msg_u64(msg, 6)) {
                 stats_add(&colo.stats.skew, ABS(colo.peer_skew));
             }

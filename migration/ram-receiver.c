@@ -10,7 +10,8 @@
  *   while a checkpoint is being loaded.
  * - In the first copy (epoch 0) a page may come several times: a channel that has come to
  *   the end of a pass (MARK) waits for all others there.
- * - SYNC names the channels whose MARK the controller has to wait for.
+ * - SYNC names the channels whose MARK the controller has to wait for. A peer that lies there
+ *   gains nothing: before staging is used the window is closed, and nobody is inside.
  */
 #include "migration/ram-receiver.h"
 
@@ -38,6 +39,7 @@ struct RamReceiver {
     GCond cond;
     bool quit;
     uint64_t window; /* epoch whose pages may come, or CLOSED */
+    unsigned inside; /* readers that are taking pages, outside of the lock */
     uint64_t pages;
     GError *error; /* the first */
     int64_t failed_at;
@@ -65,7 +67,7 @@ static bool wait_locked(Reader *d, bool (*fn)(Reader *d, uint64_t v), uint64_t v
 
 static bool is_open(Reader *d, uint64_t epoch)
 {
-    return d->x->window == epoch;
+    return epoch != CLOSED && d->x->window == epoch;
 }
 
 static bool all_marked(Reader *d, uint64_t pass)
@@ -85,10 +87,18 @@ static bool take_pages(Reader *d, RamDecoder *decoder, const ChannelMsg *msg, GE
 
     g_mutex_lock(&x->lock);
     bool ok = wait_locked(d, is_open, epoch, "the beginning of a checkpoint", errp);
+    if (!ok) {
+        g_mutex_unlock(&x->lock);
+        return false;
+    }
+    x->inside++;
     g_mutex_unlock(&x->lock);
-    ok = ok && ram_receive(x->r, decoder, msg, epoch, &pages, errp);
+    ok = ram_receive(x->r, decoder, msg, epoch, &pages, errp);
     g_mutex_lock(&x->lock);
     x->pages += pages;
+    if (--x->inside == 0) {
+        g_cond_broadcast(&x->cond);
+    }
     g_mutex_unlock(&x->lock);
     return ok;
 }
@@ -156,9 +166,18 @@ static gpointer reader_thread(gpointer opaque)
 void ram_receiver_open(RamReceiver *x, uint64_t epoch)
 {
     g_mutex_lock(&x->lock);
+    x->window = CLOSED;
+    while (x->inside) {
+        g_cond_wait(&x->cond, &x->lock);
+    }
     x->window = epoch;
     g_cond_broadcast(&x->cond);
     g_mutex_unlock(&x->lock);
+}
+
+void ram_receiver_close(RamReceiver *x)
+{
+    ram_receiver_open(x, CLOSED);
 }
 
 static bool synced_locked(const RamReceiver *x, uint64_t pass, uint64_t mask)

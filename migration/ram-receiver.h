@@ -22,6 +22,10 @@ void ram_receiver_free(RamReceiver *x);
 /** Pages of checkpoint @epoch go to staging from now on; others wait. */
 void ram_receiver_open(RamReceiver *x, uint64_t epoch);
 
+/** No pages are taken from now on, until the next ram_receiver_open(): staging is the caller's.
+ * Waits for those that are being taken, which is a matter of copying. */
+void ram_receiver_close(RamReceiver *x);
+
 /** Whether the channels in @mask have all said that pass @pass is over: @pages counts what
  * came since the last call that said so. Waits at most @timeout_ms. */
 bool ram_receiver_synced(RamReceiver *x, uint64_t pass, uint64_t mask, unsigned timeout_ms,

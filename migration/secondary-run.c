@@ -165,6 +165,7 @@ static bool prepare(Secondary *s, int listen_fd, GError **errp)
     colo_set_state_locked(COLO_STATE_SYNC);
     g_mutex_unlock(&colo.lock);
     ram_epoch_begin(colo.ram);
+    channel_expect(s->ch); /* the primary pings from here on, and not before */
     return ram_cache_init(colo.ram, errp) && tracker_start(colo.tracker, errp);
 }
 
@@ -389,5 +390,6 @@ gpointer secondary_thread(gpointer opaque)
     g_byte_array_unref(s.proxy);
     g_byte_array_unref(s.barriers);
     g_byte_array_unref(s.device_held);
+    g_free(s.decoder);
     return NULL;
 }

@@ -98,6 +98,7 @@ static bool wait_barriers(Secondary *s, GError **errp)
 static bool wait_pages(Secondary *s, bool last, uint64_t *pages, GError **errp)
 {
     RamReceiver *x = s->receiver;
+    int64_t from = g_get_monotonic_time();
 
     while (x && s->sync_mask &&
            !ram_receiver_synced(x, s->sync_pass, s->sync_mask, 10, pages)) {
@@ -108,7 +109,9 @@ static bool wait_pages(Secondary *s, bool last, uint64_t *pages, GError **errp)
             colo_error_set(errp, "cancelled in the middle of a transfer");
             return false;
         }
-        if (ram_receiver_silence(x) > colo.opts.peer_timeout * 1000LL) {
+        /* Nothing had to come before, and it need not come before the control channel's. */
+        int64_t waited = g_get_monotonic_time() - from, silence = ram_receiver_silence(x);
+        if (MIN(waited, silence) > colo.opts.peer_timeout * 1000LL) {
             colo_error_set(errp, "a data channel stands still for %u ms",
                            colo.opts.peer_timeout);
             return false;
@@ -194,7 +197,13 @@ static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
 {
     uint64_t end[4] = {channel_msg_u64(msg, 0), channel_msg_u64(msg, 1),
                        channel_msg_u64(msg, 2), channel_msg_u64(msg, 3)};
-    if (!wait_pages(s, true, &s->pages, errp) || !check_end(s, end, errp)) {
+    if (!wait_pages(s, true, &s->pages, errp)) {
+        return false;
+    }
+    if (s->receiver) {
+        ram_receiver_close(s->receiver);
+    }
+    if (!check_end(s, end, errp)) {
         return false;
     }
     colo_step("svm-whole");
@@ -205,7 +214,8 @@ static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
         return false;
     }
     int64_t start = g_get_monotonic_time();
-    s->cut_at = s->running ? (int64_t)channel_msg_u64(msg, 4) : 0;
+    uint64_t cut_at = channel_msg_u64(msg, 4);
+    s->cut_at = s->running && cut_at < G_MAXINT64 / 2 ? (int64_t)cut_at : 0;
     colo_step("svm-arrived");
     /* If this does not get through, the peer did not release anything on its strength;
      * the checkpoint is whole all the same and is loaded. */
@@ -246,8 +256,13 @@ static void note_copied(uint64_t pages)
 
 static bool begin(Secondary *s, const ChannelMsg *msg, GError **errp)
 {
-    uint64_t epoch = channel_msg_u64(msg, 0);
+    uint64_t epoch = channel_msg_u64(msg, 0), flags = channel_msg_u64(msg, 1);
 
+    if (flags & ~(uint64_t)(COLO_FLAG_RUNNING | COLO_FLAG_STANDING)) {
+        colo_error_set(errp, "the primary wants something of a checkpoint that this side does "
+                             "not know (flags 0x%" G_GINT64_MODIFIER "x)", flags);
+        return false;
+    }
     if (s->in_checkpoint || epoch != colo.epoch + 1) {
         colo_error_set(errp, "the primary starts checkpoint %" G_GUINT64_FORMAT
                        " after %" G_GUINT64_FORMAT, epoch, colo.epoch);
@@ -263,8 +278,8 @@ static bool begin(Secondary *s, const ChannelMsg *msg, GError **errp)
     }
     s->in_checkpoint = true;
     s->epoch = epoch;
-    s->running = channel_msg_u64(msg, 1) & COLO_FLAG_RUNNING;
-    s->stand = channel_msg_u64(msg, 1) & COLO_FLAG_STANDING;
+    s->running = flags & COLO_FLAG_RUNNING;
+    s->stand = flags & COLO_FLAG_STANDING;
     colo_step("svm-begin");
     return true;
 }

@@ -68,8 +68,9 @@ bool vmstate_clock_advance(uint8_t *data, size_t len, int64_t ns, int64_t ticks)
         return false;
     }
     uint8_t *fields = data + (found - data);
-    put_be64(fields, get_be64(fields) + ticks);
-    put_be64(fields + 16, get_be64(fields + 16) + ns);
+    /* By the counters' own arithmetic: what a peer sent may be anything. */
+    put_be64(fields, (int64_t)((uint64_t)get_be64(fields) + (uint64_t)ticks));
+    put_be64(fields + 16, (int64_t)((uint64_t)get_be64(fields + 16) + (uint64_t)ns));
     return true;
 }
 

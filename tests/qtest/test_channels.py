@@ -349,6 +349,29 @@ def stalled_channels(b):
 
 
 @case
+def late_channels(b):
+    """A data channel that had nothing to carry for longer than peer-timeout, and whose next
+    bytes come later than the control channel's, is no dead one."""
+    b.port = free_port()
+    primary, secondary = two(b, "-colo", "peer-timeout=3000", channels=1, compression="none")
+    wire = Wire(b, b.port)
+    secondary.x_colo()
+    b.migrate(primary, wire.port)
+    primary.wait_state("protected", 30)
+    secondary.wait_state("protected", 30)
+    checkpoints(primary, 1)
+    for _ in range(2):
+        time.sleep(3.5)
+        before = primary.status()["checkpoints"]
+        wire.joined[1].held = True
+        primary.cmd("xen-colo-do-checkpoint")
+        time.sleep(0.3)
+        wire.joined[1].held = False
+        primary.wait("checkpoint", lambda n=before: primary.status()["checkpoints"] > n, 20)
+    assert primary.status()["state"] == "protected"
+
+
+@case
 def strangers_are_no_data_channels(b):
     """Connections that come between the greeting and the data channels are dropped."""
     primary, secondary = two(b, channels=2)
