@@ -349,6 +349,26 @@ static bool conn_read(NbdConn *c)
     return true;
 }
 
+/* Send what there is. A connection that was full of answers and now has sent them all looks
+ * at what it had been asked meanwhile: nothing else would make it. False: it must end. */
+static bool conn_send_on(NbdConn *c)
+{
+    for (;;) {
+        if (!conn_write(c)) {
+            return false;
+        }
+        if (c->closed || !c->blocked || !g_queue_is_empty(&c->out)) {
+            return true;
+        }
+        if (!conn_parse(c)) {
+            return false;
+        }
+        if (g_queue_is_empty(&c->out)) {
+            return true; /* it waits for requests, or for room that others have */
+        }
+    }
+}
+
 static void conn_event(void *opaque, GIOCondition cond)
 {
     NbdConn *c = opaque;
@@ -373,7 +393,7 @@ static void conn_event(void *opaque, GIOCondition cond)
         }
     }
     if (!c->closed) {
-        if (!ok || !conn_write(c)) {
+        if (!ok || !conn_send_on(c)) {
             nbd_conn_close(c);
         } else {
             conn_update(c);
@@ -393,7 +413,7 @@ void nbd_conn_resume(NbdConn *c)
         tls_session_pending(c->tls) > 0) {
         ok = conn_read(c);
     }
-    if (!c->closed && (!ok || !conn_write(c))) {
+    if (!c->closed && (!ok || !conn_send_on(c))) {
         nbd_conn_close(c);
     }
     conn_update(c);
