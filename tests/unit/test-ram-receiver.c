@@ -152,6 +152,27 @@ static void test_nobody_inside(void)
     world_free(&w);
 }
 
+/* A first checkpoint without pages: its MARK is on one channel alone, and may be there before
+ * BEGIN. The channel does not wait for others then. */
+static void test_mark_before_begin(void)
+{
+    World w;
+    uint64_t pages = 0;
+
+    world_new(&w);
+    send_mark(&w, 0, 1);
+    send_mark(&w, 1, 1);
+    g_assert_true(ram_receiver_synced(w.x, 1, 3, STALL_MS, &pages));
+    send_mark(&w, 0, 2);
+    g_assert_true(ram_receiver_synced(w.x, 2, 1, STALL_MS, &pages));
+    ram_receiver_open(w.x, 1);
+    send_page(&w, 0, 1, 7);
+    send_mark(&w, 0, 3);
+    g_assert_true(ram_receiver_synced(w.x, 3, 1, STALL_MS / 3, &pages));
+    g_assert_cmpuint(pages, ==, 1);
+    world_free(&w);
+}
+
 static void test_order(void)
 {
     World w;
@@ -179,6 +200,7 @@ int main(int argc, char **argv)
     g_test_add_func("/ram-receiver/checkpoints", test_checkpoints);
     g_test_add_func("/ram-receiver/closed-window", test_closed_window);
     g_test_add_func("/ram-receiver/nobody-inside", test_nobody_inside);
+    g_test_add_func("/ram-receiver/mark-before-begin", test_mark_before_begin);
     g_test_add_func("/ram-receiver/order", test_order);
     return g_test_run();
 }
