@@ -213,7 +213,7 @@ static void show_disks(const CtlSide *s)
             ctl_int(d, "queued-bytes", ctl_int(d, "log-bytes", 0)));
         row(i ? "" : "disks", "%s: %s, %s %s%s%s", ctl_str(d, "node-name", "?"),
             ctl_str(d, "state", "?"), queued,
-            json_object_has_member(d, "queued-bytes") ? "queued" : "in the log",
+            d && json_object_has_member(d, "queued-bytes") ? "queued" : "in the log",
             error ? "; " : "", error ? error : "");
     }
 }

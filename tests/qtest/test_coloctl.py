@@ -88,7 +88,7 @@ def every_command_is_written_up(b):
         with open(os.path.join(root, name)) as f:
             text[name] = f.read()
     commands = re.findall(r"^  ([a-z]+) +[a-z]", ctl(b, "--help"), re.M)
-    assert len(commands) == 10 and "bundle" in commands, commands
+    assert len(commands) >= 11 and "bundle" in commands, commands
     for command in commands:
         options = set(re.findall(r"--[a-z]+", ctl(b, command, "--help"))) - {"--help"}
         for name, said in text.items():
@@ -148,6 +148,35 @@ def paused_guest_does_not_serve(b):
     p = b.primary("-S", connect=False)
     s = until(b, p, "alone", UNPROTECTED)
     assert not s["serves"] and s["run-state"] == "prelaunch", s
+
+
+@case
+def words_for_scripts_and_the_end(b):
+    """status --shell is what a shell may eval; stop ends a side, asking a guest that serves
+    only."""
+    p, s = b.pair()
+    with Free(p, s):
+        for side, role in ((p, "primary"), (s, "secondary")):
+            words = dict(w.split("=") for w in ctl(b, "status", "--shell", *at(side)).split())
+            assert re.fullmatch("[0-9]+", words.pop("epoch")), words
+            assert words == {"state": "protected", "role": role, "protected": "true",
+                             "serves": "true" if role == "primary" else "false"}, words
+        has_words(ctl(b, "stop", *at(s)), "ended")
+        s.process.wait(10)
+        begin = time.monotonic()
+        # Its output is held: it does not serve, so its guest is not asked.
+        ctl(b, "stop", *at(p))
+        p.process.wait(10)
+        assert time.monotonic() - begin < 30
+    p = b.primary(*b.rom)
+    p.wait("guest counts", p.runs)
+    with Free(p):
+        # This guest knows no power button.
+        done = subprocess.run([tool(b), "stop", "--timeout", "1", *at(p)], text=True,
+                              capture_output=True, timeout=60)
+        assert done.returncode == 0 and "switched off" in done.stderr, done
+        p.process.wait(10)
+        ctl(b, "status", "--shell", *at(p), expect=UNREACHABLE)
 
 
 @case
@@ -268,7 +297,7 @@ def hostile_monitor(b):
 def strange_answers(b):
     """What has other types than documented is shown as if it were not there."""
     odd = {"query-colo-status": '{"return": {"state": "lost\\u001b[2J", "epoch": "x", '
-                                '"disks": [3, {}, {"node-name": 7}], "pause-us": [], '
+                                '"disks": [3, {}, null, {"node-name": 7}], "pause-us": [], '
                                 '"triggers": {"timer": {}}, "arbiter": {"kind": []}, '
                                 '"checkpoints": 1, "heartbeat": {"state": "up", "links": [1]}, '
                                 '"pair": {"state": 3}}, "id": %s}',
