@@ -44,7 +44,7 @@ struct Channel {
     unsigned ping_ms;
     GMutex send_lock; /* one message at a time */
     bool send_broken; /* a message was cut short: nothing may follow; under send_lock */
-    uint64_t bytes_sent;
+    uint64_t bytes_sent; /* atomic; written under send_lock */
     bool ended; /* the peer's end is closed; by the receiving thread */
     int64_t last_rx; /* atomic enough: aligned 64 bits, read for timeouts only */
     uint32_t have;   /* bytes of the current message in buf */
@@ -285,7 +285,7 @@ static bool send_all(Channel *c, struct iovec *iov, unsigned n, bool whole, bool
             colo_error_set_errno(errp, errno, "connection to the peer");
             return false;
         }
-        c->bytes_sent += r;
+        __atomic_store_n(&c->bytes_sent, c->bytes_sent + r, __ATOMIC_RELAXED);
         *begun = true;
         while (n > 0 && (size_t)r >= iov->iov_len) {
             r -= iov->iov_len;
@@ -523,7 +523,7 @@ int64_t channel_rtt(Channel *c)
 
 uint64_t channel_bytes_sent(Channel *c)
 {
-    uint64_t sum = c->bytes_sent;
+    uint64_t sum = __atomic_load_n(&c->bytes_sent, __ATOMIC_RELAXED);
 
     for (gint i = 0; i < g_atomic_int_get(&c->n_attached); i++) {
         sum += channel_bytes_sent(c->attached[i]);

@@ -205,7 +205,10 @@ bool link_connect(Link *l, Channel *ctl, const char *uri, GError **errp)
             return false;
         }
     }
-    if (!ram_base_init(colo.ram, l->base_bytes, errp)) {
+    g_mutex_lock(&colo.lock); /* a query counts its bytes */
+    bool ok = ram_base_init(colo.ram, l->base_bytes, errp);
+    g_mutex_unlock(&colo.lock);
+    if (!ok) {
         return false;
     }
     RamSender *s = ram_sender_new(colo.ram, ctl, l->data, l->n, l->method, l->level,

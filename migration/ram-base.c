@@ -61,7 +61,7 @@ void ram_base_drop(Ram *r)
 
 uint64_t ram_base_bytes(const Ram *r)
 {
-    return r->base ? r->base->used << COLO_PAGE_SHIFT : 0;
+    return r->base ? __atomic_load_n(&r->base->used, __ATOMIC_RELAXED) << COLO_PAGE_SHIFT : 0;
 }
 
 const uint8_t *ram_base_find(const Ram *r, uint64_t page)
@@ -86,7 +86,7 @@ void ram_committed(Ram *r)
         if (!mine && b->page[at] && b->round - b->round_of[at] <= STAY) {
             continue;
         }
-        b->used += !b->page[at];
+        __atomic_store_n(&b->used, b->used + !b->page[at], __ATOMIC_RELAXED);
         b->page[at] = page + 1;
         b->round_of[at] = b->round;
         memcpy(b->data + (at << COLO_PAGE_SHIFT), r->staging + (s << COLO_PAGE_SHIFT),

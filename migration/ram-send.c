@@ -30,7 +30,8 @@ typedef struct Worker {
     unsigned index;
     Channel *ch;
     RamEncoder *encoder;
-    RamCounts counts;
+    RamCounts counts; /* its own */
+    RamCounts shown;  /* what is told of them; under lock */
     GThread *thread; /* NULL for the first */
     uint64_t pass;   /* what it worked on last; under lock */
 } Worker;
@@ -95,12 +96,15 @@ static bool wait_bandwidth(Channel *ch, size_t bytes)
 /* --- The set of a pass --- */
 
 /* Take a batch; 0: the set is empty. */
-static unsigned take(RamSender *s, uint64_t *page, const uint8_t **data, const uint8_t **base)
+static unsigned take(Worker *w, uint64_t *page, const uint8_t **data, const uint8_t **base,
+                     uint64_t *next)
 {
+    RamSender *s = w->s;
     Ram *r = s->r;
     unsigned n = 0;
 
     g_mutex_lock(&s->lock);
+    w->shown = w->counts;
     while (n < RAM_BATCH_PAGES && !s->stop) {
         if (s->staged && s->next == r->n_staged) {
             break;
@@ -113,6 +117,7 @@ static unsigned take(RamSender *s, uint64_t *page, const uint8_t **data, const u
         data[n++] = (s->staged ? r->staging : s->live) + (s->next++ << COLO_PAGE_SHIFT);
     }
     s->taken += n;
+    *next = s->next;
     g_mutex_unlock(&s->lock);
     for (unsigned i = 0; i < n; i++) {
         base[i] = s->staged ? ram_base_find(r, page[i]) : NULL;
@@ -127,9 +132,10 @@ static bool send_batches(Worker *w, bool (*progress)(uint64_t done, void *opaque
     uint64_t page[RAM_BATCH_PAGES];
     const uint8_t *data[RAM_BATCH_PAGES], *base[RAM_BATCH_PAGES];
     struct iovec parts[3];
+    uint64_t next;
     unsigned n;
 
-    while ((n = take(s, page, data, base))) {
+    while ((n = take(w, page, data, base, &next))) {
         uint64_t before = w->counts.bytes;
         unsigned used = ram_encode(w->encoder, s->epoch, page, data, base, n, parts,
                                    &w->counts);
@@ -140,7 +146,7 @@ static bool send_batches(Worker *w, bool (*progress)(uint64_t done, void *opaque
         if (!channel_send(w->ch, CHANNEL_RAM, parts, used, errp)) {
             return false;
         }
-        if (progress && !progress(s->next << COLO_PAGE_SHIFT, opaque)) {
+        if (progress && !progress(next << COLO_PAGE_SHIFT, opaque)) {
             colo_error_set(errp, "the migration was cancelled");
             return false;
         }
@@ -158,6 +164,7 @@ static void work(Worker *w, uint64_t pass, bool (*progress)(uint64_t done, void 
 
     g_mutex_lock(&s->lock);
     w->pass = pass;
+    w->shown = w->counts;
     if (!ok) {
         s->stop = true;
         if (!s->error) {
@@ -289,14 +296,16 @@ void ram_sender_free(RamSender *s)
     g_free(s);
 }
 
-void ram_sender_counts(const RamSender *s, RamCounts *counts)
+void ram_sender_counts(RamSender *s, RamCounts *counts)
 {
     memset(counts, 0, sizeof(*counts));
+    g_mutex_lock(&s->lock);
     for (unsigned i = 0; i < MAX(s->n, 1); i++) {
-        const RamCounts *c = &s->worker[i].counts;
+        const RamCounts *c = &s->worker[i].shown;
         for (unsigned k = 0; k < RAM_KIND_MAX; k++) {
             counts->kind[k] += c->kind[k];
         }
         counts->bytes += c->bytes;
     }
+    g_mutex_unlock(&s->lock);
 }

@@ -39,6 +39,6 @@ bool ram_send_all(RamSender *s, bool (*progress)(uint64_t done, void *opaque), v
 void ram_send_set_bandwidth(uint64_t bytes);
 
 /** What was sent so far. Any thread; figures may be of different moments. */
-void ram_sender_counts(const RamSender *s, RamCounts *counts);
+void ram_sender_counts(RamSender *s, RamCounts *counts);
 
 #endif

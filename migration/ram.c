@@ -95,14 +95,16 @@ uint64_t ram_size(Ram *r)
 
 uint64_t ram_overhead(Ram *r)
 {
-    return (r->populated << COLO_PAGE_SHIFT) + (r->cache ? r->size : 0) +
+    return (__atomic_load_n(&r->populated, __ATOMIC_RELAXED) << COLO_PAGE_SHIFT) +
+           (r->cache ? r->size : 0) +
            (r->tracker ? tracker_overhead(r->tracker) : 0) + 2 * r->pages * sizeof(uint32_t) +
            ram_base_bytes(r);
 }
 
 void ram_memory(Ram *r, uint64_t *staging, uint64_t *cache)
 {
-    *staging = (r->populated << COLO_PAGE_SHIFT) + r->pages * 2 * sizeof(uint32_t);
+    *staging = (__atomic_load_n(&r->populated, __ATOMIC_RELAXED) << COLO_PAGE_SHIFT) +
+               r->pages * 2 * sizeof(uint32_t);
     *cache = r->cache ? r->size + r->pages / 8 : 0;
 }
 
@@ -132,7 +134,7 @@ void ram_epoch_begin(Ram *r)
         uint8_t *from = r->staging + (r->populated << COLO_PAGE_SHIFT);
         uint64_t bytes = (want - r->populated) << COLO_PAGE_SHIFT;
         if (madvise(from, bytes, MADV_POPULATE_WRITE) == 0) {
-            r->populated = want;
+            __atomic_store_n(&r->populated, want, __ATOMIC_RELAXED); /* a query reads it */
         }
     }
     ram_staging_clear(r);
