@@ -11,6 +11,12 @@
  * and again. An answer that nobody waited for (a wait timed out, or a command before it in
  * one write failed) must not be taken for that of the next command of its id: what was sent
  * is remembered until its answer has come, and only the latest of an id counts.
+ *
+ * The emulator reads its monitor byte by byte, with several system calls for each, and
+ * without the capability "oob" reads nothing of the next command before it has answered the
+ * last: a command of 100 bytes takes it most of a millisecond. So we ask for "oob" and let a
+ * command wait there all but its last brace ("held"). A held command that something else
+ * must overtake is made a wrong one; its error answers it, in order, like any other.
  */
 #include "migration/child-qmp.h"
 
@@ -19,6 +25,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "util/error.h"
@@ -28,6 +35,8 @@
 #define EVENTS_MAX 32
 #define SENT_MAX 64 /* commands without an answer; the emulator answers in order */
 #define ID_MAX 24
+#define LAST_BYTES "}\n"               /* what a held command lacks */
+#define SPOIL ",\"held\":0" LAST_BYTES /* makes it one that no emulator obeys */
 
 struct ChildQmp {
     int fd;
@@ -36,6 +45,7 @@ struct ChildQmp {
     char *buf;
     unsigned n_events;
     char events[EVENTS_MAX][400]; /* recent events, each cut */
+    bool held; /* the last one sent lacks its end */
     unsigned n_sent;
     char sent[SENT_MAX][ID_MAX]; /* ids of commands without an answer, oldest first */
 };
@@ -166,8 +176,11 @@ static bool is_latest_answer(ChildQmp *q, const char *line, const char *id)
     return latest;
 }
 
-/* The reply line with @id, or NULL. */
-static const char *wait_line(ChildQmp *q, const char *id, int timeout_ms, GError **errp)
+static bool event_matches(const char *line, const char *name, const char *needle);
+
+/* The reply line with @id, or the event @or, whatever comes first, or NULL. */
+static const char *wait_line(ChildQmp *q, const char *id, const char *or, int timeout_ms,
+                             GError **errp)
 {
     int64_t deadline = g_get_monotonic_time() + timeout_ms * 1000LL;
 
@@ -179,6 +192,9 @@ static const char *wait_line(ChildQmp *q, const char *id, int timeout_ms, GError
         }
         if (line_is_event(line)) {
             note_event(q, line);
+            if (or && event_matches(line, or, NULL)) {
+                return line;
+            }
         } else if (is_latest_answer(q, line, id)) {
             return line;
         }
@@ -200,13 +216,18 @@ static void set_reply_error(const char *line, GError **errp)
     colo_error_set(errp, "emulator: %s", desc ? desc : line);
 }
 
-bool child_qmp_send(ChildQmp *q, const char *text, GError **errp)
+/* @head, then @text, whose last command is held if @hold. */
+static bool write_commands(ChildQmp *q, const char *head, const char *text, bool hold,
+                           GError **errp)
 {
-    size_t len = strlen(text);
+    size_t len = strlen(text) - (hold ? strlen(LAST_BYTES) : 0);
+    struct iovec iov[2] = {{(void *)head, strlen(head)}, {(void *)text, len}};
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
 
     note_sent(q, text);
-    while (len > 0) {
-        ssize_t n = send(q->fd, text, len, MSG_NOSIGNAL);
+    q->held = hold;
+    while (iov[0].iov_len + iov[1].iov_len > 0) {
+        ssize_t n = sendmsg(q->fd, &msg, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) {
             continue;
         }
@@ -214,15 +235,62 @@ bool child_qmp_send(ChildQmp *q, const char *text, GError **errp)
             colo_error_set_errno(errp, errno, "the emulator's monitor");
             return false;
         }
-        text += n;
-        len -= n;
+        for (int i = 0; i < 2; i++) {
+            size_t part = MIN((size_t)n, iov[i].iov_len);
+            iov[i].iov_base = (char *)iov[i].iov_base + part;
+            iov[i].iov_len -= part;
+            n -= part;
+        }
     }
     return true;
 }
 
+bool child_qmp_send(ChildQmp *q, const char *text, GError **errp)
+{
+    return write_commands(q, q->held ? SPOIL : "", text, false, errp);
+}
+
+void child_qmp_drain(ChildQmp *q)
+{
+    const char *line;
+
+    while ((line = next_line(q, 0, NULL))) {
+        if (line_is_event(line)) {
+            note_event(q, line);
+        } else {
+            is_latest_answer(q, line, "");
+        }
+    }
+}
+
+bool child_qmp_hold(ChildQmp *q, const char *text, GError **errp)
+{
+    return write_commands(q, q->held ? SPOIL : "", text, true, errp);
+}
+
+bool child_qmp_ready(ChildQmp *q, const char *text, const char *id, GError **errp)
+{
+    child_qmp_drain(q);
+    return child_qmp_holds(q, id) || child_qmp_hold(q, text, errp);
+}
+
+bool child_qmp_holds(const ChildQmp *q, const char *id)
+{
+    return q->held && strcmp(q->sent[q->n_sent - 1], id) == 0;
+}
+
+bool child_qmp_go(ChildQmp *q, const char *id, GError **errp)
+{
+    if (!child_qmp_holds(q, id)) {
+        colo_error_set(errp, "command '%s' does not wait in the emulator", id);
+        return false;
+    }
+    return write_commands(q, LAST_BYTES, "", false, errp);
+}
+
 bool child_qmp_wait(ChildQmp *q, const char *id, int timeout_ms, GError **errp)
 {
-    const char *line = wait_line(q, id, timeout_ms, errp);
+    const char *line = wait_line(q, id, NULL, timeout_ms, errp);
 
     if (!line) {
         return false;
@@ -234,11 +302,34 @@ bool child_qmp_wait(ChildQmp *q, const char *id, int timeout_ms, GError **errp)
     return true;
 }
 
+int child_qmp_wait_either(ChildQmp *q, const char *id, const char *event, int timeout_ms,
+                          GError **errp)
+{
+    const char *line = wait_line(q, id, event, timeout_ms, errp);
+
+    if (!line) {
+        return -1;
+    }
+    if (line_is_event(line)) {
+        return 0;
+    }
+    if (answer_is_error(line, id)) {
+        set_reply_error(line, errp);
+        return -1;
+    }
+    return 1;
+}
+
 JsonNode *child_qmp_query(ChildQmp *q, const char *text, const char *id, GError **errp)
 {
-    const char *line;
+    return child_qmp_send(q, text, errp) ? child_qmp_reply(q, id, errp) : NULL;
+}
 
-    if (!child_qmp_send(q, text, errp) || !(line = wait_line(q, id, 30000, errp))) {
+JsonNode *child_qmp_reply(ChildQmp *q, const char *id, GError **errp)
+{
+    const char *line = wait_line(q, id, NULL, 30000, errp);
+
+    if (!line) {
         return NULL;
     }
     g_autoptr(JsonParser) p = json_parser_new();
@@ -315,7 +406,11 @@ ChildQmp *child_qmp_new(int fd, GError **errp)
         child_qmp_free(q);
         return NULL;
     }
-    if (!child_qmp_send(q, "{\"execute\":\"qmp_capabilities\",\"id\":\"k0\"}\n", errp) ||
+    bool oob = strstr(line, "\"oob\"");
+    if (!child_qmp_send(q, oob ? "{\"execute\":\"qmp_capabilities\",\"arguments\":"
+                                 "{\"enable\":[\"oob\"]},\"id\":\"k0\"}\n"
+                               : "{\"execute\":\"qmp_capabilities\",\"id\":\"k0\"}\n",
+                        errp) ||
         !child_qmp_wait(q, "k0", 30000, errp)) {
         child_qmp_free(q);
         return NULL;

@@ -23,11 +23,36 @@ void child_qmp_free(ChildQmp *q);
 /** Write @text: one or more commands, each with an "id" of the caller's choice. */
 bool child_qmp_send(ChildQmp *q, const char *text, GError **errp);
 
+/** As child_qmp_send(), but the last command of @text lacks its end and is not obeyed before
+ * child_qmp_go(). Any other command sent before that spoils it: its answer is an error. The
+ * emulator reads it meanwhile, which is what takes long. @text ends with "}\n". */
+bool child_qmp_hold(ChildQmp *q, const char *text, GError **errp);
+
+/** Read what has come, and hold @text of @id unless it is held already. */
+bool child_qmp_ready(ChildQmp *q, const char *text, const char *id, GError **errp);
+
+/** Whether the command of @id is held. */
+bool child_qmp_holds(const ChildQmp *q, const char *id);
+
+/** Let the held command of @id be obeyed. Nothing is allocated. */
+bool child_qmp_go(ChildQmp *q, const char *id, GError **errp);
+
+/** Read what has come. A connection that is never read grows in the emulator's memory, as each
+ * gets all events. */
+void child_qmp_drain(ChildQmp *q);
+
+/** As child_qmp_wait(), but also until @event comes: 1 the reply came, 0 the event, -1 error. */
+int child_qmp_wait_either(ChildQmp *q, const char *id, const char *event, int timeout_ms,
+                          GError **errp);
+
 /** Wait for the reply with string id @id; an error reply becomes @errp. */
 bool child_qmp_wait(ChildQmp *q, const char *id, int timeout_ms, GError **errp);
 
 /** Send command @text (it must carry "id":"<id>") and return its "return" member. */
 JsonNode *child_qmp_query(ChildQmp *q, const char *text, const char *id, GError **errp);
+
+/** The "return" member of the reply with string id @id, up to 30 s from now. */
+JsonNode *child_qmp_reply(ChildQmp *q, const char *id, GError **errp);
 
 /** Wait for event @name whose line contains @needle (NULL: any). Events that came since
  * child_qmp_forget_events() count. */

@@ -332,8 +332,9 @@ static bool attach_child(GError **errp)
 {
     const MigrationChild *child = &colo.child;
 
-    colo.qmp = child_qmp_new(child->qmp_fd, errp);
-    if (!colo.qmp || !check_blockers(errp) || !learn_identity(errp)) {
+    if (!(colo.qmp = child_qmp_new(child->qmp_fd, errp)) ||
+        !(colo.qmp_save = child_qmp_new(child->save_fd, errp)) ||
+        !(colo.qmp_cont = child_qmp_new(child->cont_fd, errp)) || !check_blockers(errp) || !learn_identity(errp)) {
         return false;
     }
     return take_memory(child, errp);
@@ -346,6 +347,8 @@ bool colo_restart_child(bool incoming, GError **errp)
     g_clear_pointer(&colo.tracker, tracker_free);
     g_clear_pointer(&colo.map, ram_map_free);
     g_clear_pointer(&colo.qmp, child_qmp_free);
+    g_clear_pointer(&colo.qmp_save, child_qmp_free);
+    g_clear_pointer(&colo.qmp_cont, child_qmp_free);
     return colo.opts.restart_child(incoming, &colo.child, errp) && attach_child(errp);
 }
 

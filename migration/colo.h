@@ -52,6 +52,7 @@ typedef struct Colo {
     MigrationChild child; /* constant after migration_init() */
     MigrationOptions opts;
     ChildQmp *qmp;   /* used by the thread of the current role only */
+    ChildQmp *qmp_save, *qmp_cont; /* the same thread's: save or load, and `cont`, are held there */
     RamMap *map; /* constant after migration_init() */
     Tracker *tracker;
     Ram *ram;

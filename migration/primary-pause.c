@@ -28,13 +28,15 @@
 #define SAVE_TRIES 5
 #define SETTLE_TRIES 64
 
+static const char stop_command[] = "{\"execute\":\"stop\",\"id\":\"stop\"}\n";
+static const char cont_command[] = "{\"execute\":\"cont\",\"id\":\"cont\"}\n";
+
 void capture_init(Capture *cap)
 {
     memset(cap, 0, sizeof(*cap));
     cap->device = g_malloc(VMSTATE_IMAGE_MAX);
     memset(cap->device, 0, 1 << 20); /* no first-touch faults in the pause */
     g_snprintf(cap->save_command, sizeof(cap->save_command),
-               "{\"execute\":\"stop\",\"id\":\"stop\"}\n"
                "{\"execute\":\"xen-save-devices-state\",\"arguments\":{\"filename\":"
                "\"/proc/self/fd/%d\",\"live\":false},\"id\":\"save\"}\n",
                colo.child.state_fd);
@@ -96,6 +98,16 @@ static bool settle_output(GError **errp)
     return false;
 }
 
+/* Send the save as soon as the guest stands, that is, before the emulator has brought its
+ * disks to rest: it comes to the save next. A machine that stood already says nothing. */
+static bool wait_stopped(GError **errp)
+{
+    int r = child_qmp_wait_either(colo.qmp, "stop", "STOP", 30000, errp);
+
+    return r >= 0 && child_qmp_go(colo.qmp_save, "save", errp) &&
+           (r == 1 || child_qmp_wait(colo.qmp, "stop", 30000, errp));
+}
+
 /* Device state and the rest of RAM, of one instant. A NIC that could not send before STOP
  * does so afterwards and changes its rings and its state under the save (RULES 1). If a
  * frame came after the save began, or if the socket may have been full, so that one could
@@ -106,10 +118,10 @@ static bool save_stopped(Capture *cap, GError **errp)
         if (i > 0) {
             colo.stats.repeated_saves++;
             if (!settle_output(errp) ||
-                !child_qmp_send(colo.qmp, strchr(cap->save_command, '\n') + 1, errp)) {
+                !child_qmp_send(colo.qmp_save, cap->save_command, errp)) {
                 return false;
             }
-        } else if (!child_qmp_wait(colo.qmp, "stop", 30000, errp)) {
+        } else if (!wait_stopped(errp)) {
             return false;
         }
         colo_step("stopped");
@@ -120,7 +132,7 @@ static bool save_stopped(Capture *cap, GError **errp)
         cap->last_pages += MAX(pages, 0);
         cap->last_us += g_get_monotonic_time() - from;
         if (pages < 0 ||
-            !child_qmp_wait(colo.qmp, "save", 30000, errp)) {
+            !child_qmp_wait(colo.qmp_save, "save", 30000, errp)) {
             return false;
         }
         colo_step("saved");
@@ -140,7 +152,10 @@ static bool resume(Capture *cap, GError **errp)
 {
     g_autoptr(GError) err = NULL;
 
-    if (colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", &err)) {
+    bool sent = child_qmp_holds(colo.qmp_cont, "cont")
+                    ? child_qmp_go(colo.qmp_cont, "cont", &err)
+                    : child_qmp_send(colo.qmp_cont, cont_command, &err);
+    if (sent && child_qmp_wait(colo.qmp_cont, "cont", 30000, &err)) {
         return true;
     }
     g_autoptr(JsonNode) node = child_qmp_query(
@@ -164,6 +179,14 @@ static void learn_costs(Capture *cap)
     cap->page_us += (page - cap->page_us) / (cap->page_us > 0 ? 8 : 1);
 }
 
+/* What a pause needs, but for one byte each: the emulator reads it while the guest runs. */
+static bool hold_commands(Capture *cap, GError **errp)
+{
+    return child_qmp_ready(colo.qmp, stop_command, "stop", errp) &&
+           child_qmp_ready(colo.qmp_save, cap->save_command, "save", errp) &&
+           child_qmp_ready(colo.qmp_cont, cont_command, "cont", errp);
+}
+
 bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
 {
     bool ok;
@@ -176,7 +199,7 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
     cap->last_pages = 0;
     cap->last_us = 0;
     cap->stop_at = g_get_monotonic_time();
-    ok = child_qmp_send(colo.qmp, cap->save_command, errp) && save_stopped(cap, errp);
+    ok = child_qmp_go(colo.qmp, "stop", errp) && save_stopped(cap, errp);
     cap->saved_at = g_get_monotonic_time();
     if (ok) {
         if (epoch == COLO_EPOCH_SAFE) {
@@ -207,7 +230,7 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
     net_unlock();
     block_primary_hold(false);
     colo_step("resumed");
-    if (!ok || !read_device_state(cap, errp)) {
+    if (!ok || !read_device_state(cap, errp) || !hold_commands(cap, errp)) {
         return false;
     }
     learn_costs(cap);
@@ -252,6 +275,9 @@ bool capture_prepass(Capture *cap, uint64_t budget_us, GError **errp)
     cap->began_at = g_get_monotonic_time();
     begin(cap);
     colo_step("prepass");
+    if (!hold_commands(cap, errp)) {
+        return false;
+    }
     for (int i = 0; i < rounds && n >= enough; i++) {
         n = ram_capture(colo.ram, false, errp);
         if (n < 0) {

@@ -26,7 +26,7 @@ typedef struct Capture {
     bool begun; /* staging has pages of the next checkpoint */
     /* When: prepass began, stop was sent, it was answered, the save was, all was cut. */
     int64_t began_at, stop_at, stopped_at, saved_at, cut_at, resumed_at;
-    char save_command[400]; /* stop and save, in one write */
+    char save_command[200]; /* of the devices */
 } Capture;
 
 typedef struct Primary {

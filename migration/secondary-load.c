@@ -29,14 +29,38 @@
 #define CLOCK_LATE (4 * 1000)
 #define CLOCK_WAIT_MAX (20 * 1000)
 
+#define LOAD_ID "qemu-colo-load" /* dismissed before the next */
+
+static const char load_command[] =
+    "{\"execute\":\"snapshot-load\",\"arguments\":{\"job-id\":\"" LOAD_ID "\",\"tag\":"
+    "\"" VMSTATE_IMAGE_TAG "\",\"vmstate\":\"%s\",\"devices\":[\"%s\"]},\"id\":\"load\"}\n";
+static const char jobs_command[] = "{\"execute\":\"query-jobs\",\"id\":\"jobs\"}\n";
+static const char dismiss_command[] =
+    "{\"execute\":\"job-dismiss\",\"arguments\":{\"id\":\"" LOAD_ID "\"},\"id\":\"dis\"}\n";
+static const char cont_command[] = "{\"execute\":\"cont\",\"id\":\"cont\"}\n";
+
+/* The load: the emulator reads it while RAM is restored. */
+static bool ready_load(GError **errp)
+{
+    char text[400];
+
+    g_snprintf(text, sizeof(text), load_command, colo.child.vmst_node, colo.child.vmst_node);
+    return child_qmp_ready(colo.qmp_save, text, "load", errp);
+}
+
 static JsonNode *stop_once(GError **errp)
 {
-    if (!child_qmp_send(colo.qmp, "{\"execute\":\"stop\",\"id\":\"stop\"}\n", errp) ||
-        !child_qmp_wait(colo.qmp, "stop", LOAD_TIMEOUT_MS, errp)) {
-        return NULL;
+    JsonNode *node =
+        child_qmp_query(colo.qmp, "{\"execute\":\"stop\",\"id\":\"stop\"}\n"
+                                  "{\"execute\":\"query-status\",\"id\":\"st\"}\n",
+                        "st", errp);
+
+    if (node && json_object_get_boolean_member_with_default(json_node_get_object(node),
+                                                            "running", true)) {
+        colo_error_set(errp, "the emulator does not stop its guest");
+        g_clear_pointer(&node, json_node_unref);
     }
-    return child_qmp_query(colo.qmp, "{\"execute\":\"query-status\",\"id\":\"st\"}\n", "st",
-                           errp);
+    return node;
 }
 
 /* Stop the SVM; after a guest that ended by itself a reset is due, or cont is refused. */
@@ -73,10 +97,10 @@ static bool stop_svm(GError **errp)
 /* Why job @id failed, if it did. */
 static bool check_job(const char *id, GError **errp)
 {
-    g_autoptr(JsonNode) jobs = child_qmp_query(
-        colo.qmp, "{\"execute\":\"query-jobs\",\"id\":\"jobs\"}\n", "jobs", errp);
+    g_autoptr(JsonNode) jobs = NULL;
 
-    if (!jobs) {
+    if (!child_qmp_go(colo.qmp, "jobs", errp) ||
+        !(jobs = child_qmp_reply(colo.qmp, "jobs", errp))) {
         return false;
     }
     JsonArray *a = json_node_get_array(jobs);
@@ -154,8 +178,6 @@ void secondary_clock_runs(Secondary *s)
 
 static bool load_devices(GByteArray *state, GError **errp)
 {
-    char id[40], text[400], needle[64];
-
     g_autofree char *machine =
         g_strdup(options_get_str(colo.child.identity, "machine", ""));
     char *suffix = strstr(machine, "-machine");
@@ -167,24 +189,19 @@ static bool load_devices(GByteArray *state, GError **errp)
                              state->len, errp)) {
         return false;
     }
-    g_strlcpy(id, "qemu-colo-load", sizeof(id)); /* dismissed before the next */
-    g_snprintf(needle, sizeof(needle), "\"status\": \"concluded\", \"id\": \"%s\"", id);
-    g_snprintf(text, sizeof(text),
-               "{\"execute\":\"snapshot-load\",\"arguments\":{\"job-id\":\"%s\",\"tag\":\"%s\","
-               "\"vmstate\":\"%s\",\"devices\":[\"%s\"]},\"id\":\"load\"}\n",
-               id, VMSTATE_IMAGE_TAG, colo.child.vmst_node, colo.child.vmst_node);
-    child_qmp_forget_events(colo.qmp);
-    if (!child_qmp_send(colo.qmp, text, errp) ||
-        !child_qmp_wait(colo.qmp, "load", LOAD_TIMEOUT_MS, errp) ||
-        !child_qmp_wait_event(colo.qmp, "JOB_STATUS_CHANGE", needle, LOAD_TIMEOUT_MS,
-                              errp)) {
+    child_qmp_forget_events(colo.qmp_save);
+    if (!ready_load(errp) || !child_qmp_go(colo.qmp_save, "load", errp) ||
+        !child_qmp_wait(colo.qmp_save, "load", LOAD_TIMEOUT_MS, errp) ||
+        !child_qmp_ready(colo.qmp, jobs_command, "jobs", errp) ||
+        !child_qmp_hold(colo.qmp_save, dismiss_command, errp) ||
+        !child_qmp_wait_event(colo.qmp_save, "JOB_STATUS_CHANGE",
+                              "\"status\": \"concluded\", \"id\": \"" LOAD_ID "\"",
+                              LOAD_TIMEOUT_MS, errp)) {
         return false;
     }
-    bool ok = check_job(id, errp);
-    g_snprintf(text, sizeof(text),
-               "{\"execute\":\"job-dismiss\",\"arguments\":{\"id\":\"%s\"},\"id\":\"dis\"}\n",
-               id);
-    return colo_child_command(text, "dis", ok ? errp : NULL) && ok;
+    bool ok = check_job(LOAD_ID, errp);
+    return child_qmp_go(colo.qmp_save, "dis", ok ? errp : NULL) &&
+           child_qmp_wait(colo.qmp_save, "dis", LOAD_TIMEOUT_MS, ok ? errp : NULL) && ok;
 }
 
 /* The load resets the machine first. A reset that writes images back into RAM (a kernel
@@ -291,6 +308,9 @@ bool secondary_roll_back(Secondary *s, GError **errp)
     net_lock();
     proxy_rollback_begin(s->epoch);
     net_unlock();
+    if (!ready_load(errp) || !child_qmp_ready(colo.qmp_cont, cont_command, "cont", errp)) {
+        return false;
+    }
     if (!s->standing && !stop_svm(errp)) {
         return false;
     }
@@ -317,7 +337,8 @@ bool secondary_roll_back(Secondary *s, GError **errp)
     s->standing = s->stand;
     if (ok && s->running && !s->stand) {
         secondary_clock_runs(s);
-        ok = colo_child_command("{\"execute\":\"cont\",\"id\":\"cont\"}\n", "cont", errp);
+        ok = child_qmp_go(colo.qmp_cont, "cont", errp) &&
+             child_qmp_wait(colo.qmp_cont, "cont", LOAD_TIMEOUT_MS, errp);
     }
     net_lock();
     if (s->stand) {

@@ -119,7 +119,7 @@ static void exec_child(Plan *plan, char **argv, pid_t parent)
 
 bool child_start(Child *c, Plan *plan, const char *incoming, GError **errp)
 {
-    int their_monitor = -1, their_checkpoint = -1;
+    int their_monitor = -1, their_checkpoint = -1, their_save = -1, their_cont = -1;
 
     if (c->plan_args) {
         g_ptr_array_set_size(plan->argv, c->plan_args);
@@ -137,7 +137,9 @@ bool child_start(Child *c, Plan *plan, const char *incoming, GError **errp)
     }
     c->monitor_fd = add_qmp(plan, "qemu-colo-mon", &their_monitor, errp);
     c->checkpoint_fd = add_qmp(plan, "qemu-colo-ckpt", &their_checkpoint, errp);
-    if (c->monitor_fd < 0 || c->checkpoint_fd < 0) {
+    c->save_fd = add_qmp(plan, "qemu-colo-save", &their_save, errp);
+    c->cont_fd = add_qmp(plan, "qemu-colo-cont", &their_cont, errp);
+    if (c->monitor_fd < 0 || c->checkpoint_fd < 0 || c->save_fd < 0 || c->cont_fd < 0) {
         return false;
     }
     g_array_append_val(plan->fds, c->state_fd);
@@ -162,6 +164,8 @@ bool child_start(Child *c, Plan *plan, const char *incoming, GError **errp)
     }
     close(their_monitor);
     close(their_checkpoint);
+    close(their_save);
+    close(their_cont);
     return true;
 }
 

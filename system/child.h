@@ -18,6 +18,7 @@ typedef struct Child {
     pid_t pid;
     int monitor_fd;    /* our end of the QMP connection for the users' commands */
     int checkpoint_fd; /* and of the one for checkpoints */
+    int save_fd, cont_fd; /* and those of the commands that wait there for a pause */
     int state_fd;      /* device state as saved */
     int vmst_fd;       /* device state to load */
     guint plan_args, plan_fds; /* what the plan had before the first start */

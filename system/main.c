@@ -152,6 +152,8 @@ static MigrationChild describe_child(bool incoming)
     return (MigrationChild){
         .pid = self.child.pid,
         .qmp_fd = self.child.checkpoint_fd,
+        .save_fd = self.child.save_fd,
+        .cont_fd = self.child.cont_fd,
         .memory = (MigrationMemory *)(void *)self.plan.memory->data,
         .n_memory = self.plan.memory->len,
         .state_fd = self.child.state_fd,

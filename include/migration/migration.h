@@ -26,6 +26,7 @@ typedef struct MigrationMemory {
 typedef struct MigrationChild {
     pid_t pid;
     int qmp_fd;           /* our end of the checkpoint connection (a QMP socket); taken over */
+    int save_fd, cont_fd; /* two more, for commands that are held there; taken over */
     const MigrationMemory *memory; /* guest RAM; looked at by migration_init() only */
     unsigned n_memory;
     int state_fd;         /* memfd into which the child saves its device state */

@@ -57,11 +57,32 @@ bool child_qmp_wait(ChildQmp *q, const char *id, int timeout_ms, GError **errp)
     return true;
 }
 
-JsonNode *child_qmp_query(ChildQmp *q, const char *text, const char *id, GError **errp)
+bool child_qmp_hold(ChildQmp *q, const char *text, GError **errp)
 {
-    const char *ret = strstr(text, "query-jobs") ? "[]" : "{\"status\":\"paused\"}";
+    return true;
+}
+
+bool child_qmp_ready(ChildQmp *q, const char *text, const char *id, GError **errp)
+{
+    return true;
+}
+
+bool child_qmp_go(ChildQmp *q, const char *id, GError **errp)
+{
+    return true;
+}
+
+JsonNode *child_qmp_reply(ChildQmp *q, const char *id, GError **errp)
+{
+    const char *ret = strcmp(id, "jobs") == 0 ? "[]"
+                                              : "{\"status\":\"paused\",\"running\":false}";
 
     return json_from_string(ret, errp);
+}
+
+JsonNode *child_qmp_query(ChildQmp *q, const char *text, const char *id, GError **errp)
+{
+    return child_qmp_reply(q, id, errp);
 }
 
 bool child_qmp_wait_event(ChildQmp *q, const char *name, const char *needle, int timeout_ms,

@@ -131,6 +131,71 @@ static void test_id_in_arguments(void)
     stop(q);
 }
 
+/* A held command is obeyed when it is let go, and not before. */
+static void test_held(void)
+{
+    ChildQmp *q = start();
+
+    if (!q) {
+        return;
+    }
+    g_assert_true(child_qmp_hold(q, name, NULL));
+    g_assert_true(child_qmp_holds(q, "x"));
+    g_assert_false(child_qmp_holds(q, "y"));
+    g_assert_false(child_qmp_wait(q, "x", 50, NULL));
+    g_assert_true(child_qmp_ready(q, name, "x", NULL)); /* is held already */
+    g_assert_true(child_qmp_go(q, "x", NULL));
+    g_assert_false(child_qmp_holds(q, "x"));
+    g_assert_true(child_qmp_wait(q, "x", PATIENCE_MS, NULL));
+    stop(q);
+}
+
+/* A held command that another overtakes is never obeyed, and its error is nobody else's. */
+static void test_held_is_overtaken(void)
+{
+    ChildQmp *q = start();
+    g_autoptr(GError) err = NULL;
+
+    if (!q) {
+        return;
+    }
+    g_assert_true(child_qmp_hold(q, "{\"execute\":\"quit\",\"id\":\"x\"}\n", NULL));
+    for (int i = 0; i < 3; i++) {
+        g_assert_true(child_qmp_send(q, name, NULL));
+        g_assert_false(child_qmp_holds(q, "x"));
+        g_assert_true(child_qmp_wait(q, "x", PATIENCE_MS, &err));
+        g_assert_no_error(err);
+        g_assert_true(child_qmp_hold(q, "{\"execute\":\"quit\",\"id\":\"x\"}\n", NULL));
+    }
+    g_assert_true(child_qmp_hold(q, wrong, NULL));
+    g_assert_true(child_qmp_go(q, "x", NULL));
+    g_assert_false(child_qmp_wait(q, "x", PATIENCE_MS, &err));
+    g_assert_nonnull(strstr(err->message, "no-such has not been found"));
+    g_assert_false(child_qmp_ended(q));
+    stop(q);
+}
+
+/* An event ends a wait for an answer that is not lost by it. */
+static void test_event_before_answer(void)
+{
+    ChildQmp *q = start();
+
+    if (!q) {
+        return;
+    }
+    g_assert_true(child_qmp_send(q, "{\"execute\":\"cont\",\"id\":\"c\"}\n", NULL));
+    g_assert_true(child_qmp_wait(q, "c", PATIENCE_MS, NULL));
+    g_assert_true(child_qmp_hold(q, "{\"execute\":\"stop\",\"id\":\"s\"}\n", NULL));
+    child_qmp_drain(q);
+    g_assert_true(child_qmp_go(q, "s", NULL));
+    g_assert_cmpint(child_qmp_wait_either(q, "s", "STOP", PATIENCE_MS, NULL), ==, 0);
+    g_assert_true(child_qmp_wait(q, "s", PATIENCE_MS, NULL));
+    /* It stands already: no event. */
+    g_assert_true(child_qmp_send(q, "{\"execute\":\"stop\",\"id\":\"s\"}\n", NULL));
+    g_assert_cmpint(child_qmp_wait_either(q, "s", "STOP", PATIENCE_MS, NULL), ==, 1);
+    stop(q);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -138,5 +203,8 @@ int main(int argc, char **argv)
     g_test_add_func("/child-qmp/late-answer", test_late_answer);
     g_test_add_func("/child-qmp/unread-answer", test_unread_answer);
     g_test_add_func("/child-qmp/id-in-arguments", test_id_in_arguments);
+    g_test_add_func("/child-qmp/held", test_held);
+    g_test_add_func("/child-qmp/held-is-overtaken", test_held_is_overtaken);
+    g_test_add_func("/child-qmp/event-before-answer", test_event_before_answer);
     return g_test_run();
 }
