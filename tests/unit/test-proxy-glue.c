@@ -140,6 +140,45 @@ static void test_reconnect(void)
     g_assert_cmpuint(guest_gets(&s, 2000), ==, 50);
 }
 
+/* In a buffered epoch nothing leaves before its checkpoint is received, and nobody
+ * waits for a twin or asks for one; afterwards the two are compared again. */
+static void test_standing(void)
+{
+    checkpoint(6);
+    g_autoptr(GBytes) none = primary_cut(7);
+    primary_done(7);
+    tell("begin 7");
+    tell("stopped");
+    tell_blob("restore", none);
+    tell("end 7");
+    net_lock();
+    proxy_loaded(7, true);
+    net_unlock();
+    wait_trigger(PROXY_TRIGGER_TIMEOUT, 0);
+    wait_trigger(PROXY_TRIGGER_NO_TWIN, 0);
+    wait_trigger(PROXY_TRIGGER_MISMATCH, 0);
+    guest_sends(&p, 70);
+    g_assert_cmpuint(client_gets(&p, 300), ==, 0);
+    g_assert_cmpint(wait_trigger(PROXY_TRIGGER_TIMEOUT, 0), ==, 0);
+    g_assert_cmpint(wait_trigger(PROXY_TRIGGER_NO_TWIN, 0), ==, 0);
+    g_assert_cmpint(wait_trigger(PROXY_TRIGGER_MISMATCH, 0), ==, 0);
+    g_autoptr(GBytes) b = primary_cut(8);
+    guest_sends(&p, 71); /* of the next epoch */
+    g_assert_cmpuint(client_gets(&p, 100), ==, 0); /* cut is not received */
+    primary_done(8);
+    g_assert_cmpuint(client_gets(&p, 2000), ==, 70);
+    g_assert_cmpuint(client_gets(&p, 100), ==, 0);
+    tell("begin 8");
+    tell("stopped");
+    tell_blob("restore", b);
+    tell("end 8");
+    net_lock();
+    proxy_loaded(8, false);
+    net_unlock();
+    guest_sends(&s, 71);
+    g_assert_cmpuint(client_gets(&p, 2000), ==, 71);
+}
+
 static void test_torn(void)
 {
     client_sends(&p, 60);
@@ -149,7 +188,7 @@ static void test_torn(void)
     g_assert_cmpuint(guest_gets(&s, 2000), ==, 61);
     guest_sends(&p, 64); /* held, never vouched for */
     /* The PVM had not read them: mirrored again after a marker that nobody follows. */
-    g_autoptr(GBytes) b = primary_cut(6);
+    g_autoptr(GBytes) b = primary_cut(9);
     client_sends(&p, 62);
     g_usleep(50000);
     g_assert_cmpuint(guest_gets(&s, 0), ==, 0);
@@ -225,6 +264,7 @@ int main(int argc, char **argv)
     g_test_add_func("/proxy-glue/early", test_early);
     g_test_add_func("/proxy-glue/bad-state", test_bad_state);
     g_test_add_func("/proxy-glue/reconnect", test_reconnect);
+    g_test_add_func("/proxy-glue/standing", test_standing);
     g_test_add_func("/proxy-glue/torn", test_torn);
     g_test_add_func("/proxy-glue/primary-exit", test_primary_exit);
     int r = g_test_run();
