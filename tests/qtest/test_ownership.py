@@ -201,6 +201,7 @@ def every_round_asks_the_arbiter(b):
             b.protect(second, third)
             assert record(etcd)["state"] == "protected"
             etcd.popen.send_signal(signal.SIGSTOP)
+            time.sleep(0.3)  # until all of its threads stand
             third.process.kill()
             second.wait_state("lost")
             second.cmd("x-colo-lost-heartbeat")
