@@ -281,7 +281,13 @@ static void show_way(const CtlSide *s, CtlProgress *p)
     }
 }
 
-static int wait_protected(const CtlTarget *t, const char *what, gint64 end)
+static int64_t attempts(const CtlSide *s)
+{
+    return ctl_int(ctl_object(s->colo, "pair"), "attempts", 0);
+}
+
+/* @before: how many attempts had been made; a backoff after those is no news. */
+static int wait_protected(const CtlTarget *t, const char *what, int64_t before, gint64 end)
 {
     CtlProgress p = {0};
     g_autoptr(GError) err = NULL;
@@ -299,7 +305,8 @@ static int wait_protected(const CtlTarget *t, const char *what, gint64 end)
             puts(head);
             return CTL_OK;
         }
-        if (strcmp(pair, "failed") == 0 || strcmp(pair, "backoff") == 0 ||
+        if (strcmp(pair, "failed") == 0 ||
+            (strcmp(pair, "backoff") == 0 && attempts(s) != before) ||
             g_get_monotonic_time() > end) {
             ctl_progress_end(&p);
             return refuse("%s: %s: %s", what,
@@ -342,7 +349,7 @@ static int protect(int argc, char **argv, const char *summary, bool full)
     if (!tell(&t, "x-colo-protect", args, &err)) {
         return ctl_fail(err);
     }
-    return wait_protected(&t, argv[0], end);
+    return wait_protected(&t, argv[0], attempts(s), end);
 }
 
 int cmd_protect(int argc, char **argv)

@@ -804,7 +804,8 @@ def unprotected_until_told(b):
     vm.kill_tree("b")
     vm.wait("a", "lost")
     vm.ctl("failover", "a")
-    has_words(vm.ctl("protect", "a", "--timeout", "2", expect=FAILED), "not protected in time")
+    has_words(vm.ctl("protect", "a", "--timeout", "2", expect=FAILED),
+              "not protected in time|backoff")
 
 
 @case
