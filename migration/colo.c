@@ -170,7 +170,8 @@ void colo_step(const char *step)
 /* Where -colo die-at= can end this side: colo_step() and the block room's steps. */
 static const char *const steps[] = {
     "prepass", "held", "stopped", "saved", "cut", "resumed", "sending", "sent-ram",
-    "sent-state", "sent", "received", "committed", "loaded", "shared", "takeover-running", "yielding", "yielded", "svm-yielded", "svm-begin",
+    "sent-state", "sent", "received", "committed", "loaded", "noted",
+    "shared", "takeover-running", "takeover-noted", "svm-begin",
     "svm-whole", "svm-arrived", "svm-received", "svm-stopped", "svm-restored", "svm-loaded",
     "svm-running", "yielding", "yielded", "svm-yielded", "takeover", "takeover-disk",
     "takeover-begin", "takeover-journal", "takeover-live", "takeover-merged", "commit", "apply-written", "layer-applied", NULL,
@@ -384,8 +385,12 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
     }
     heartbeat_start();
     /* Last: what owns the guest serves it. */
-    return child->waits || !colo.arbiter || !colo.arbiter->class->claim ||
-           colo.arbiter->class->claim(colo.arbiter, errp);
+    if (child->waits) {
+        return true;
+    }
+    return (!colo.arbiter || !colo.arbiter->class->claim ||
+            colo.arbiter->class->claim(colo.arbiter, errp)) &&
+           colo_state_file_write("alone", errp);
 }
 
 int migration_find_mode(const char *name)

@@ -160,6 +160,13 @@ int64_t colo_lease_left(ColoMode mode);
 /** Emit COLO_EXIT; @reason is static text. */
 void colo_emit_exit(ColoMode mode, const char *reason);
 
+/** -colo state-file: @what this side is from here, on the disk when this returns; true without the
+ * option. Any thread, not under the lock: it waits for the disk. */
+bool colo_state_file_write(const char *what, GError **errp);
+
+/** The same where nothing can be done about a failure but saying so. */
+void colo_state_file_note(const char *what);
+
 /** Test option die-at: end by SIGKILL if @step is the one. */
 void colo_step(const char *step);
 

@@ -181,6 +181,7 @@ static void go_alone(bool started_rooms, bool was_protected)
         net_unlock();
     }
     heartbeat_end_round(); /* before anybody may begin another */
+    colo_state_file_note("alone"); /* what it says until now makes a restart wait, no more */
     g_mutex_lock(&colo.lock);
     colo.last_mode = was_protected ? COLO_MODE_PRIMARY : colo.last_mode;
     colo.was_protected = was_protected;

@@ -421,6 +421,10 @@ static bool share_ownership(Primary *p, GError **errp)
     if (colo.epoch + 1 == COLO_EPOCH_SAFE && !colo_lease_begin(errp)) {
         return false;
     }
+    if (colo.epoch + 1 == COLO_EPOCH_SAFE && !colo_state_file_write("protected-primary", errp)) {
+        return false;
+    }
+    colo_step("noted");
     if (!colo.arbiter || !colo.arbiter->class->protect || colo.epoch + 1 != COLO_EPOCH_SAFE) {
         return true;
     }

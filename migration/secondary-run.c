@@ -319,6 +319,10 @@ static bool take_over(Secondary *s)
         return false;
     }
     colo_step("takeover-disk");
+    /* Before anybody is answered from this disk. That it could be written was seen when
+     * protection began; if it cannot now, serving counts more. */
+    colo_state_file_note("alone");
+    colo_step("takeover-noted");
     net_lock();
     proxy_takeover();
     net_unlock();

@@ -213,6 +213,9 @@ static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
     if (!check_parts(s, errp)) {
         return false;
     }
+    if (s->epoch == COLO_EPOCH_SAFE && !colo_state_file_write("protected-secondary", errp)) {
+        return false;
+    }
     int64_t start = g_get_monotonic_time();
     uint64_t cut_at = channel_msg_u64(msg, 4);
     s->cut_at = s->running && cut_at < G_MAXINT64 / 2 ? (int64_t)cut_at : 0;

@@ -208,6 +208,7 @@ static bool read_options(MigrationOptions *o, GError **errp)
         return false;
     }
     o->buffered_interval = interval;
+    o->state_file = options_get_str(c, "state-file", NULL);
     o->die_at = g_strdup(options_get_str(c, "die-at", NULL));
     if (o->die_at) {
         g_unix_signal_add(SIGUSR1, on_arm, NULL);

@@ -474,7 +474,8 @@ static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
     static const char *const own[] = {"emulator", "verify-ram", "die-at", "peer-timeout",
                                       "checkpoint-events", "nic-buffer", "ignore-wishes",
                                       "compare-always", "metrics", "mode",
-                                      "buffered-interval", "tracker", "other-ram", NULL};
+                                      "buffered-interval", "tracker", "other-ram",
+                                      "state-file", NULL};
     g_autoptr(GPtrArray) keys = g_ptr_array_new();
     const char *arg;
     uint64_t buffer = 0;

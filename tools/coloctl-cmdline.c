@@ -177,6 +177,8 @@ static void add_pair(Line *l)
         vm_conf_port(c, VM_PORT_COMPARE_IN), vm_conf_port(c, VM_PORT_COMPARE_OUT),
         vm_conf_port(c, VM_PORT_NBD), vm_conf_port(c, VM_PORT_MIGRATE),
         vm_conf_port(c, VM_PORT_PAIR), c->auto_protect ? "on" : "off", c->auto_sync);
+    g_autofree char *state_dir = quoted(c->state_dir);
+    add(l, "-colo", "state-file=%s/role", state_dir);
     for (guint i = 0; i < c->colo->len; i++) {
         g_autofree char *pair = quoted(c->colo->pdata[i]);
         add(l, "-colo", "%s", pair);

@@ -7,19 +7,21 @@
  * Goal: a guest is never started from a disk that is older than what the world has seen, and
  * no human is needed where the two hosts can find out by themselves.
  *
- * Each side keeps, on its disk, what it was last. Only a side that served alone knows that its
- * disk is the newest; any other may have missed what the peer did after them. So any other asks
- * the peer first, and waits for it if need be. Where both have nothing running they tell each
- * other what they were; the rule below is a function of both words, the same on both sides,
- * and no pair of words makes two primaries:
+ * Each side keeps, on its disk, what it was last; while qemu-colo runs it writes that itself,
+ * before it begins to be it (migration/state-file.c). Only a side that served alone knows that
+ * its disk is the newest; any other may have missed what the peer did after them. So any other
+ * asks the peer first, and waits for it if need be. Where both have nothing running they tell
+ * each other what they were; the rule below is a function of both words, the same on both
+ * sides, and no pair of words makes two primaries:
  *
  *   alone                      with anything but alone: primary, the other is secondary
  *   (protected|lost)-primary   with secondary, protected-secondary, none, fenced: primary
  *   none                       with none: the preferred host is primary
  *
  * All else waits for a human (coloctl run --role primary where the guest served last):
- * alone with alone are two histories; a lost secondary may have taken over without having had
- * the time to write it down; two outdated sides know nothing.
+ * alone with alone are two histories, and so is alone beside a peer that serves: to follow it
+ * loses what this side's clients were told. Two outdated sides know nothing; a lost secondary
+ * (which nobody writes any more) may have taken over.
  */
 #include "coloctl-run.h"
 
@@ -98,7 +100,8 @@ bool last_role_save(const VmConf *c, LastRole r, GError **errp)
     g_autofree char *path = g_strdup_printf("%s/role", c->state_dir);
     g_autofree char *tmp = g_strdup_printf("%s/role.new", c->state_dir);
     FILE *f = fopen(tmp, "we");
-    bool ok = f && fprintf(f, "%s\n", last_role_name(r)) > 0 && fflush(f) == 0 &&
+    /* Of one length: qemu-colo (-colo state-file=) writes over it in place. */
+    bool ok = f && fprintf(f, "%-31s\n", last_role_name(r)) > 0 && fflush(f) == 0 &&
               fsync(fileno(f)) == 0;
     int e = errno;
 
@@ -114,24 +117,6 @@ bool last_role_save(const VmConf *c, LastRole r, GError **errp)
         colo_error_set_errno(errp, e, "%s: what this side is cannot be written down", path);
     }
     return ok;
-}
-
-LastRole last_role_of(const CtlSide *s)
-{
-    bool primary = strcmp(s->role, "primary") == 0;
-
-    if (strcmp(s->state, "protected") == 0) {
-        return primary ? LAST_PROTECTED_PRIMARY : LAST_PROTECTED_SECONDARY;
-    } else if (strcmp(s->state, "lost") == 0 || strcmp(s->state, "takeover") == 0) {
-        return primary ? LAST_LOST_PRIMARY : LAST_LOST_SECONDARY;
-    } else if (strcmp(s->state, "fenced") == 0) {
-        return LAST_FENCED;
-    } else if (strcmp(s->state, "alone") == 0 && s->serves) {
-        return LAST_ALONE;
-    } else if (strcmp(s->state, "waiting") == 0) {
-        return LAST_SECONDARY;
-    }
-    return LAST_MAX; /* on the way somewhere: what was written before holds */
 }
 
 static bool was_primary(LastRole r)
@@ -200,7 +185,11 @@ Decision role_decide(LastRole mine, const PeerView *v, bool preferred, const cha
     if (v->undecided) {
         return decide_together(mine, v, preferred, why);
     }
-    if (v->serves) {
+    if (v->serves && mine == LAST_ALONE) {
+        *why = "this side served alone, and now the other host serves: two histories. coloctl run "
+               "--role secondary here follows it, and loses this side's changes since";
+        return DECIDE_WAIT;
+    } else if (v->serves) {
         *why = "the other host serves";
         return DECIDE_SECONDARY;
     }

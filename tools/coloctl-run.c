@@ -10,7 +10,8 @@
  * States: undecided (the pair port answered by us, the other asked twice a second, see
  * coloctl-role.c), running (qemu-colo is our child), resting (it failed; again after 1 s, 2 s
  * ... 30 s, one second again after a minute of running). What this side is gets written down
- * before it begins to be it where we decide, and at once where qemu-colo says so.
+ * before it begins to be it: by us where we start a secondary, by qemu-colo itself while it
+ * runs; we read it again when it has ended.
  *
  * Invariants: one coloctl run a VM and host (a lock). qemu-colo does not outlive us (the kernel
  * kills it with us: a side without its keeper is a side that died, which the other one can
@@ -131,7 +132,7 @@ static bool note_role(Run *r, LastRole role)
 {
     g_autoptr(GError) err = NULL;
 
-    if (role == LAST_MAX || role == r->last) {
+    if (role == r->last) {
         return true;
     }
     if (!last_role_save(r->conf, role, &err)) {
@@ -204,6 +205,7 @@ static void on_exit_of_child(GPid pid, gint wait_status, gpointer opaque)
     Run *r = opaque;
     int code = WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 1;
     bool well = g_get_monotonic_time() - r->started > WELL_S * 1000000ll;
+    g_autoptr(GError) err = NULL;
 
     g_spawn_close_pid(pid);
     r->pid = 0;
@@ -213,8 +215,15 @@ static void on_exit_of_child(GPid pid, gint wait_status, gpointer opaque)
     } else {
         say(r, "qemu-colo ended with status %d", code);
     }
-    if (code == STATUS_BE_SECONDARY || code == STATUS_PEER_SERVES) {
-        note_role(r, code == STATUS_BE_SECONDARY ? LAST_FENCED : LAST_SECONDARY);
+    /* A start that was refused has changed nothing of it. */
+    if (!last_role_load(r->conf, &r->last, &err)) {
+        say(r, "%s", err->message);
+        set_status(r, "ended");
+        finish(r, CTL_FAILED);
+        return;
+    }
+    if (code == STATUS_BE_SECONDARY) {
+        note_role(r, LAST_FENCED);
     }
     if (r->ending || code == 0 || r->once) {
         set_status(r, "ended");
@@ -295,7 +304,8 @@ static void start(Run *r, Decision d, const char *why)
     }
     set_status(r, "starts as %s: %s", r->secondary ? "secondary" : "primary", why);
     stop_listening(r);
-    if (!note_role(r, r->secondary ? LAST_SECONDARY : LAST_ALONE) || !spawn(r, &err)) {
+    /* That it is "alone" a primary writes itself, once peer and arbiter have let it. */
+    if ((r->secondary && !note_role(r, LAST_SECONDARY)) || !spawn(r, &err)) {
         if (err) {
             say(r, "%s: %s", r->program, err->message);
         }
@@ -419,7 +429,6 @@ static void watch(Run *r)
         return;
     }
     set_delay(r);
-    note_role(r, last_role_of(s));
     const char *why = ctl_str(s->colo, "error", NULL);
     JsonObject *pair = ctl_object(s->colo, "pair");
     const char *way = strcmp(s->state, "alone") == 0 ? ctl_str(pair, "detail", NULL) : NULL;
@@ -508,6 +517,7 @@ static int run(Run *r)
     r->program = vm_find_program(r->conf, &err);
     if (!r->program || !run_prepare(r->conf, &err) ||
         !last_role_load(r->conf, &r->last, &err)) {
+        g_free(r->program);
         return ctl_fail(err);
     }
     r->log_path = g_strdup_printf("%s/log", r->conf->state_dir);

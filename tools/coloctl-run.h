@@ -32,9 +32,6 @@ bool last_role_load(const VmConf *c, LastRole *r, GError **errp);
 /** Into it, on the disk when this returns. */
 bool last_role_save(const VmConf *c, LastRole r, GError **errp);
 
-/** What @s makes of this side, or LAST_MAX: nothing new. */
-LastRole last_role_of(const CtlSide *s);
-
 /* --- What the other says (coloctl-peer.c) --- */
 
 typedef struct PeerView {

@@ -43,6 +43,7 @@ typedef struct MigrationOptions {
     bool verify_ram;       /* test option: compare all of RAM at each checkpoint */
     char *die_at;          /* test option: "step" or "step:N": SIGKILL oneself at the
                             * N-th passing of that step after migration_arm_death() */
+    const char *state_file; /* what this side is, kept on the disk; or NULL */
     const char *tracker;   /* auto, uffd, soft-dirty, compare */
     bool other_ram;        /* video memory, ROMs and flash are replicated too */
     bool ignore_wishes;    /* test option: what the proxy asks for is counted, not done */

@@ -427,7 +427,7 @@ def run_is_the_whole_set_up(b):
     has_words(vm.ctl("run", "a", expect=FAILED), "runs already", str(vm.runs["a"].pid))
     vm.kill_tree("b")
     vm.wait("a", "lost")
-    vm.role("a", "lost-secondary")
+    assert vm.role("a") == "protected-secondary", "nobody was served from its disk"
     vm.run("b")
     vm.said("b", "waits for the arbiter's word")
     vm.ctl("failover", "a")
@@ -452,7 +452,7 @@ def outdated_side_does_not_serve(b):
         assert not os.path.exists("%s/%s/run/ctl.sock" % (b.dir, who)) or \
             vm.ctl("status", who, expect=UNREACHABLE)
         vm.kill_tree(who)
-        assert vm.role(who) in ("protected-primary", "protected-secondary", "lost-secondary")
+        assert vm.role(who) in ("protected-primary", "protected-secondary")
     vm.run("a", "--role", "primary")
     s = vm.wait("a", "alone")
     assert s["serves"], s
@@ -474,12 +474,84 @@ def both_come_back(b):
     vm.role("a", "protected-primary")
     vm.kill_tree("a")
     vm.kill_tree("b")
-    # The secondary may have seen the primary's end, and then it might have taken over.
-    with open("%s/b/state/role" % b.dir, "w") as f:
-        f.write("protected-secondary\n")
     vm.run("b")
     vm.run("a")
     vm.wait("a", "protected", role="primary")
+
+
+@case
+def takeover_is_on_disk_before_it_speaks(b):
+    """The host dies in the middle of its takeover, before and after it was written down."""
+    for step, role in (("takeover-disk", "protected-secondary"), ("takeover-noted", "alone")):
+        for who in "ab":
+            shutil.rmtree("%s/%s" % (b.dir, who), ignore_errors=True)
+        vm = Vm(b, disk=False, colo_options="die-at=" + step)
+        vm.run("a", "--once")
+        vm.run("b", "--once")
+        vm.wait("a", "protected", role="primary")
+        vm.wait("b", "protected", role="secondary")
+        vm.kill_tree("a")
+        assert vm.role("a") == "protected-primary"
+        vm.wait("b", "lost")
+        os.kill(vm.runs["b"].pid, signal.SIGUSR1)
+        subprocess.run([tool(b), *vm.words("failover", "b")], capture_output=True, timeout=60)
+        vm.runs["b"].wait(30)
+        vm.said("b", "dying at step " + step)
+        assert vm.role("b") == role, (step, vm.role("b"))
+    # Both hosts come back: the one that served has the newest disk, whatever the other says.
+    vm = Vm(b, disk=False)
+    vm.run("a")
+    vm.said("a", "may have served since")
+    vm.run("b")
+    vm.wait("b", "protected", role="primary")
+    vm.wait("a", "protected", role="secondary")
+
+
+@case
+def what_cannot_be_written_down_is_not_protected(b):
+    vm = Vm(b, disk=False)
+    vm.run("a")
+    vm.run("b")
+    vm.wait("a", "protected", role="primary")
+    b_role = b.dir + "/b/state/role"
+    assert os.path.getsize(b_role) == 32
+    # In place: the file stays the same, so that no block is needed when the disk is full.
+    inode = os.stat(b_role).st_ino
+    vm.kill_tree("a")
+    vm.wait("b", "lost")
+    vm.ctl("failover", "b")
+    vm.role("b", "alone")
+    assert os.stat(b_role).st_ino == inode
+    os.unlink(b.dir + "/b/state/role")
+    os.mkdir(b.dir + "/b/state/role")
+    with open(b.dir + "/a/state/role", "w") as f:
+        f.write("secondary\n")
+    vm.run("a")
+    vm.said("b", "cannot be written down", 40)
+    assert vm.wait("b", "alone")["serves"]
+
+
+@case
+def alone_does_not_follow_without_a_word(b):
+    """Two have served alone: neither loses its history because it was started later."""
+    vm = Vm(b, disk=False)
+    vm.run("a", "--role", "primary")
+    vm.wait("a", "alone")
+    vm.role("a", "alone")
+    os.makedirs(b.dir + "/b/state", 0o700)
+    with open(b.dir + "/b/state/role", "w") as f:
+        f.write("alone\n")
+    vm.run("b")
+    vm.said("b", "two histories")
+    assert vm.role("b") == "alone"
+    vm.kill_tree("b")
+    vm.run("b", "--role", "primary")
+    vm.said("b", "ended with status 3")
+    vm.said("b", "two histories")
+    assert vm.role("b") == "alone"
+    vm.kill_tree("b")
+    vm.run("b", "--role", "secondary")
+    vm.wait("b", "protected", role="secondary")
 
 
 @case
