@@ -490,10 +490,11 @@ def takeover_is_on_disk_before_it_speaks(b):
         vm.run("b", "--once")
         vm.wait("a", "protected", role="primary")
         vm.wait("b", "protected", role="secondary")
+        # To qemu-colo itself, and long before: its loop answers several questions until then.
+        os.kill(vm.runs["b"].children()[0], signal.SIGUSR1)
         vm.kill_tree("a")
         assert vm.role("a") == "protected-primary"
         vm.wait("b", "lost")
-        os.kill(vm.runs["b"].pid, signal.SIGUSR1)
         subprocess.run([tool(b), *vm.words("failover", "b")], capture_output=True, timeout=60)
         vm.runs["b"].wait(30)
         vm.said("b", "dying at step " + step)
