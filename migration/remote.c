@@ -12,6 +12,8 @@
 #include "migration/remote.h"
 
 #include <errno.h>
+#include <signal.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -22,6 +24,20 @@
 #include "util/error.h"
 
 #define STOP_TRIES 200
+
+/* Signals that came while the child was ours, to be sent again when it goes on. One child is
+ * stopped at a time, by one thread (documented global). */
+static uint64_t put_off;
+
+static void send_put_off(pid_t pid)
+{
+    for (int sig = 1; sig < 64; sig++) {
+        if (put_off & (1ull << sig)) {
+            syscall(SYS_tgkill, pid, pid, sig);
+        }
+    }
+    put_off = 0;
+}
 
 #ifdef __x86_64__
 static bool at_syscall(pid_t pid)
@@ -36,38 +52,97 @@ static bool at_syscall(pid_t pid)
     return !errno && (word & 0xffff) == 0x050f;
 }
 
-bool remote_stop(pid_t pid, GError **errp)
+static void put_off_signal(int status)
+{
+    if (status >> 16 == 0 && WSTOPSIG(status) != SIGTRAP && WSTOPSIG(status) < 64) {
+        put_off |= 1ull << WSTOPSIG(status);
+    }
+}
+
+/* Until the stop that was asked for. A signal on the way (the death of a child, a timer) is put
+ * off, or we would find the child at the first instruction of its handler. */
+static bool wait_stop(pid_t pid)
 {
     int status;
 
+    for (;;) {
+        if (waitpid(pid, &status, __WALL) < 0 || !WIFSTOPPED(status)) {
+            return false;
+        }
+        if (status >> 16 == PTRACE_EVENT_STOP) {
+            return true;
+        }
+        put_off_signal(status);
+        if (ptrace(PTRACE_CONT, pid, 0, 0) < 0) {
+            return false;
+        }
+    }
+}
+
+bool remote_stop(pid_t pid, GError **errp)
+{
     if (ptrace(PTRACE_SEIZE, pid, 0, 0) < 0) {
-        colo_error_set_errno(errp, errno,
-                             "ptrace of the emulator (needed at start, to track its dirty "
-                             "pages; allow it: root, or kernel.yama.ptrace_scope <= 1 and "
-                             "no seccomp or container rule against ptrace)");
+        colo_error_set_errno(
+            errp, errno,
+            "ptrace of the emulator (needed at start, to track its dirty "
+            "pages; allow it: root, or kernel.yama.ptrace_scope <= 1 and "
+            "no seccomp or container rule against ptrace)");
         return false;
     }
     for (int i = 0; i < STOP_TRIES; i++) {
-        if (ptrace(PTRACE_INTERRUPT, pid, 0, 0) < 0 ||
-            waitpid(pid, &status, __WALL) < 0 || !WIFSTOPPED(status)) {
+        if (ptrace(PTRACE_INTERRUPT, pid, 0, 0) < 0 || !wait_stop(pid)) {
             break;
         }
         if (at_syscall(pid)) {
             return true;
         }
-        /* Not in a system call: let it run on and try again. */
-        ptrace(PTRACE_CONT, pid, 0, 0);
+        /* Not in a system call: let it run on, untraced, and try again. */
+        remote_release(pid);
         g_usleep(2000);
+        if (ptrace(PTRACE_SEIZE, pid, 0, 0) < 0) {
+            break;
+        }
     }
-    ptrace(PTRACE_DETACH, pid, 0, 0);
+    if (ptrace(PTRACE_INTERRUPT, pid, 0, 0) == 0 && wait_stop(pid)) {
+        remote_release(pid); /* who runs cannot be let go of */
+    }
     colo_error_set(errp, "the emulator cannot be stopped at a system call");
+    return false;
+}
+
+/* Execute the one instruction before @end with registers @regs, which are its result then. A
+ * signal that comes before it stops the step: it is put off, and the step made again. */
+static bool step(pid_t pid, struct user_regs_struct *regs, uint64_t end)
+{
+    struct user_regs_struct now;
+    int status;
+
+    for (int i = 0; i < STOP_TRIES; i++) {
+        if (ptrace(PTRACE_SETREGS, pid, 0, regs) < 0 ||
+            ptrace(PTRACE_SINGLESTEP, pid, 0, 0) < 0 ||
+            waitpid(pid, &status, __WALL) < 0) {
+            return false;
+        }
+        if (!WIFSTOPPED(status)) {
+            errno = ESRCH;
+            return false;
+        }
+        if (ptrace(PTRACE_GETREGS, pid, 0, &now) < 0) {
+            return false;
+        }
+        if (now.rip == end) {
+            *regs = now;
+            return true;
+        }
+        put_off_signal(status);
+    }
+    errno = EINTR;
     return false;
 }
 
 long remote_call(pid_t pid, long nr, const long args[6])
 {
     struct user_regs_struct old, regs;
-    int status;
 
     if (ptrace(PTRACE_GETREGS, pid, 0, &old) < 0) {
         return -errno;
@@ -82,9 +157,7 @@ long remote_call(pid_t pid, long nr, const long args[6])
     regs.r10 = args[3];
     regs.r8 = args[4];
     regs.r9 = args[5];
-    if (ptrace(PTRACE_SETREGS, pid, 0, &regs) < 0 ||
-        ptrace(PTRACE_SINGLESTEP, pid, 0, 0) < 0 || waitpid(pid, &status, __WALL) < 0 ||
-        !WIFSTOPPED(status) || ptrace(PTRACE_GETREGS, pid, 0, &regs) < 0) {
+    if (!step(pid, &regs, old.rip)) {
         return -errno;
     }
     /* The interrupted call's own -ERESTART* result, with orig_rax, makes it start over. */
@@ -96,7 +169,8 @@ long remote_call(pid_t pid, long nr, const long args[6])
 #else
 bool remote_stop(pid_t pid, GError **errp)
 {
-    colo_error_set(errp, "the emulator's memory can be reached on x86-64 hosts only so far");
+    colo_error_set(errp,
+                   "the emulator's memory can be reached on x86-64 hosts only so far");
     return false;
 }
 
@@ -108,6 +182,7 @@ long remote_call(pid_t pid, long nr, const long args[6])
 
 void remote_release(pid_t pid)
 {
+    send_put_off(pid);
     ptrace(PTRACE_DETACH, pid, 0, 0);
 }
 
@@ -117,7 +192,8 @@ int remote_take_fd(pid_t pid, int remote, GError **errp)
     int fd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, remote, 0);
 
     if (fd < 0) {
-        colo_error_set_errno(errp, errno, "pidfd_getfd of the emulator's descriptor %d", remote);
+        colo_error_set_errno(errp, errno, "pidfd_getfd of the emulator's descriptor %d",
+                             remote);
     }
     if (pidfd >= 0) {
         close(pidfd);
