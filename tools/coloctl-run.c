@@ -253,6 +253,16 @@ static void stop_listening(Run *r)
     }
 }
 
+/* The log is read by more people than the file: users and passwords of URLs (a witness') stay
+ * out of it. */
+static void say_command_line(Run *r, const char *line)
+{
+    g_autoptr(GRegex) secret = g_regex_new("://[^/@ ;]*@", 0, 0, NULL);
+    g_autofree char *shown = g_regex_replace_literal(secret, line, -1, 0, "://...@", 0, NULL);
+
+    say(r, "%s", shown);
+}
+
 static bool spawn(Run *r, GError **errp)
 {
     g_auto(GStrv) argv = vm_command_line(r->conf, r->program, r->secondary);
@@ -267,7 +277,7 @@ static bool spawn(Run *r, GError **errp)
     if (!g_unix_open_pipe(fds, FD_CLOEXEC, errp)) {
         return false;
     }
-    say(r, "%s", line);
+    say_command_line(r, line);
     bool ok = g_spawn_async_with_fds(NULL, argv, NULL,
                                      G_SPAWN_DO_NOT_REAP_CHILD, before_exec,
                                      GINT_TO_POINTER(getpid()), &r->pid, -1, fds[1], fds[1],
