@@ -5,6 +5,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "activity-log-file.h"
+#include "util/files.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -122,18 +123,6 @@ static bool write_all(int fd, const ActivityLogFile *f, const DirtyBitmap *hot,
     return ok && fsync(fd) == 0;
 }
 
-static bool sync_dir(const char *path)
-{
-    g_autofree char *dir = g_path_get_dirname(path);
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool ok = fd >= 0 && fsync(fd) == 0;
-
-    if (fd >= 0) {
-        close(fd);
-    }
-    return ok;
-}
-
 bool activity_log_write(ActivityLogFile *f, const DirtyBitmap *hot,
                         const DirtyBitmap *dirty, GError **errp)
 {
@@ -143,7 +132,7 @@ bool activity_log_write(ActivityLogFile *f, const DirtyBitmap *hot,
     f->id = (uint64_t)g_random_int() << 32 | g_random_int();
     errno = fd < 0 ? errno : EIO;
     if (fd < 0 || !write_all(fd, f, hot, dirty) || rename(tmp, f->path) != 0 ||
-        !sync_dir(f->path)) {
+        !files_sync_parent(f->path)) {
         colo_error_set_errno(errp, errno, "cannot write '%s', which tells what a returning "
                                           "host must copy", f->path);
         if (fd >= 0) {

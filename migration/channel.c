@@ -22,6 +22,7 @@
 #include <netinet/tcp.h>
 #include <zlib.h>
 
+#include "util/bytes.h"
 #include "util/error.h"
 #include "util/trace.h"
 
@@ -50,23 +51,6 @@ struct Channel {
     uint32_t have;   /* bytes of the current message in buf */
     uint8_t buf[HEADER_BYTES + CHANNEL_PAYLOAD_MAX];
 };
-
-static void put_be(uint8_t *p, uint64_t v, unsigned bytes)
-{
-    for (unsigned i = 0; i < bytes; i++) {
-        p[i] = v >> (8 * (bytes - 1 - i));
-    }
-}
-
-static uint64_t get_be(const uint8_t *p, unsigned bytes)
-{
-    uint64_t v = 0;
-
-    for (unsigned i = 0; i < bytes; i++) {
-        v = v << 8 | p[i];
-    }
-    return v;
-}
 
 Channel *channel_new(int fd, unsigned peer_timeout_ms)
 {
@@ -315,12 +299,12 @@ static bool send_locked(Channel *c, ChannelType type, const struct iovec *parts,
         len += parts[i].iov_len;
     }
     g_assert(len <= CHANNEL_PAYLOAD_MAX);
-    put_be(head, CHANNEL_MAGIC, 4);
-    put_be(head + 4, type, 2);
-    put_be(head + 6, CHANNEL_FORMAT, 2);
-    put_be(head + 8, len, 4);
-    put_be(head + 12, sum, 4);
-    put_be(head + 16, crc32(0, head, 16), 4);
+    bytes_put_be(head, CHANNEL_MAGIC, 4);
+    bytes_put_be(head + 4, type, 2);
+    bytes_put_be(head + 6, CHANNEL_FORMAT, 2);
+    bytes_put_be(head + 8, len, 4);
+    bytes_put_be(head + 12, sum, 4);
+    bytes_put_be(head + 16, crc32(0, head, 16), 4);
     iov[0] = (struct iovec){head, sizeof(head)};
     if (c->send_broken) {
         colo_error_set(errp, "connection to the peer: broken off in a message");
@@ -371,7 +355,7 @@ bool channel_send_u64(Channel *c, ChannelType type, const uint64_t *values, unsi
 
     g_assert(n <= 8);
     for (unsigned i = 0; i < n; i++) {
-        put_be(body + 8 * i, values[i], 8);
+        bytes_put_be(body + 8 * i, values[i], 8);
     }
     return channel_send(c, type, &(struct iovec){body, 8 * n}, 1, errp);
 }
@@ -413,7 +397,7 @@ static bool check_magic(Channel *c, GError **errp)
                              "(migrate-set-parameters)");
         return false;
     }
-    return get_be(c->buf, 4) == CHANNEL_MAGIC || not_ours(errp);
+    return bytes_get_be(c->buf, 4) == CHANNEL_MAGIC || not_ours(errp);
 }
 
 /* Check the header in c->buf; *len is the payload's length. */
@@ -422,18 +406,18 @@ static bool check_header(Channel *c, uint32_t *len, GError **errp)
     if (!check_magic(c, errp)) {
         return false;
     }
-    if (get_be(c->buf + 16, 4) != crc32(0, c->buf, 16)) {
+    if (bytes_get_be(c->buf + 16, 4) != crc32(0, c->buf, 16)) {
         return not_ours(errp);
     }
-    if (get_be(c->buf + 6, 2) != CHANNEL_FORMAT) {
+    if (bytes_get_be(c->buf + 6, 2) != CHANNEL_FORMAT) {
         colo_error_set(errp,
                        "the peer speaks protocol version %u, this side %u: use the same "
                        "qemu-colo on both hosts",
-                       (unsigned)get_be(c->buf + 6, 2), CHANNEL_FORMAT);
+                       (unsigned)bytes_get_be(c->buf + 6, 2), CHANNEL_FORMAT);
         return false;
     }
-    uint64_t type = get_be(c->buf + 4, 2);
-    *len = get_be(c->buf + 8, 4);
+    uint64_t type = bytes_get_be(c->buf + 4, 2);
+    *len = bytes_get_be(c->buf + 8, 4);
     if (type == 0 || type >= CHANNEL_TYPE_MAX || *len > CHANNEL_PAYLOAD_MAX) {
         colo_error_set(errp, "bad message from the peer (type %u, %u bytes)",
                        (unsigned)type, *len);
@@ -457,13 +441,13 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
             }
             want = HEADER_BYTES + len;
             if (c->have == want) {
-                if (get_be(c->buf + 12, 4) != crc32(0, c->buf + HEADER_BYTES, len)) {
+                if (bytes_get_be(c->buf + 12, 4) != crc32(0, c->buf + HEADER_BYTES, len)) {
                     colo_error_set(errp, "a message from the peer (type %u, %u bytes) was "
                                          "corrupted on its way: its checksum is wrong",
-                                   (unsigned)get_be(c->buf + 4, 2), len);
+                                   (unsigned)bytes_get_be(c->buf + 4, 2), len);
                     return CHANNEL_ERROR;
                 }
-                msg->type = get_be(c->buf + 4, 2);
+                msg->type = bytes_get_be(c->buf + 4, 2);
                 msg->len = len;
                 msg->data = c->buf + HEADER_BYTES;
                 c->have = 0;
@@ -533,7 +517,7 @@ uint64_t channel_bytes_sent(Channel *c)
 
 uint64_t channel_msg_u64(const ChannelMsg *msg, unsigned i)
 {
-    return (i + 1) * 8 <= msg->len ? get_be(msg->data + 8 * i, 8) : 0;
+    return (i + 1) * 8 <= msg->len ? bytes_get_be(msg->data + 8 * i, 8) : 0;
 }
 
 char *channel_msg_text(const ChannelMsg *msg)

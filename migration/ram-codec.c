@@ -16,6 +16,7 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include "util/bytes.h"
 #include "util/error.h"
 
 #define WORDS (COLO_PAGE_SIZE / 8)
@@ -48,23 +49,6 @@ int ram_method_find(const char *name)
         }
     }
     return -1;
-}
-
-static void put_be(uint8_t *p, uint64_t v, unsigned bytes)
-{
-    for (unsigned i = 0; i < bytes; i++) {
-        p[i] = v >> (8 * (bytes - 1 - i));
-    }
-}
-
-static uint64_t get_be(const uint8_t *p, unsigned bytes)
-{
-    uint64_t v = 0;
-
-    for (unsigned i = 0; i < bytes; i++) {
-        v = v << 8 | p[i];
-    }
-    return v;
 }
 
 /* --- Making --- */
@@ -185,7 +169,7 @@ static RamKind add_page(RamEncoder *e, const uint8_t *data, const uint8_t *base,
     }
     int d = base ? make_delta(copy, base, e->plain + *plain + 2) : -1;
     if (d >= 0) {
-        put_be(e->plain + *plain, d, 2);
+        bytes_put_be(e->plain + *plain, d, 2);
         *plain += 2 + d;
         return RAM_KIND_DELTA;
     }
@@ -207,14 +191,14 @@ unsigned ram_encode(RamEncoder *e, uint64_t epoch, const uint64_t *page,
     for (unsigned i = 0; i < n; i++) {
         RamKind kind = add_page(e, data[i], base ? base[i] : NULL, &raw, &plain);
         counts->kind[kind]++;
-        put_be(e->head + RAM_FRAME_HEAD + 8 * i, page[i] | (uint64_t)kind << RAM_KIND_SHIFT, 8);
+        bytes_put_be(e->head + RAM_FRAME_HEAD + 8 * i, page[i] | (uint64_t)kind << RAM_KIND_SHIFT, 8);
     }
     size_t packed = pack(e, plain);
-    put_be(e->head, epoch, 8);
-    put_be(e->head + 8, n, 4);
-    put_be(e->head + 12, packed ? e->method : RAM_METHOD_NONE, 4);
-    put_be(e->head + 16, packed ? packed : plain, 4);
-    put_be(e->head + 20, plain, 4);
+    bytes_put_be(e->head, epoch, 8);
+    bytes_put_be(e->head + 8, n, 4);
+    bytes_put_be(e->head + 12, packed ? e->method : RAM_METHOD_NONE, 4);
+    bytes_put_be(e->head + 16, packed ? packed : plain, 4);
+    bytes_put_be(e->head + 20, plain, 4);
     unsigned used = 0;
     parts[used++] = (struct iovec){e->head, RAM_FRAME_HEAD + 8 * n};
     if (raw) {
@@ -259,16 +243,16 @@ bool ram_decode(RamDecoder *d, const uint8_t *data, size_t len, uint64_t pages, 
     if (len < RAM_FRAME_HEAD) {
         return malformed(errp, "too short");
     }
-    uint64_t n = get_be(data + 8, 4), method = get_be(data + 12, 4);
-    uint64_t packed = get_be(data + 16, 4), plain = get_be(data + 20, 4), raw = 0;
+    uint64_t n = bytes_get_be(data + 8, 4), method = bytes_get_be(data + 12, 4);
+    uint64_t packed = bytes_get_be(data + 16, 4), plain = bytes_get_be(data + 20, 4), raw = 0;
     if (n == 0 || n > RAM_BATCH_PAGES || method >= RAM_METHOD_MAX || plain > RAM_PLAIN_MAX ||
         len < RAM_FRAME_HEAD + 8 * n) {
         return malformed(errp, "its head");
     }
-    d->epoch = get_be(data, 8);
+    d->epoch = bytes_get_be(data, 8);
     d->n = n;
     for (unsigned i = 0; i < n; i++) {
-        uint64_t v = get_be(data + RAM_FRAME_HEAD + 8 * i, 8);
+        uint64_t v = bytes_get_be(data + RAM_FRAME_HEAD + 8 * i, 8);
         d->kind[i] = v >> RAM_KIND_SHIFT;
         d->page[i] = v & ((1ull << RAM_KIND_SHIFT) - 1);
         if (d->kind[i] >= RAM_KIND_MAX || d->page[i] >= pages) {
@@ -332,7 +316,7 @@ bool ram_decode_page(RamDecoder *d, unsigned i, uint8_t *to, const uint8_t *base
         d->plain += COLO_PAGE_SIZE;
         return true;
     default:
-        if (left < 2 || (len = get_be(d->plain, 2)) > left - 2) {
+        if (left < 2 || (len = bytes_get_be(d->plain, 2)) > left - 2) {
             return malformed(errp, "its packed part ends early");
         }
         if (!base || !apply_delta(d->plain + 2, d->plain + 2 + len, to, base)) {

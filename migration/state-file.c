@@ -20,21 +20,10 @@
 
 #include "migration/colo.h"
 #include "util/error.h"
+#include "util/files.h"
 #include "util/trace.h"
 
 #define STATE_FILE_BYTES 32
-
-static bool sync_parent(const char *path)
-{
-    g_autofree char *dir = g_path_get_dirname(path);
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool ok = fd >= 0 && fsync(fd) == 0;
-
-    if (fd >= 0) {
-        close(fd);
-    }
-    return ok;
-}
 
 bool colo_state_file_write(const char *what, GError **errp)
 {
@@ -51,7 +40,7 @@ bool colo_state_file_write(const char *what, GError **errp)
     errno = fd >= 0 ? 0 : errno;
     bool ok = fd >= 0 && pwrite(fd, text, STATE_FILE_BYTES, 0) == STATE_FILE_BYTES &&
               (before <= STATE_FILE_BYTES || ftruncate(fd, STATE_FILE_BYTES) == 0) &&
-              fdatasync(fd) == 0 && (before > 0 || sync_parent(path));
+              fdatasync(fd) == 0 && (before > 0 || files_sync_parent(path));
     int e = errno ? errno : ENOSPC;
     if (fd >= 0) {
         close(fd);

@@ -14,28 +14,13 @@
 
 #include <string.h>
 
+#include "util/bytes.h"
+
 #define SECTION_FULL 4
 #define SECTION_FOOTER 0x7e
 #define FIELDS 24
 
 static const uint8_t name_and_version[] = {5, 't', 'i', 'm', 'e', 'r', 0, 0, 0, 0, 0, 0, 0, 2};
-
-static int64_t get_be64(const uint8_t *p)
-{
-    uint64_t v = 0;
-
-    for (int i = 0; i < 8; i++) {
-        v = v << 8 | p[i];
-    }
-    return (int64_t)v;
-}
-
-static void put_be64(uint8_t *p, int64_t value)
-{
-    for (int i = 0; i < 8; i++) {
-        p[i] = (uint64_t)value >> (56 - 8 * i);
-    }
-}
 
 /* The fields of the section, or NULL. */
 static const uint8_t *find(const uint8_t *data, size_t len)
@@ -69,8 +54,8 @@ bool vmstate_clock_advance(uint8_t *data, size_t len, int64_t ns, int64_t ticks)
     }
     uint8_t *fields = data + (found - data);
     /* By the counters' own arithmetic: what a peer sent may be anything. */
-    put_be64(fields, (int64_t)((uint64_t)get_be64(fields) + (uint64_t)ticks));
-    put_be64(fields + 16, (int64_t)((uint64_t)get_be64(fields + 16) + (uint64_t)ns));
+    bytes_put_be(fields, bytes_get_be(fields, 8) + (uint64_t)ticks, 8);
+    bytes_put_be(fields + 16, bytes_get_be(fields + 16, 8) + (uint64_t)ns, 8);
     return true;
 }
 
@@ -79,7 +64,7 @@ bool vmstate_clock_read(const uint8_t *data, size_t len, int64_t *ns)
     const uint8_t *fields = find(data, len);
 
     if (fields) {
-        *ns = get_be64(fields + 16);
+        *ns = (int64_t)bytes_get_be(fields + 16, 8);
     }
     return fields;
 }

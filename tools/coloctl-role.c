@@ -26,12 +26,11 @@
 #include "coloctl-run.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "util/error.h"
+#include "util/files.h"
 
 static const char *const names[LAST_MAX] = {
     [LAST_NONE] = "none",
@@ -84,17 +83,6 @@ bool last_role_load(const VmConf *c, LastRole *r, GError **errp)
     return true;
 }
 
-static bool sync_path(const char *path, int flags)
-{
-    int fd = open(path, flags | O_CLOEXEC);
-    bool ok = fd >= 0 && fsync(fd) == 0;
-
-    if (fd >= 0) {
-        close(fd);
-    }
-    return ok;
-}
-
 bool last_role_save(const VmConf *c, LastRole r, GError **errp)
 {
     g_autofree char *path = g_strdup_printf("%s/role", c->state_dir);
@@ -109,7 +97,7 @@ bool last_role_save(const VmConf *c, LastRole r, GError **errp)
         ok = false;
         e = errno;
     }
-    if (ok && (rename(tmp, path) != 0 || !sync_path(c->state_dir, O_DIRECTORY))) {
+    if (ok && (rename(tmp, path) != 0 || !files_sync_parent(path))) {
         ok = false;
         e = errno;
     }

@@ -7,6 +7,7 @@
 #include "journal.h"
 #include "secondary-int.h"
 #include "../activity-log.h"
+#include "util/files.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -170,7 +171,7 @@ bool secondary_marker_create(const char *path, SecondaryMarker kind, GError **er
     const char *text = texts[kind];
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) &&
-              fsync(fd) == 0 && journal_sync_dir(path);
+              fsync(fd) == 0 && files_sync_parent(path);
     int err = errno;
 
     if (fd >= 0) {

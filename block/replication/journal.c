@@ -27,6 +27,7 @@
  */
 #include "journal.h"
 #include "overlay.h"
+#include "util/files.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -53,18 +54,6 @@ static bool write_all(int fd, const GString *text)
         done += MAX(n, 0);
     }
     return fsync(fd) == 0;
-}
-
-bool journal_sync_dir(const char *path)
-{
-    g_autofree char *dir = g_path_get_dirname(path);
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool ok = fd >= 0 && fsync(fd) == 0;
-
-    if (fd >= 0) {
-        close(fd);
-    }
-    return ok;
 }
 
 static void add_ranges(GString *text, const char *word, GArray *ranges)
@@ -102,7 +91,7 @@ bool journal_create(const char *path, uint64_t size, const char *active,
                            (long long)st.st_size, format, full);
     add_ranges(text, "copy", ranges);
     fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    ok = fd >= 0 && write_all(fd, text) && rename(temp, path) == 0 && journal_sync_dir(path);
+    ok = fd >= 0 && write_all(fd, text) && rename(temp, path) == 0 && files_sync_parent(path);
     if (!ok) {
         colo_error_set_errno(errp, errno, "journal '%s'", path);
         unlink(temp);
@@ -150,7 +139,7 @@ bool journal_append(const char *path, GArray *ranges, GError **errp)
 
 bool journal_remove(const char *path, GError **errp)
 {
-    bool ok = (unlink(path) == 0 && journal_sync_dir(path)) || errno == ENOENT;
+    bool ok = (unlink(path) == 0 && files_sync_parent(path)) || errno == ENOENT;
 
     if (!ok) {
         colo_error_set_errno(errp, errno, "cannot remove '%s', which must not be there when "

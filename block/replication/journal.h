@@ -33,9 +33,6 @@ bool secondary_marker_is_copy(const char *path);
 /** Do what the journal @path says to the image @node and remove it. May wait. */
 bool journal_recover(const char *path, BlockNode *node, GError **errp);
 
-/** Make a change of @path's folder durable. */
-bool journal_sync_dir(const char *path);
-
 /** Remove a marker or a journal, durably. */
 bool journal_remove(const char *path, GError **errp);
 
