@@ -6,9 +6,9 @@
  *
  * A mirror job a disk copies while the guest runs. Once all are ready the guest is stopped,
  * the jobs end (their last moment is the one of which the secondary's images are the copy), the
- * replication children take their place, and the guest runs. What can take long is done
- * before the stop: the forwarders' connections are there, and what was copied is flushed. The
- * stop is bounded: whatever does not come in time, the guest runs on and the try has failed.
+ * replication children take their place, and the guest runs. The forwarders' connections
+ * are made before the stop; the flush of what was copied falls into it. The stop is bounded:
+ * whatever does not come in time, the guest runs on and the try has failed.
  */
 #include "system/pair-int.h"
 
