@@ -21,6 +21,8 @@
 #include "util/options.h"
 #include "util/trace.h"
 
+#define DRAIN_S 1 /* between looks at connections that nobody uses */
+
 Colo colo;
 
 static const char *const mode_names[] = {"none", "primary", "secondary"};
@@ -194,6 +196,36 @@ static bool check_die_at(const char *text, GError **errp)
     return true;
 }
 
+void colo_qmp_take(void)
+{
+    g_mutex_lock(&colo.qmp_lock);
+}
+
+void colo_qmp_leave(void)
+{
+    g_mutex_unlock(&colo.qmp_lock);
+}
+
+void colo_qmp_drain(void)
+{
+    ChildQmp *const all[] = {colo.qmp, colo.qmp_save, colo.qmp_cont};
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(all); i++) {
+        if (all[i]) {
+            child_qmp_drain(all[i]);
+        }
+    }
+}
+
+static gboolean drain_unused(gpointer opaque)
+{
+    if (g_mutex_trylock(&colo.qmp_lock)) {
+        colo_qmp_drain();
+        g_mutex_unlock(&colo.qmp_lock);
+    }
+    return G_SOURCE_CONTINUE;
+}
+
 bool colo_child_command(const char *text, const char *id, GError **errp)
 {
     return child_qmp_send(colo.qmp, text, errp) && child_qmp_wait(colo.qmp, id, 30000, errp);
@@ -357,6 +389,7 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
                     GError **errp)
 {
     g_mutex_init(&colo.lock);
+    g_mutex_init(&colo.qmp_lock);
     g_cond_init(&colo.cond);
     colo.child = *child;
     colo.opts = *opts;
@@ -383,6 +416,7 @@ bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
     if (!attach_child(errp) || !arbiter_new(opts->colo, opts->vm, &colo.arbiter, errp)) {
         return false;
     }
+    g_timeout_add_seconds(DRAIN_S, drain_unused, NULL);
     heartbeat_start();
     /* Last: what owns the guest serves it. */
     if (child->waits) {

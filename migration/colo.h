@@ -51,8 +51,9 @@ typedef enum ColoState {
 typedef struct Colo {
     MigrationChild child; /* constant after migration_init() */
     MigrationOptions opts;
-    ChildQmp *qmp;   /* used by the thread of the current role only */
-    ChildQmp *qmp_save, *qmp_cont; /* the same thread's: save or load, and `cont`, are held there */
+    GMutex qmp_lock; /* held for long by the thread of the current role, around its use of: */
+    ChildQmp *qmp;
+    ChildQmp *qmp_save, *qmp_cont; /* save or load, and `cont`, are held there */
     RamMap *map; /* constant after migration_init() */
     Tracker *tracker;
     Ram *ram;
@@ -169,6 +170,14 @@ void colo_state_file_note(const char *what);
 
 /** Test option die-at: end by SIGKILL if @step is the one. */
 void colo_step(const char *step);
+
+/** The emulator's connections are this thread's, from take to leave. In between they are read
+ * now and then by the main loop: each gets all events, which would pile up in the emulator. */
+void colo_qmp_take(void);
+void colo_qmp_leave(void);
+
+/** Read what has come on all of them; by who has taken them. */
+void colo_qmp_drain(void);
 
 /** Send @text (one command, id @id) to the child and wait for its answer. */
 bool colo_child_command(const char *text, const char *id, GError **errp);

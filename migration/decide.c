@@ -52,6 +52,7 @@ bool colo_decide(ColoMode mode)
     const char *by = colo.arbiter ? colo.arbiter->class->name : "manual";
     ArbiterVerdict v = ARBITER_UNDECIDED;
 
+    colo_qmp_leave(); /* it may take days */
     g_mutex_lock(&colo.lock);
     int64_t next = g_get_monotonic_time();
     if (may_ask && mode == COLO_MODE_SECONDARY && !colo.want_exit) {
@@ -101,6 +102,7 @@ bool colo_decide(ColoMode mode)
         }
     }
     g_mutex_unlock(&colo.lock);
+    colo_qmp_take();
     if (won && forced && may_ask && colo.arbiter->class->force) {
         colo.arbiter->class->force(colo.arbiter);
     }

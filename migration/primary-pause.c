@@ -251,6 +251,7 @@ int64_t capture_background(Capture *cap, GError **errp)
     int64_t from = g_get_monotonic_time();
 
     begin(cap);
+    colo_qmp_drain();
     int64_t n = ram_capture(colo.ram, false, errp);
     colo_trace(migration_background, "%" G_GINT64_FORMAT " pages in %" G_GINT64_FORMAT " us",
                n, g_get_monotonic_time() - from);

@@ -502,6 +502,7 @@ gpointer primary_thread(gpointer uri)
     p->trigger = COLO_TRIGGER_TIMER;
     mode_init(&p->decider, g_get_monotonic_time());
     capture_init(&p->cap);
+    colo_qmp_take();
     if (primary_connect(p, &err) && primary_first_copy(p, &err)) {
         yielded = protect(p, &err);
     }
@@ -515,6 +516,7 @@ gpointer primary_thread(gpointer uri)
         primary_switchover_failed(err->message);
         primary_end(p->ch, p->started_rooms, err);
     }
+    colo_qmp_leave();
     close_peer(p);
     capture_clear(&p->cap);
     g_free(p->uri);

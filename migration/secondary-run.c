@@ -142,10 +142,12 @@ static Channel *wait_primary(int listen_fd)
             return NULL;
         }
         colo_set_state(COLO_STATE_SETUP);
+        colo_qmp_take();
         Channel *ch = agree(fd, &err);
         if (ch) {
-            return ch;
+            return ch; /* and they stay this thread's */
         }
+        colo_qmp_leave();
         colo_report("incoming migration refused: %s", err->message);
         colo_set_state(COLO_STATE_WAITING);
     }
@@ -176,9 +178,14 @@ static void receive(Secondary *s, GError **errp)
         s->receiver = ram_receiver_new(colo.ram, colo.link.data, colo.link.n,
                                        colo.opts.peer_timeout);
     }
-    for (;;) {
+    for (int64_t drain_at = 0;;) {
         ChannelMsg msg;
         ChannelResult r = channel_recv(s->ch, &msg, COLO_PING_MS, errp);
+        int64_t now = g_get_monotonic_time();
+        if (now > drain_at) {
+            colo_qmp_drain(); /* an epoch may be long, and the SVM's events many */
+            drain_at = now + G_USEC_PER_SEC;
+        }
         if (s->receiver && r != CHANNEL_ERROR &&
             !ram_receiver_good(s->receiver, DATA_GRACE_US, errp)) {
             return;
@@ -389,6 +396,7 @@ gpointer secondary_thread(gpointer opaque)
                 go = colo_decide(COLO_MODE_SECONDARY);
             }
         }
+        colo_qmp_leave();
     }
     g_byte_array_unref(s.device);
     g_byte_array_unref(s.proxy);

@@ -413,6 +413,46 @@ def guest_reset_while_protected(b):
     assert primary.status()["state"] == "protected"
 
 
+def unread(host):
+    """Bytes in the receive queues of its unix sockets, the fullest first."""
+    done = subprocess.run(["ss", "-xnpH"], capture_output=True, text=True, check=True)
+    mine = [line.split() for line in done.stdout.splitlines()
+            if "pid=%d," % host.process.pid in line]
+    assert len(mine) >= 4, done.stdout
+    return sorted((int(words[2]) for words in mine), reverse=True)
+
+
+def settles(host):
+    host.wait("events are read", lambda: unread(host)[0] < 2000, 20)
+
+
+@case
+def events_do_not_pile_up(b):
+    """Thousands of them while nobody makes checkpoints: alone, with the output held, and alone
+    again. All of the emulator's monitors get each; what is unread would fill its memory."""
+    def stir(host, n):
+        for _ in range(n // 100):
+            for posted in [host.qmp.post(name) for _ in range(50) for name in ("stop", "cont")]:
+                host.qmp.result(posted)
+        settles(host)
+    primary, secondary = b.primary(*b.rom), b.secondary(*b.rom)
+    stir(primary, 3000)
+    b.protect(primary, secondary)
+    secondary.process.kill()
+    primary.wait_state("lost")
+    for n in range(1, 41):
+        before = len(primary.events("RESET"))
+        primary.cmd("system_reset")
+        primary.wait("reset %d" % n, lambda: len(primary.events("RESET")) > before)
+    settles(primary)
+    primary.cmd("x-colo-lost-heartbeat")
+    primary.wait_state("alone")
+    stir(primary, 1000)
+    # And protection finds its answers among the rest.
+    b.port = free_port()
+    b.protect(primary, b.secondary(*b.rom))
+
+
 def ends_cleanly(host, sig=signal.SIGTERM):
     os.kill(host.process.pid, sig)
     status = host.ended(8)
