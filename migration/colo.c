@@ -22,6 +22,8 @@
 #include "util/trace.h"
 
 #define DRAIN_S 1 /* between looks at connections that nobody uses */
+#define PROGRESS_FACTOR 10 /* times peer-timeout, */
+#define PROGRESS_MIN_MS 10000u
 
 Colo colo;
 
@@ -229,6 +231,16 @@ static gboolean drain_unused(gpointer opaque)
 bool colo_child_command(const char *text, const char *id, GError **errp)
 {
     return child_qmp_send(colo.qmp, text, errp) && child_qmp_wait(colo.qmp, id, 30000, errp);
+}
+
+int64_t colo_progress_limit(void)
+{
+    unsigned ms = colo.opts.progress_timeout;
+
+    if (!ms) {
+        ms = MAX(PROGRESS_MIN_MS, PROGRESS_FACTOR * colo.opts.peer_timeout);
+    }
+    return ms * 1000LL;
 }
 
 void colo_finish_run_state(guint n)

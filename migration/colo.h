@@ -168,6 +168,9 @@ bool colo_state_file_write(const char *what, GError **errp);
 /** The same where nothing can be done about a failure but saying so. */
 void colo_state_file_note(const char *what);
 
+/** How long (us) something may stand still: progress-timeout, or its default. */
+int64_t colo_progress_limit(void);
+
 /** Test option die-at: end by SIGKILL if @step is the one. */
 void colo_step(const char *step);
 

@@ -91,6 +91,7 @@ bool primary_connect(Primary *p, GError **errp)
         return false;
     }
     p->ch = channel_new(fd, colo.opts.peer_timeout);
+    channel_set_stall(p->ch, colo_progress_limit() / 1000);
     g_mutex_lock(&colo.lock);
     colo.channel = p->ch;
     if (colo.want_exit || colo.want_quit) {

@@ -37,6 +37,7 @@
 
 #define BACKGROUND_US (500 * 1000)
 #define BUDGET_TELL_US (10 * G_USEC_PER_SEC)
+#define FIRST_LOAD_BYTES_US 256 /* slower is no memory */
 
 void primary_lost(const char *why)
 {
@@ -110,12 +111,39 @@ static bool send_checkpoint(Primary *p, uint64_t epoch, GError **errp)
     return true;
 }
 
-/* Wait until @epoch is what the secondary said last of @which. */
-static bool wait_peer(const uint64_t *which, uint64_t epoch, GError **errp)
+/* Its first load looks at all of memory. */
+static int64_t progress_limit(uint64_t epoch)
 {
+    int64_t all = ram_size(colo.ram) / FIRST_LOAD_BYTES_US;
+
+    return colo_progress_limit() + (epoch < COLO_EPOCH_SAFE ? all : 0);
+}
+
+/* Wait until @epoch is what the secondary said last of @which (@what, for people). Its pings
+ * are another thread's and prove little: it has to come on, or it counts as lost. Writes that
+ * arrive there are progress, too, up to the checkpoint's barriers. */
+static bool wait_peer(Primary *p, const uint64_t *which, uint64_t epoch, const char *what,
+                      GError **errp)
+{
+    int64_t limit = progress_limit(epoch), end = g_get_monotonic_time() + limit;
+    uint64_t behind = UINT64_MAX;
+
     g_mutex_lock(&colo.lock);
     while (*which < epoch && !colo.peer_failure && !colo.want_exit && !colo.want_quit) {
-        g_cond_wait(&colo.cond, &colo.lock);
+        if (g_cond_wait_until(&colo.cond, &colo.lock, end)) {
+            continue;
+        }
+        g_mutex_unlock(&colo.lock);
+        uint64_t now = block_primary_behind(p->cap.barriers, p->cap.n_barriers);
+        if (now >= behind || (now == 0 && behind == UINT64_MAX)) {
+            g_autofree char *why = g_strdup_printf(
+                "the secondary answers, but has not %s checkpoint %" G_GUINT64_FORMAT
+                " for %" G_GINT64_FORMAT " ms (progress-timeout)", what, epoch, limit / 1000);
+            primary_lost(why);
+        }
+        g_mutex_lock(&colo.lock);
+        behind = now;
+        end = g_get_monotonic_time() + limit;
     }
     bool ok = *which >= epoch;
     if (!ok) {
@@ -331,7 +359,7 @@ static bool checkpoint(Primary *p, GError **errp)
     colo_finish_run_state(requests);
     uint64_t sent = channel_bytes_sent(p->ch);
     if (!send_checkpoint(p, epoch, errp) ||
-        !wait_peer(&colo.received_epoch, epoch, errp) || !wait_flushed(errp)) {
+        !wait_peer(p, &colo.received_epoch, epoch, "taken", errp) || !wait_flushed(errp)) {
         return false;
     }
     colo_step("received");
@@ -342,7 +370,7 @@ static bool checkpoint(Primary *p, GError **errp)
     int64_t committed = g_get_monotonic_time();
     sent = channel_bytes_sent(p->ch) - sent;
     note_checkpoint(p, epoch, committed);
-    if (!wait_peer(&colo.loaded_epoch, epoch, errp)) {
+    if (!wait_peer(p, &colo.loaded_epoch, epoch, "loaded", errp)) {
         return false;
     }
     net_lock();

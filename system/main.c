@@ -186,7 +186,7 @@ static bool restart_child(bool incoming, MigrationChild *child, GError **errp)
 static bool read_options(MigrationOptions *o, GError **errp)
 {
     bool events = true;
-    uint64_t timeout = 2000, interval = 40;
+    uint64_t timeout = 2000, progress = 0, interval = 40;
     JsonObject *c = self.plan.colo;
     const char *mode = options_get_str(c, "mode", "colo");
 
@@ -197,7 +197,8 @@ static bool read_options(MigrationOptions *o, GError **errp)
         !options_get_bool(c, "checkpoint-events", &events, errp) ||
         !options_get_bool(c, "other-ram", &o->other_ram, errp) ||
         !options_get_uint(c, "buffered-interval", &interval, 10, 100, errp) ||
-        !options_get_uint(c, "peer-timeout", &timeout, 100, 3600000, errp)) {
+        !options_get_uint(c, "peer-timeout", &timeout, 100, 3600000, errp) ||
+        !options_get_uint(c, "progress-timeout", &progress, 500, 3600000, errp)) {
         g_prefix_error(errp, "-colo: ");
         return false;
     }
@@ -214,6 +215,7 @@ static bool read_options(MigrationOptions *o, GError **errp)
         g_unix_signal_add(SIGUSR1, on_arm, NULL);
     }
     o->peer_timeout = timeout;
+    o->progress_timeout = progress;
     o->colo = c;
     o->vm = self.plan.vm_name;
     o->hide_events = !events;

@@ -79,6 +79,7 @@ static const Key keys[] = {
     {"pair", "heartbeat-timeout", KEY_UINT, CONF(heartbeat_timeout), "0", 0, 600000},
     {"pair", "key-file", KEY_PATH, CONF(key_file)},
     {"pair", "peer-timeout", KEY_COLO},
+    {"pair", "progress-timeout", KEY_COLO},
     {"pair", "arbiter", KEY_COLO, .choices = "manual|fence|witness|pacemaker"},
     {"pair", "fence-agent", KEY_COLO},
     {"pair", "fence-plug", KEY_COLO},

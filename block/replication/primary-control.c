@@ -372,6 +372,27 @@ unsigned block_primary_barriers(BlockBarrier *out, unsigned max)
     return n;
 }
 
+uint64_t block_primary_behind(const BlockBarrier *barriers, unsigned n)
+{
+    uint64_t behind = 0;
+
+    block_lock();
+    g_autoptr(GPtrArray) all = primaries();
+    for (guint i = 0; i < all->len; i++) {
+        Primary *p = all->pdata[i];
+        uint64_t acked = p->sequence - MIN(p->sequence, p->in_flight);
+
+        for (unsigned k = 0; k < n && !p->error; k++) {
+            if (!strcmp(barriers[k].disk, nbd_client_export(p->client)) &&
+                barriers[k].sequence > acked) {
+                behind += barriers[k].sequence - acked;
+            }
+        }
+    }
+    block_unlock();
+    return behind;
+}
+
 bool block_primary_flushed(GSourceFunc done, void *opaque)
 {
     block_lock();

@@ -48,6 +48,9 @@ void block_primary_hold(bool hold);
  * @out holds @max entries; returns how many were filled. */
 unsigned block_primary_barriers(BlockBarrier *out, unsigned max);
 
+/** How many of the requests up to @barriers the secondary has not acknowledged yet, at most. */
+uint64_t block_primary_behind(const BlockBarrier *barriers, unsigned n);
+
 /** The checkpoint of the last barriers is the secondary's: called once it was loaded there.
  * Soon after the first one the activity logs begin their generation. May wait for the disk;
  * without the lock. */

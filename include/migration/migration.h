@@ -48,6 +48,8 @@ typedef struct MigrationOptions {
     bool other_ram;        /* video memory, ROMs and flash are replicated too */
     bool ignore_wishes;    /* test option: what the proxy asks for is counted, not done */
     unsigned peer_timeout; /* ms without a byte from the peer until it counts as lost */
+    unsigned progress_timeout; /* ms in which a checkpoint, or a disk at the end of
+                                * protection, must come on; 0: from @peer_timeout */
     int protect_mode;      /* a ProtectMode: mode= */
     unsigned buffered_interval; /* ms */
     JsonObject *colo;      /* all of -colo: the arbiter takes its keys from it */

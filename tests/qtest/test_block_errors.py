@@ -3,6 +3,8 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import threading
+
 from colo_qtest import *
 
 
@@ -284,16 +286,18 @@ def io_error_is_no_lack_of_space(b):
 
 # --- Pairs ---
 
-def pair(b, primary_image, secondary_image, active):
-    """A protected pair of writers: images at these paths, the active disk in that folder."""
+def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: port):
+    """A protected pair of writers: images at these paths, the active disk in that folder; the
+    NBD connection goes to port @via(the secondary's)."""
     quorum = "if=ide,id=d0,driver=quorum,read-pattern=fifo,vote-threshold=1,"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", active + "/active", "64M"],
                    check=True)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", b.dir + "/hidden", "64M"],
                    check=True)
-    p = b.primary("-S", "-drive", quorum + "children.0.driver=raw,children.0.file.filename=" +
+    p = b.primary("-S", *more, "-drive", quorum +
+                  "children.0.driver=raw,children.0.file.filename=" +
                   boot_image(primary_image))
-    s = b.secondary("-S", "-drive", "if=none,id=parent0,driver=raw,file.filename=" +
+    s = b.secondary("-S", *more, "-drive", "if=none,id=parent0,driver=raw,file.filename=" +
                     boot_image(secondary_image),
                     "-drive", "if=none,id=childs0,driver=replication,mode=secondary,top-id=d0,"
                     "file.driver=qcow2,file.file.filename=%s/active,file.backing.driver=qcow2,"
@@ -305,7 +309,7 @@ def pair(b, primary_image, secondary_image, active):
     s.cmd("nbd-server-add", {"device": "parent0", "writable": True})
     p.cmd("human-monitor-command", {"command-line": (
         "drive_add -n buddy driver=replication,mode=primary,file.driver=nbd,"
-        "file.host=127.0.0.1,file.port=%d,file.export=parent0,node-name=rep0" % port)})
+        "file.host=127.0.0.1,file.port=%d,file.export=parent0,node-name=rep0" % via(port))})
     p.cmd("x-blockdev-change", {"parent": "d0", "node": "rep0"})
     p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 1000})
     b.protect(p, s)
@@ -396,6 +400,75 @@ def full_active_disk_of_the_secondary(b):
     assert word(p, STATUS) & 0xff == 0 and not io_errors(p), io_errors(p)
     assert longest < 4, "the guest stood still for %.1f s" % longest
     return "%s, %d errors over there, longest stall %.2f s" % (state, len(io_errors(s)), longest)
+
+
+class SlowWay:
+    """Connections to a port go through here, towards it at @rate bytes a second."""
+
+    def __init__(self, port):
+        self.to, self.rate = port, None
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.ends = [self.listener]
+        self.thread(self.accept)
+
+    def thread(self, fn, *args):
+        threading.Thread(target=fn, args=args, daemon=True).start()
+
+    def accept(self):
+        try:
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.to))
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+                self.ends += [near, far]
+                self.thread(self.pump, near, far, True)
+                self.thread(self.pump, far, near, False)
+        except OSError:
+            pass  # closed
+
+    def pump(self, one, other, slow):
+        try:
+            while True:
+                data = one.recv(16 << 10)
+                if not data:
+                    break
+                other.sendall(data)
+                if slow and self.rate:
+                    time.sleep(len(data) / self.rate)
+            other.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def close(self):
+        for s in self.ends:
+            s.close()
+
+
+@case
+def slow_way_of_the_disk_is_no_hang(b):
+    """Writes that the checkpoint needs take longer than progress-timeout: as they come on, it
+    is waited for, and the pair stays protected."""
+    ways = []
+
+    def via(port):
+        ways.append(SlowWay(port))
+        b.closers.append(ways[0])
+        return ways[0].port
+    p, s = pair(b, b.dir + "/p.raw", b.dir + "/s.raw", b.dir, via=via,
+                more=["-colo", "progress-timeout=2000"])
+    p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 3600000})
+    ways[0].rate = 100 << 10
+    queue = lambda: sum(d.get("queued-bytes", 0) for d in p.status()["disks"])
+    p.wait("writes wait", lambda: queue() > 600 << 10, 60)
+    before, begin = p.status()["checkpoints"], time.monotonic()
+    p.cmd("xen-colo-do-checkpoint")
+    p.wait("the checkpoint", lambda: p.status()["checkpoints"] > before, 60)
+    took = time.monotonic() - begin
+    ways[0].rate = None
+    assert p.status()["state"] == s.status()["state"] == "protected", p.status()
+    assert took > 2.5, "nothing was waited for (%.1f s)" % took
+    return "%.1f s" % took
 
 
 @case

@@ -8,6 +8,7 @@ import select
 import shutil
 import threading
 
+from colo_etcd import Etcd
 from colo_qtest import *
 
 MODEL = os.path.join(os.path.dirname(os.path.abspath(__file__)),
@@ -99,45 +100,6 @@ def options_that_do_not_fit(b):
 def no_witness_no_start(b):
     has_words(fails(b, "-colo", "arbiter=witness,witness=http://127.0.0.1:%d,witness-key=k"
                     % free_port()), "may not start without the witness", "connect")
-
-
-class Etcd:
-    def __init__(self, b, name="etcd"):
-        if not shutil.which("etcd"):
-            raise Skip("etcd is not installed")
-        self.url = "http://127.0.0.1:%d" % free_port()
-        peer = "http://127.0.0.1:%d" % free_port()
-        self.command = [
-            "etcd", "--name", "w", "--data-dir", "%s/%s" % (b.dir, name), "--log-level", "error",
-            "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
-            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-            "--initial-cluster", "w=" + peer, "--initial-cluster-token", name]
-        self.start()
-
-    def start(self):
-        self.popen = subprocess.Popen(self.command, stdout=subprocess.DEVNULL,
-                                      stderr=subprocess.DEVNULL)
-        for _ in range(100):
-            if self.ctl("endpoint", "health", check=False).returncode == 0:
-                return
-            time.sleep(0.1)
-        raise AssertionError("etcd does not start")
-
-    def ctl(self, *words, check=True):
-        done = subprocess.run(["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", self.url,
-                               *words], capture_output=True, text=True, timeout=20)
-        assert not check or done.returncode == 0, done.stderr
-        return done
-
-    def __enter__(self):
-        return self
-
-    def stop(self):
-        self.popen.kill()
-        self.popen.wait()
-
-    def __exit__(self, *exc):
-        self.stop()
 
 
 @case
