@@ -37,7 +37,7 @@ typedef enum ChannelType {
     CHANNEL_REQUEST,     /* text: the secondary wishes for a checkpoint */
     CHANNEL_EXIT,        /* text: the sender leaves protection in good order */
     CHANNEL_DEATH,       /* text: the sender's emulator died */
-    CHANNEL_TOKEN,       /* text: from here on either side may leave, by this token */
+    CHANNEL_TOKEN,       /* text: from here on either side may leave, by this token; or taken */
     CHANNEL_APPLIED,     /* shared disks: barriers up to which the images have all */
     CHANNEL_YIELD,       /* text: the primary gives the guest away, after LOADED */
     CHANNEL_JOIN,        /* 16 bytes session, be32 number: a data channel's first */

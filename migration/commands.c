@@ -257,7 +257,7 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     /* The words of the last round are no proof in this one. */
     colo.decided = colo.operator_vouches = false;
     colo.was_protected = false;
-    colo.peer_may_live = false;
+    colo.peer_may_live = colo.peer_joined = false;
     g_clear_pointer(&colo.peer_failure, g_free);
     g_clear_pointer(&colo.error, g_free);
     colo.said_status = NULL;

@@ -12,7 +12,7 @@
 #include "util/error.h"
 #include "util/options.h"
 
-#define HELLO_PROTOCOL 3
+#define HELLO_PROTOCOL 4
 
 char *hello_build(bool primary, GError **errp)
 {

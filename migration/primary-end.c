@@ -75,6 +75,12 @@ static void handle(Channel *ch, const ChannelMsg *msg)
         text = channel_msg_text(msg);
         colo_request_checkpoint(COLO_TRIGGER_SECONDARY, text);
         break;
+    case CHANNEL_TOKEN:
+        g_mutex_lock(&colo.lock);
+        colo.peer_joined = true;
+        g_cond_broadcast(&colo.cond);
+        g_mutex_unlock(&colo.lock);
+        break;
     case CHANNEL_PING:
         break;
     case CHANNEL_EXIT:

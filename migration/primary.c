@@ -443,6 +443,24 @@ static bool wait_trigger(Primary *p, int64_t last_us, GError **errp)
     return due;
 }
 
+/* A secondary that refuses the token must do so before it could take over: what fails until
+ * then is a migration that failed, and no decision is due. The receiving thread sees to it
+ * that a silent peer ends this. */
+static bool wait_joined(GError **errp)
+{
+    g_mutex_lock(&colo.lock);
+    while (!colo.peer_joined && !colo.peer_failure && !colo.want_exit && !colo.want_quit) {
+        g_cond_wait(&colo.cond, &colo.lock);
+    }
+    bool ok = colo.peer_joined;
+    if (!ok) {
+        colo_error_set(errp, "%s", colo.peer_failure ? colo.peer_failure
+                                                     : "protection ends on request");
+    }
+    g_mutex_unlock(&colo.lock);
+    return ok;
+}
+
 /* Before the checkpoint from which on the peer could take over: what decides between us. */
 static bool share_ownership(Primary *p, GError **errp)
 {
@@ -458,7 +476,8 @@ static bool share_ownership(Primary *p, GError **errp)
     }
     g_autofree char *token = colo.arbiter->class->protect(colo.arbiter, errp);
     colo_step("shared");
-    return token && channel_send_text(p->ch, CHANNEL_TOKEN, token, errp);
+    return token && channel_send_text(p->ch, CHANNEL_TOKEN, token, errp) &&
+           wait_joined(errp);
 }
 
 static bool protect(Primary *p, GError **errp)

@@ -365,7 +365,8 @@ bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
             colo_error_set(errp, "the primary has an arbiter that this side lacks");
             return false;
         }
-        return colo.arbiter->class->join(colo.arbiter, text, errp);
+        return colo.arbiter->class->join(colo.arbiter, text, errp) &&
+               channel_send_text(s->ch, CHANNEL_TOKEN, "joined", errp);
     }
     case CHANNEL_DEATH: {
         g_autofree char *text = channel_msg_text(msg);
