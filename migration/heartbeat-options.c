@@ -24,7 +24,7 @@
 /* A key that others can read, or could have written, is no key. */
 static bool read_key(HeartbeatOptions *o, GError **errp)
 {
-    g_autofree char *text = g_malloc0(KEY_FILE_MAX + 1);
+    char text[KEY_FILE_MAX] = {0};
     struct stat st;
     size_t have = 0;
     ssize_t n = 1;
@@ -42,8 +42,8 @@ static bool read_key(HeartbeatOptions *o, GError **errp)
         colo_error_set(errp, "key-file=%s belongs to user %u, who is neither this one nor root",
                        o->key_file, (unsigned)st.st_uid);
     } else {
-        while (n > 0 && have < KEY_FILE_MAX) {
-            n = read(fd, text + have, KEY_FILE_MAX - have);
+        while (n > 0 && have < sizeof(text)) {
+            n = read(fd, text + have, sizeof(text) - have);
             have += MAX(n, 0);
         }
         while (have > 0 && strchr(" \t\r\n", text[have - 1])) {
@@ -60,7 +60,7 @@ static bool read_key(HeartbeatOptions *o, GError **errp)
             o->key_len = have;
         }
     }
-    explicit_bzero(text, KEY_FILE_MAX);
+    explicit_bzero(text, sizeof(text));
     if (fd >= 0) {
         close(fd);
     }
