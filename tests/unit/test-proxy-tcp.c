@@ -13,24 +13,37 @@
 #define PVM_ISN 1000u
 #define SVM_ISN 0x7000u
 
+/* Frames come from the pool of the net room, and so from under its lock. */
 static void guest_out(Side *x, TestTcp t)
 {
+    net_lock();
     Frame *f = test_tcp(t);
-
-    g_assert_cmpint(send(x->guest, f->data, f->len, 0), ==, f->len);
+    g_assert_cmpint(send(x->guest, f->data, f->len, MSG_DONTWAIT), ==, f->len);
     frame_unref(f);
+    net_unlock();
+}
+
+static void parse(const uint8_t *data, int len, bool to_guest, Packet *pk)
+{
+    net_lock();
+    Frame *f = frame_from(data, len);
+    packet_parse(f, to_guest, pk);
+    frame_unref(f);
+    net_unlock();
 }
 
 static void client_out(TestTcp t)
 {
-    t.to_guest = true;
-    Frame *f = test_tcp(t);
     uint8_t b[4];
 
+    t.to_guest = true;
+    net_lock();
+    Frame *f = test_tcp(t);
     put_be32(b, f->len);
-    g_assert_cmpint(send(p.outside, b, 4, 0), ==, 4);
-    g_assert_cmpint(send(p.outside, f->data, f->len, 0), ==, f->len);
+    g_assert_cmpint(send(p.outside, b, 4, MSG_DONTWAIT), ==, 4);
+    g_assert_cmpint(send(p.outside, f->data, f->len, MSG_DONTWAIT), ==, f->len);
     frame_unref(f);
+    net_unlock();
 }
 
 /* The next TCP frame at the guest. */
@@ -41,9 +54,7 @@ static bool guest_in(Side *x, Packet *pk, int wait_ms)
     for (int i = 0; i <= wait_ms; i += 2) {
         ssize_t n = recv(x->guest, b, sizeof(b), MSG_DONTWAIT);
         if (n > 0) {
-            Frame *f = frame_from(b, n);
-            packet_parse(f, false, pk);
-            frame_unref(f);
+            parse(b, n, false, pk);
             if (pk->kind == PACKET_TCP) {
                 return true;
             }
@@ -62,9 +73,7 @@ static bool client_in(Side *x, Packet *pk, int wait_ms)
         if (recv(x->outside, b, 4, MSG_DONTWAIT | MSG_PEEK) == 4) {
             int len = get_be32(b);
             g_assert_cmpint(recv(x->outside, b, 4 + len, MSG_WAITALL), ==, 4 + len);
-            Frame *f = frame_from(b + 4, len);
-            packet_parse(f, true, pk);
-            frame_unref(f);
+            parse(b + 4, len, true, pk);
             if (pk->kind == PACKET_TCP) {
                 return true;
             }
