@@ -185,6 +185,11 @@ static bool check_modes(JsonObject *args, GError **errp)
                              "replaces the device");
         return false;
     }
+    if (json_object_has_member(args, "filter-node-name")) {
+        colo_error_set(errp, "Parameter 'filter-node-name' is not supported here: a mirror of a "
+                             "node of ours has no filter node");
+        return false;
+    }
     return check_numbers(args, errp);
 }
 

@@ -228,6 +228,14 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     if (!ours) {
         return QMP_PASS;
     }
+    static const char *const senseless[] = {"blk", "inc", "resume", NULL};
+    for (unsigned i = 0; senseless[i]; i++) {
+        if (json_object_get_boolean_member_with_default(args, senseless[i], FALSE)) {
+            colo_error_set(errp, "Parameter '%s' makes no sense with x-colo: disks have their "
+                                 "own replication, and no migration stands still", senseless[i]);
+            return QMP_FAILED;
+        }
+    }
     if (xen_replication_runs()) {
         colo_error_set(errp, "xen-set-replication has started the disks' replication: end it "
                              "first");

@@ -93,6 +93,10 @@ def _(t):
     t.same("migrate", {"uri": "tcp:127.0.0.1:1", "detach": "yes"})
     t.same("migrate", {"url": "tcp:127.0.0.1:1"})
     t.same("migrate")
+    t.ours.x_colo()
+    for word in ("blk", "inc", "resume"):
+        has_words(t.ours.error("migrate", {"uri": "tcp:127.0.0.1:1", word: True}), word, "x-colo")
+    t.ours.x_colo(False)
 
 
 @commands("migrate_cancel")

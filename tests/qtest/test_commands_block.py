@@ -129,6 +129,8 @@ def _(t):
         t.same(command, {"device": "d0", "target": "x", "sync": "nope"})
         t.same(command, {"device": "d0", "target": "x"})
         t.same(command)
+    has_words(t.ours.error("blockdev-mirror", {"device": "d0", "target": "t0", "sync": "full",
+                                               "filter-node-name": "f"}), "filter-node-name")
 
 
 @commands("block-job-*, job-*")
