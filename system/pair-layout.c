@@ -158,13 +158,15 @@ static JsonObject *object(PairLayout *l, ...)
     return o;
 }
 
+/* @tls: id of credentials, or NULL. */
 static void add_chardev(PairLayout *l, const char *id, const char *host, unsigned port,
-                        bool server)
+                        bool server, const char *tls)
 {
     g_autofree char *text = g_strdup_printf(
         "{\"id\":\"%s\",\"backend\":{\"type\":\"socket\",\"data\":{\"addr\":{\"type\":"
-        "\"inet\",\"data\":{\"host\":\"%s\",\"port\":\"%u\"}},\"server\":%s}}}",
-        id, host, port, server ? "true" : "false");
+        "\"inet\",\"data\":{\"host\":\"%s\",\"port\":\"%u\"}},\"server\":%s%s%s%s}}}",
+        id, host, port, server ? "true" : "false", tls ? ",\"tls-creds\":\"" : "",
+        tls ? tls : "", tls ? "\"" : "");
     JsonObject *o = options_parse(text, NULL, NULL);
 
     if (o) {
@@ -227,6 +229,7 @@ static void make_filters(PairLayout *l, const PairOptions *o, GPtrArray *objects
     JsonObject *out = filter_on(objects, "filter-redirector", netdev, "rx", "outdev");
     JsonObject *rewriter = filter_on(objects, "filter-rewriter", netdev, NULL, NULL);
     g_auto(GStrv) id = g_new0(char *, N + 1);
+    const char *tls = o->settings.tls_server;
     bool vnet = false;
 
     for (unsigned i = 0; i < N; i++) {
@@ -239,14 +242,14 @@ static void make_filters(PairLayout *l, const PairOptions *o, GPtrArray *objects
     }
     add_chardev(l, id[MIRROR], o->listen,
                 port_of(chardevs, in ? options_get_str(in, "indev", "") : "",
-                        o->mirror_port + 10 * n), true);
+                        o->mirror_port + 10 * n), true, tls);
     add_chardev(l, id[COMPARE1], o->listen,
                 port_of(chardevs, out ? options_get_str(out, "outdev", "") : "",
-                        o->compare_port + 10 * n), true);
-    add_chardev(l, id[COMPARE0], "127.0.0.1", o->in_port + 10 * n, true);
-    add_chardev(l, id[COMPARE00], "127.0.0.1", o->in_port + 10 * n, false);
-    add_chardev(l, id[OUT], "127.0.0.1", o->out_port + 10 * n, true);
-    add_chardev(l, id[OUT0], "127.0.0.1", o->out_port + 10 * n, false);
+                        o->compare_port + 10 * n), true, tls);
+    add_chardev(l, id[COMPARE0], "127.0.0.1", o->in_port + 10 * n, true, NULL);
+    add_chardev(l, id[COMPARE00], "127.0.0.1", o->in_port + 10 * n, false, NULL);
+    add_chardev(l, id[OUT], "127.0.0.1", o->out_port + 10 * n, true, NULL);
+    add_chardev(l, id[OUT0], "127.0.0.1", o->out_port + 10 * n, false, NULL);
     g_ptr_array_add(l->streams, g_strdup(id[MIRROR]));
     g_ptr_array_add(l->streams, g_strdup(id[COMPARE1]));
 

@@ -67,6 +67,18 @@ static bool read_ports(PairOptions *o, JsonObject *colo, GError **errp)
     return true;
 }
 
+/* Without pair=on. */
+static bool refuse_any(JsonObject *colo, const char *const *keys, GError **errp)
+{
+    for (; *keys; keys++) {
+        if (json_object_has_member(colo, *keys)) {
+            colo_error_set(errp, "-colo: '%s' needs pair=on", *keys);
+            return false;
+        }
+    }
+    return true;
+}
+
 bool pair_options_read(PairOptions *o, JsonObject *colo, GError **errp)
 {
     *o = (PairOptions){.auto_protect = true};
@@ -74,14 +86,9 @@ bool pair_options_read(PairOptions *o, JsonObject *colo, GError **errp)
         g_prefix_error(errp, "-colo: ");
         return false;
     }
-    for (unsigned i = 1; !o->on && pair_keys[i]; i++) {
-        if (json_object_has_member(colo, pair_keys[i])) {
-            colo_error_set(errp, "-colo: '%s' needs pair=on", pair_keys[i]);
-            return false;
-        }
-    }
     if (!o->on) {
-        return true;
+        return refuse_any(colo, pair_keys + 1, errp) &&
+               refuse_any(colo, pair_setting_keys, errp);
     }
     o->listen = options_get_str(colo, "listen", NULL);
     o->peer = options_get_str(colo, "peer", NULL);
@@ -102,5 +109,6 @@ bool pair_options_read(PairOptions *o, JsonObject *colo, GError **errp)
     }
     o->peer_timeout = timeout;
     o->quiet = quiet;
-    return read_ports(o, colo, errp) && read_sync(o, colo, errp);
+    return read_ports(o, colo, errp) && read_sync(o, colo, errp) &&
+           pair_settings_read(&o->settings, colo, errp);
 }

@@ -113,10 +113,45 @@ static Progress progress(Pair *p)
     return out;
 }
 
+/* Encryption needs a node of its own, as an URI has no place for credentials. */
+static char *target_node(const PairDisk *d)
+{
+    return g_strconcat(d->job, "-target", NULL);
+}
+
+static bool add_target(Pair *p, const PairDisk *d, const char *tls, GError **errp)
+{
+    g_autofree char *node = target_node(d);
+
+    return block_node_exists(node) ||
+           pair_qmp_do(p->qmp, "blockdev-add", errp,
+                       "{\"driver\":\"nbd\",\"node-name\":\"%s\",\"server\":{\"type\":\"inet\","
+                       "\"host\":\"%s\",\"port\":\"%u\"},\"export\":\"%s\",\"tls-creds\":\"%s\"}",
+                       node, p->opts.peer, p->opts.nbd_port, d->export, tls);
+}
+
+/* Once no job is left. */
+static void del_targets(Pair *p)
+{
+    for (guint i = 0; i < p->layout->disks->len; i++) {
+        g_autofree char *node = target_node(p->layout->disks->pdata[i]);
+        if (block_node_exists(node)) {
+            pair_qmp_do(p->qmp, "blockdev-del", NULL, "{\"node-name\":\"%s\"}", node);
+        }
+    }
+}
+
 static bool start_job(Pair *p, const PairDisk *d, const char *sync, GError **errp)
 {
     bool v6 = strchr(p->opts.peer, ':');
+    const char *tls = p->opts.settings.tls_client;
 
+    if (tls) {
+        return add_target(p, d, tls, errp) &&
+               pair_qmp_do(p->qmp, "blockdev-mirror", errp,
+                           "{\"device\":\"%s\",\"job-id\":\"%s\",\"target\":\"%s-target\","
+                           "\"sync\":\"%s\"}", d->top, d->job, d->job, sync);
+    }
     return pair_qmp_do(p->qmp, "drive-mirror", errp,
                        "{\"device\":\"%s\",\"job-id\":\"%s\",\"target\":\"nbd://%s%s%s:%u/%s\","
                        "\"mode\":\"existing\",\"format\":\"raw\",\"sync\":\"%s\"}",
@@ -215,14 +250,17 @@ static bool wait_ready(Pair *p, unsigned n, GError **errp)
 
 static bool add_nodes(Pair *p, GError **errp)
 {
+    const char *tls = p->opts.settings.tls_client;
+
     for (guint i = 0; i < p->layout->disks->len; i++) {
         const PairDisk *d = p->layout->disks->pdata[i];
         if (!block_node_exists(d->node) &&
             !pair_qmp_human(p->qmp, errp,
                             "drive_add -n buddy driver=replication,mode=primary,file.driver=nbd,"
-                            "file.host=%s,file.port=%u,file.export=%s,node-name=%s%s",
+                            "file.host=%s,file.port=%u,file.export=%s,node-name=%s%s%s%s",
                             p->opts.peer, p->opts.nbd_port, d->export, d->node,
-                            d->shared ? ",shared-disk=on" : "")) {
+                            d->shared ? ",shared-disk=on" : "",
+                            tls ? ",file.tls-creds=" : "", tls ? tls : "")) {
             return false;
         }
     }
@@ -301,6 +339,9 @@ bool pair_attach_disks(Pair *p, const PairPeer *peer, GError **errp)
     bool ok = hold(p, errp) && end_jobs(p, errp) && attach_nodes(p, errp);
     bool held = p->held;
     pair_let_go(p);
+    if (ok) {
+        del_targets(p);
+    }
     int64_t pause = held ? g_get_monotonic_time() - start : 0;
     g_mutex_lock(&p->lock);
     p->resync_pause_us = pause;
@@ -325,6 +366,7 @@ bool pair_detach_disks(Pair *p, GError **errp)
     while (progress(p).there > 0 && g_get_monotonic_time() < end && !pair_quits()) {
         g_usleep(POLL_MS * 1000);
     }
+    del_targets(p);
     for (guint i = 0; i < p->layout->disks->len; i++) {
         const PairDisk *d = p->layout->disks->pdata[i];
         if (!block_node_exists(d->node)) {

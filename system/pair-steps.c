@@ -53,20 +53,31 @@ static const char *id_of(JsonObject *o)
     return options_get_str(o, "id", "");
 }
 
+static bool apply_settings(Pair *p, bool secondary, GError **errp)
+{
+    JsonObject *params = pair_settings_parameters(&p->opts.settings, secondary);
+
+    return pair_qmp_run(p->qmp, "migrate-set-capabilities",
+                        pair_settings_capabilities(&p->opts.settings), NULL, errp) &&
+           (!params || pair_qmp_run(p->qmp, "migrate-set-parameters", params, NULL, errp));
+}
+
 /* --- Secondary --- */
 
 bool pair_prepare_secondary(Pair *p, GError **errp)
 {
-    if (!pair_qmp_do(p->qmp, "migrate-set-capabilities", errp,
-                     "{\"capabilities\":[{\"capability\":\"x-colo\",\"state\":true}]}")) {
+    const char *tls = p->opts.settings.tls_server;
+
+    if (!apply_settings(p, true, errp)) {
         return false;
     }
     if (p->layout->disks->len == 0 || block_nbd_server_running()) {
         return true;
     }
     if (!pair_qmp_do(p->qmp, "nbd-server-start", errp,
-                     "{\"addr\":{\"type\":\"inet\",\"data\":{\"host\":\"%s\",\"port\":\"%u\"}}}",
-                     p->opts.listen, p->opts.nbd_port)) {
+                     "{\"addr\":{\"type\":\"inet\",\"data\":{\"host\":\"%s\",\"port\":\"%u\"}}"
+                     "%s%s%s}", p->opts.listen, p->opts.nbd_port, tls ? ",\"tls-creds\":\"" : "",
+                     tls ? tls : "", tls ? "\"" : "")) {
         return false;
     }
     for (guint i = 0; i < p->layout->disks->len; i++) {
@@ -241,8 +252,7 @@ static bool migrate(Pair *p, GError **errp)
     MigrationView v;
 
     pair_set_state(PAIR_PROTECTING, "first copy of memory");
-    if (!pair_qmp_do(p->qmp, "migrate-set-capabilities", errp,
-                     "{\"capabilities\":[{\"capability\":\"x-colo\",\"state\":true}]}") ||
+    if (!apply_settings(p, false, errp) ||
         !pair_qmp_do(p->qmp, "migrate", errp, "{\"uri\":\"tcp:%s%s%s:%u\"}",
                      strchr(p->opts.peer, ':') ? "[" : "", p->opts.peer,
                      strchr(p->opts.peer, ':') ? "]" : "", p->opts.migrate_port)) {

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 
 #include "system/cmdline.h"
+#include "system/pair-settings.h"
 
 /** Exit statuses of the program beside 0 and 1. */
 #define PAIR_STATUS_PEER_SERVES 3   /* start me as secondary */
@@ -36,6 +37,7 @@ typedef struct PairOptions {
     unsigned in_port, out_port;        /* joined in memory, on the loopback */
     unsigned quiet;                    /* s; so long a protection is no flapping */
     unsigned peer_timeout;             /* ms; as the checkpoint channel's */
+    PairSettings settings;
 } PairOptions;
 
 /** The keys that pair_options_read() knows, NULL-terminated. */

@@ -488,6 +488,9 @@ static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
     for (unsigned i = 0; pair_keys[i]; i++) {
         g_ptr_array_add(keys, (gpointer)pair_keys[i]);
     }
+    for (unsigned i = 0; pair_setting_keys[i]; i++) {
+        g_ptr_array_add(keys, (gpointer)pair_setting_keys[i]);
+    }
     for (unsigned i = 0; i == 0 || arbiter_keys[i - 1]; i++) {
         g_ptr_array_add(keys, (gpointer)arbiter_keys[i]);
     }

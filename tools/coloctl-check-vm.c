@@ -120,17 +120,17 @@ static bool runs_here(const VmConf *c)
 
 void check_ports(const VmConf *c, GPtrArray *list)
 {
-    static const VmPort ports[] = {VM_PORT_MIRROR, VM_PORT_COMPARE, VM_PORT_PAIR,
-                                   VM_PORT_MIGRATE, VM_PORT_NBD};
+    g_autoptr(GArray) ports = vm_conf_listeners(c);
     g_autoptr(GString) taken = g_string_new(NULL);
 
     if (runs_here(c)) {
         finding_add(list, FINDING_OK, "ports", NULL, "in use by this VM: coloctl run is there");
         return;
     }
-    for (size_t i = 0; i < G_N_ELEMENTS(ports); i++) {
+    for (guint i = 0; i < ports->len; i++) {
         g_autoptr(GError) err = NULL;
-        int fd = net_listen(vm_conf_self(c)->addresses[0], vm_conf_port(c, ports[i]), &err);
+        int fd = net_listen(vm_conf_self(c)->addresses[0], g_array_index(ports, unsigned, i),
+                            &err);
         if (fd < 0) {
             g_string_append_printf(taken, "%s%s", taken->len ? "; " : "", err->message);
         } else {
@@ -138,7 +138,7 @@ void check_ports(const VmConf *c, GPtrArray *list)
         }
     }
     finding_add(list, taken->len ? FINDING_FAIL : FINDING_OK, "ports",
-                "give this VM another [pair] port-base, in steps of 10", "%s",
+                "give this VM another [pair] port-base, in steps of 10 a card", "%s",
                 taken->len ? taken->str : "free");
 }
 

@@ -40,9 +40,6 @@
 #define DATA_MAX (1ll << 30)
 #define CHUNK 65536
 
-static const VmPort pair_ports[] = {VM_PORT_MIRROR, VM_PORT_COMPARE, VM_PORT_PAIR,
-                                    VM_PORT_MIGRATE, VM_PORT_NBD};
-
 /* --- Facts that must agree --- */
 
 static void set(JsonObject *o, const char *key, const char *value)
@@ -193,8 +190,9 @@ static int serve(const VmConf *c)
     }
     check_ports(c, ports);
     /* What is free of the pair's ports listens, so that the peer can see that it gets there. */
-    for (size_t i = 0; i < G_N_ELEMENTS(pair_ports); i++) {
-        net_listen(me, vm_conf_port(c, pair_ports[i]), NULL);
+    g_autoptr(GArray) all = vm_conf_listeners(c);
+    for (guint i = 0; i < all->len; i++) {
+        net_listen(me, g_array_index(all, unsigned, i), NULL);
     }
     printf("waiting for coloctl check on %s (port %u); ^C ends\n", vm_conf_peer(c)->name,
            vm_conf_port(c, VM_PORT_CHECK));
@@ -287,9 +285,10 @@ static void check_peer_ports(const VmConf *c, GPtrArray *list)
     const char *peer = vm_conf_peer(c)->addresses[0];
     g_autoptr(GString) closed = g_string_new(NULL);
 
-    for (size_t i = 0; i < G_N_ELEMENTS(pair_ports); i++) {
+    g_autoptr(GArray) all = vm_conf_listeners(c);
+    for (guint i = 0; i < all->len; i++) {
         g_autoptr(GError) err = NULL;
-        int fd = net_dial(peer, vm_conf_port(c, pair_ports[i]),
+        int fd = net_dial(peer, g_array_index(all, unsigned, i),
                           g_get_monotonic_time() + 2000000, &err);
         if (fd < 0) {
             g_string_append_printf(closed, "%s%s", closed->len ? "; " : "", err->message);

@@ -66,58 +66,88 @@ static void add_machine(Line *l)
     }
 }
 
-static void add_net(Line *l, const VmNet *n)
+static void add_net(Line *l, unsigned i)
 {
+    const VmNet *n = l->c->nets->pdata[i];
     g_autofree char *device = quoted(n->device);
 
     switch (n->kind) {
     case VM_NET_TAP:
-        add(l, "-netdev", "tap,id=hn0,vhost=off,ifname=%s,script=no,downscript=no", device);
+        add(l, "-netdev", "tap,id=hn%u,vhost=off,ifname=%s,script=no,downscript=no", i, device);
         break;
     case VM_NET_BRIDGE:
-        add(l, "-netdev", "bridge,id=hn0,br=%s", device);
+        add(l, "-netdev", "bridge,id=hn%u,br=%s", i, device);
         break;
     case VM_NET_USER: /* its value is options of user, as written */
-        add(l, "-netdev", "user,id=hn0%s%s", *n->device ? "," : "", n->device);
+        add(l, "-netdev", "user,id=hn%u%s%s", i, *n->device ? "," : "", n->device);
         break;
     }
-    add(l, "-device", "%s,id=e0,netdev=hn0,mac=%s,romfile=", n->model, n->mac);
+    add(l, "-device", "%s,id=e%u,netdev=hn%u,mac=%s,romfile=", n->model, i, i, n->mac);
 }
 
-static void add_primary_proxy(Line *l)
+/* What follows an id of the manual's for card @i: what pair-layout.c makes after a takeover has
+ * the same ids. */
+static const char *suffix(unsigned i, char buf[16])
+{
+    g_snprintf(buf, 16, i ? "-%u" : "", i);
+    return buf;
+}
+
+static void add_primary_proxy(Line *l, unsigned i)
 {
     const VmConf *c = l->c;
-    const char *me = vm_conf_self(c)->addresses[0];
-    unsigned in = vm_conf_port(c, VM_PORT_COMPARE_IN);
-    unsigned out = vm_conf_port(c, VM_PORT_COMPARE_OUT);
+    const char *me = vm_conf_self(c)->addresses[0], *tls = c->tls_dir ? ",tls-creds=tlss0" : "";
+    unsigned in = vm_conf_net_port(c, VM_PORT_COMPARE_IN, i);
+    unsigned out = vm_conf_net_port(c, VM_PORT_COMPARE_OUT, i);
+    char buf[16];
+    const char *s = suffix(i, buf);
 
-    add(l, "-chardev", "socket,id=mirror0,host=%s,port=%u,server=on,wait=off", me,
-        vm_conf_port(c, VM_PORT_MIRROR));
-    add(l, "-chardev", "socket,id=compare1,host=%s,port=%u,server=on,wait=off", me,
-        vm_conf_port(c, VM_PORT_COMPARE));
-    add(l, "-chardev", "socket,id=compare0,host=127.0.0.1,port=%u,server=on,wait=off", in);
-    add(l, "-chardev", "socket,id=compare0-0,host=127.0.0.1,port=%u", in);
-    add(l, "-chardev", "socket,id=compare_out,host=127.0.0.1,port=%u,server=on,wait=off", out);
-    add(l, "-chardev", "socket,id=compare_out0,host=127.0.0.1,port=%u", out);
-    add(l, "-object", "filter-mirror,id=m0,netdev=hn0,queue=tx,outdev=mirror0");
-    add(l, "-object", "filter-redirector,netdev=hn0,id=redire0,queue=rx,indev=compare_out");
-    add(l, "-object", "filter-redirector,netdev=hn0,id=redire1,queue=rx,outdev=compare0");
-    add(l, "-object", "iothread,id=iothread1");
-    add(l, "-object", "colo-compare,id=comp0,primary_in=compare0-0,secondary_in=compare1,"
-        "outdev=compare_out0,iothread=iothread1");
+    add(l, "-chardev", "socket,id=mirror0%s,host=%s,port=%u,server=on,wait=off%s", s, me,
+        vm_conf_net_port(c, VM_PORT_MIRROR, i), tls);
+    add(l, "-chardev", "socket,id=compare1%s,host=%s,port=%u,server=on,wait=off%s", s, me,
+        vm_conf_net_port(c, VM_PORT_COMPARE, i), tls);
+    add(l, "-chardev", "socket,id=compare0%s,host=127.0.0.1,port=%u,server=on,wait=off", s, in);
+    add(l, "-chardev", "socket,id=compare0-0%s,host=127.0.0.1,port=%u", s, in);
+    add(l, "-chardev", "socket,id=compare_out%s,host=127.0.0.1,port=%u,server=on,wait=off", s,
+        out);
+    add(l, "-chardev", "socket,id=compare_out0%s,host=127.0.0.1,port=%u", s, out);
+    add(l, "-object", "filter-mirror,id=m0%s,netdev=hn%u,queue=tx,outdev=mirror0%s", s, i, s);
+    add(l, "-object", "filter-redirector,netdev=hn%u,id=redire0%s,queue=rx,indev=compare_out%s",
+        i, s, s);
+    add(l, "-object", "filter-redirector,netdev=hn%u,id=redire1%s,queue=rx,outdev=compare0%s", i,
+        s, s);
+    if (i == 0) {
+        add(l, "-object", "iothread,id=iothread1");
+    }
+    add(l, "-object", "colo-compare,id=comp0%s,primary_in=compare0-0%s,secondary_in=compare1%s,"
+        "outdev=compare_out0%s,iothread=iothread1", s, s, s, s);
 }
 
-static void add_secondary_proxy(Line *l)
+static void add_secondary_proxy(Line *l, unsigned i)
 {
-    const char *peer = vm_conf_peer(l->c)->addresses[0];
+    const VmConf *c = l->c;
+    const char *peer = vm_conf_peer(c)->addresses[0], *tls = c->tls_dir ? ",tls-creds=tlsc0" : "";
+    char buf[16];
+    const char *s = suffix(i, buf);
 
-    add(l, "-chardev", "socket,id=red0,host=%s,port=%u,reconnect=1", peer,
-        vm_conf_port(l->c, VM_PORT_MIRROR));
-    add(l, "-chardev", "socket,id=red1,host=%s,port=%u,reconnect=1", peer,
-        vm_conf_port(l->c, VM_PORT_COMPARE));
-    add(l, "-object", "filter-redirector,id=f1,netdev=hn0,queue=tx,indev=red0");
-    add(l, "-object", "filter-redirector,id=f2,netdev=hn0,queue=rx,outdev=red1");
-    add(l, "-object", "filter-rewriter,id=rew0,netdev=hn0,queue=all");
+    add(l, "-chardev", "socket,id=red0%s,host=%s,port=%u,reconnect=1%s", s, peer,
+        vm_conf_net_port(c, VM_PORT_MIRROR, i), tls);
+    add(l, "-chardev", "socket,id=red1%s,host=%s,port=%u,reconnect=1%s", s, peer,
+        vm_conf_net_port(c, VM_PORT_COMPARE, i), tls);
+    add(l, "-object", "filter-redirector,id=f1%s,netdev=hn%u,queue=tx,indev=red0%s", s, i, s);
+    add(l, "-object", "filter-redirector,id=f2%s,netdev=hn%u,queue=rx,outdev=red1%s", s, i, s);
+    add(l, "-object", "filter-rewriter,id=rew0%s,netdev=hn%u,queue=all", s, i);
+}
+
+/* For both roles: a secondary that takes over connects where it listened. */
+static void add_tls(Line *l)
+{
+    static const char *const ends[][2] = {{"tlsc0", "client"}, {"tlss0", "server"}};
+    g_autofree char *dir = quoted(l->c->tls_dir);
+
+    for (int i = 0; i < 2; i++) {
+        add(l, "-object", "tls-creds-x509,id=%s,dir=%s,endpoint=%s", ends[i][0], dir, ends[i][1]);
+    }
 }
 
 static void add_disk(Line *l, unsigned i, bool secondary)
@@ -179,6 +209,9 @@ static void add_pair(Line *l)
         vm_conf_port(c, VM_PORT_PAIR), c->auto_protect ? "on" : "off", c->auto_sync);
     g_autofree char *state_dir = quoted(c->state_dir);
     add(l, "-colo", "state-file=%s/role", state_dir);
+    if (c->tls_dir) {
+        add(l, "-colo", "tls-client=tlsc0,tls-server=tlss0");
+    }
     for (guint i = 0; i < c->colo->len; i++) {
         g_autofree char *pair = quoted(c->colo->pdata[i]);
         add(l, "-colo", "%s", pair);
@@ -228,12 +261,13 @@ char **vm_command_line(const VmConf *c, const char *program, bool secondary)
     g_ptr_array_add(l.words, g_strdup(program));
     add_machine(&l);
     for (guint i = 0; i < c->nets->len; i++) {
-        add_net(&l, c->nets->pdata[i]);
+        add_net(&l, i);
     }
-    if (c->nets->len && secondary) {
-        add_secondary_proxy(&l);
-    } else if (c->nets->len) {
-        add_primary_proxy(&l);
+    if (c->tls_dir) {
+        add_tls(&l);
+    }
+    for (guint i = 0; i < c->nets->len; i++) {
+        secondary ? add_secondary_proxy(&l, i) : add_primary_proxy(&l, i);
     }
     add_disks(&l, secondary);
     if (secondary) {

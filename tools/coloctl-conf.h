@@ -4,8 +4,8 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The same file on both hosts. Every value is read and checked at once, unknown sections and
- * keys are refused: a typing error must not become a missing option at a takeover. In paths
+ * The same file on both hosts. Every value is read and checked at once, unknown and doubled
+ * sections and keys are refused: a typing error must not become a missing option at a takeover. In paths
  * and names of devices "%h" stands for this host's name in [hosts], "%p" for the other's,
  * "%n" for the VM's, "%%" for a per cent sign.
  */
@@ -32,6 +32,8 @@ typedef struct VmNet {
     char *model, *mac;
 } VmNet;
 
+#define VM_NETS_MAX 16
+
 typedef struct VmHost {
     char *name;
     char **addresses; /* [0]: the COLO network; all: links of the heartbeat */
@@ -50,9 +52,10 @@ typedef struct VmConf {
     unsigned port_base;
     bool auto_protect;
     char *auto_sync;
-    uint64_t checkpoint_delay; /* ms, 0: default */
-    GPtrArray *colo;           /* "key=value" for -colo: arbiter, witness, fence, ... */
-    char *colo_options;        /* more of them, as written, or NULL */
+    GPtrArray *colo;    /* "key=value" for -colo: arbiter, channels, mode, ... */
+    char *colo_options; /* more of them, as written, or NULL */
+    uint64_t channels;
+    char *compression, *tls_dir; /* or NULL */
     bool heartbeat;
     uint64_t heartbeat_interval, heartbeat_timeout; /* ms, 0: default */
     char *key_file;
@@ -83,6 +86,12 @@ typedef enum VmPort {
     VM_PORT_NBD = 999,
 } VmPort;
 unsigned vm_conf_port(const VmConf *c, VmPort port);
+
+/** VM_PORT_COMPARE_IN to _OUT of network card number @n. */
+unsigned vm_conf_net_port(const VmConf *c, VmPort port, unsigned n);
+
+/** All ports (unsigned) that one side or the other listens on. Caller unrefs. */
+GArray *vm_conf_listeners(const VmConf *c);
 
 /** RAM in bytes, by "1G", "512M", "512" (MiB). */
 uint64_t vm_conf_memory(const VmConf *c);

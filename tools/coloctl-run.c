@@ -68,7 +68,6 @@ typedef struct Run {
     unsigned rest;
     CtlQmp *qmp; /* its third monitor */
     guint qmp_tag;
-    bool delay_set;
     int log_fd, out_fd;
     char *log_path;
 } Run;
@@ -300,7 +299,6 @@ static void start(Run *r, Decision d, const char *why)
 
     r->secondary = d == DECIDE_SECONDARY;
     r->started = g_get_monotonic_time();
-    r->delay_set = false;
     if (!run_prepare_disks(r->conf, r->secondary, &err)) {
         /* May be mended while we wait, a mount for example. */
         r->rest = r->rest ? MIN(r->rest * 2, REST_MAX_S) : REST_FIRST_S;
@@ -408,22 +406,6 @@ static void open_monitor(Run *r)
     }
 }
 
-static void set_delay(Run *r)
-{
-    g_autoptr(JsonObject) args = json_object_new();
-    g_autoptr(GError) err = NULL;
-
-    if (r->delay_set || !r->conf->checkpoint_delay) {
-        return;
-    }
-    r->delay_set = true;
-    json_object_set_int_member(args, "x-checkpoint-delay", r->conf->checkpoint_delay);
-    g_autoptr(JsonNode) n = ctl_qmp_execute(r->qmp, "migrate-set-parameters", args, &err);
-    if (!n) {
-        say(r, "checkpoint-delay: %s", err->message);
-    }
-}
-
 static void watch(Run *r)
 {
     open_monitor(r);
@@ -438,7 +420,6 @@ static void watch(Run *r)
         }
         return;
     }
-    set_delay(r);
     const char *why = ctl_str(s->colo, "error", NULL);
     JsonObject *pair = ctl_object(s->colo, "pair");
     const char *way = strcmp(s->state, "alone") == 0 ? ctl_str(pair, "detail", NULL) : NULL;

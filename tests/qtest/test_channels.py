@@ -4,6 +4,7 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+from colo_conf import credentials
 from colo_qtest import (case, free_port, has_words, main, os, socket, subprocess, sys, time)
 
 import select
@@ -133,32 +134,6 @@ def bandwidth(b):
 
 
 # TLS
-
-
-def credentials(b):
-    """A CA and the certificates of both endpoints, in QEMU's names."""
-    def tool(*args):
-        subprocess.run(["certtool", *args], check=True, capture_output=True)
-    d = b.dir + "/pki"
-    os.mkdir(d)
-    for name, lines in (("ca", "ca\ncert_signing_key\n"),
-                        ("server", "dns_name=there\nip_address=127.0.0.1\ntls_www_server\n"
-                         "encryption_key\nsigning_key\n"),
-                        ("client", "tls_www_client\nencryption_key\nsigning_key\n")):
-        with open("%s/%s.info" % (d, name), "w") as f:
-            f.write("cn=%s\nexpiration_days=10\n%s" % (name, lines))
-        key = "%s/%s-key.pem" % (d, name)
-        tool("--generate-privkey", "--ecc", "--outfile", key)
-        if name == "ca":
-            tool("--generate-self-signed", "--template", "%s/ca.info" % d, "--load-privkey",
-                 key, "--outfile", d + "/ca-cert.pem")
-        else:
-            tool("--generate-certificate", "--template", "%s/%s.info" % (d, name),
-                 "--load-privkey", key, "--load-ca-certificate", d + "/ca-cert.pem",
-                 "--load-ca-privkey", d + "/ca-key.pem", "--outfile",
-                 "%s/%s-cert.pem" % (d, name))
-    return [["-object", "tls-creds-x509,id=tls0,dir=%s,endpoint=%s" % (d, e)]
-            for e in ("client", "server")]
 
 
 @case

@@ -6,29 +6,9 @@
 import re
 import threading
 
+from colo_conf import *
 from colo_qtest import *
-from e2e_proc import QMP, Process  # after the path that colo_qtest has set
-
-OK, FAILED, USAGE, UNPROTECTED, LOST, UNREACHABLE = range(6)
-
-
-def tool(b):
-    path = os.path.join(os.path.dirname(b.program), "..", "tools", "coloctl")
-    return path if os.path.exists(path) else shutil.which("coloctl")
-
-
-def ctl(b, *words, expect=OK, timeout=60, **kw):
-    """Its standard output; standard error must be empty at success, and speak otherwise."""
-    done = subprocess.run([tool(b), *words], stdin=subprocess.DEVNULL, text=True, errors="replace",
-                          capture_output=True, timeout=timeout, **kw)
-    assert done.returncode == expect, "%s: status %d: %s%s" % (words, done.returncode,
-                                                              done.stdout, done.stderr)
-    assert "\033" not in done.stdout + done.stderr, "colours without a terminal"
-    if expect in (FAILED, USAGE, UNREACHABLE):
-        lines = done.stderr.strip().splitlines()
-        assert lines and all(x.startswith("coloctl: ") for x in lines), done.stderr
-        return lines[-1]
-    return done.stdout
+from e2e_proc import QMP  # after the path that colo_qtest has set
 
 
 def at(host):
@@ -102,7 +82,7 @@ def example_is_understood(b):
     root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
     example = os.path.join(root, "contrib/examples/vm.conf")
     with open(example) as f:
-        text = re.sub(r"^#(\w[\w-]* = )", r"\1", f.read(), flags=re.M)
+        text = re.sub(r"^#(\w[\w-]* = |\[)", r"\1", f.read(), flags=re.M)
     with open(b.dir + "/all.conf", "w") as f:
         f.write(text)
     for path in (example, b.dir + "/all.conf"):
@@ -308,108 +288,6 @@ def strange_answers(b):
     text = ctl(b, "status", *at(server), expect=UNPROTECTED)
     assert "\x1b" not in text, text
     ctl(b, "status", "--json", *at(server), expect=UNPROTECTED)
-
-
-def port_base(b):
-    """Below the ports that the kernel gives to others, and free on both hosts."""
-    while True:
-        base = b.rng.randrange(1200, 3100) * 10
-        try:
-            for address in ("127.0.0.1", "127.0.0.2"):
-                for port in (1, 3, 4, 5, 995, 996, 997, 998, 999):
-                    with socket.socket() as s:
-                        s.bind((address, base + port))
-            return base
-        except OSError:
-            pass
-
-
-class Vm:
-    """A vm.conf for two hosts, 127.0.0.1 and 127.0.0.2, on this machine."""
-
-    def __init__(self, b, disk=True, **more):
-        self.b = b
-        self.file = b.dir + "/vm.conf"
-        self.runs = {}
-        base = self.base = port_base(b)
-        pair = "".join("%s = %s\n" % (k.replace("_", "-"), v) for k, v in more.items())
-        with open(self.file, "w") as f:
-            f.write("""[vm]
-name = vm1
-accel = tcg
-memory = 32
-args = -option-rom %s/guest.rom
-[hosts]
-a = 127.0.0.1
-b = 127.0.0.2
-[pair]
-port-base = %d
-%s[run]
-qemu-colo = %s
-state-dir = %s/%%h/state
-run-dir = %s/%%h/run
-""" % (b.dir, base, pair, os.path.abspath(b.program), b.dir, b.dir))
-            if disk:
-                f.write("[disk.root]\nimage = %s/%%h.raw\n" % b.dir)
-        for who in "ab" if disk else "":
-            b.image(who + ".raw", 4)
-
-    def run(self, who, *words):
-        """Start "coloctl run"."""
-        p = Process("run " + who, [tool(self.b), "run", self.file, "--host", who, *words],
-                    "%s/%s.log" % (self.b.dir, who))
-        p.close = p.stop
-        p.name = "run " + who
-        self.runs[who] = p
-        self.b.hosts.append(p)
-        return p
-
-    def words(self, command, who, *more):
-        return [command, *more, self.file, "--host", who]
-
-    def ctl(self, command, who, *more, **kw):
-        return ctl(self.b, *self.words(command, who, *more), **kw)
-
-    def wait(self, who, state, timeout=30, **want):
-        end = time.monotonic() + timeout
-        while True:
-            done = subprocess.run([tool(self.b), *self.words("status", who, "--json")],
-                                  capture_output=True, text=True, timeout=60)
-            s = json.loads(done.stdout) if done.stdout else {"state": None}
-            if s["state"] == state and all(s[k] == v for k, v in want.items()):
-                return s
-            assert time.monotonic() < end, "%s: %s %s" % (who, s.get("state"), done.stderr)
-            time.sleep(0.1)
-
-    def role(self, who, role=None, timeout=10):
-        """What it has written down."""
-        end = time.monotonic() + timeout
-        while True:
-            try:
-                with open("%s/%s/state/role" % (self.b.dir, who)) as f:
-                    got = f.read().strip()
-            except FileNotFoundError:
-                got = None
-            if got == role or role is None:
-                return got
-            assert time.monotonic() < end, "role %s, expected %s" % (got, role)
-            time.sleep(0.05)
-
-    def said(self, who, words, timeout=10):
-        end = time.monotonic() + timeout
-        while words not in self.runs[who].output():
-            assert time.monotonic() < end, "no '%s' in: %s" % (words, self.runs[who].output())
-            time.sleep(0.05)
-
-    def kill_tree(self, who):
-        p = self.runs[who]
-        pids = p.children()
-        for pid in [p.pid] + pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        p.wait(20)
 
 
 @case
@@ -654,127 +532,6 @@ def what_run_refuses(b):
     has_words(vm.ctl("run", "a", expect=FAILED), "key-file", "chmod 600")
 
 
-def findings(text):
-    """{what: (level, found)} of coloctl check."""
-    got = {}
-    for line in text.splitlines():
-        level, _, rest = line.partition("  ")
-        if level in ("ok", "warn", "FAIL"):
-            what, _, found = rest.strip().partition(": ")
-            if len(what) == 1:
-                peer, (what, _, found) = what, found.partition(": ")
-                what = peer + ": " + what
-            got[what] = (level, found)
-    return got
-
-
-def serving(b, vm, who):
-    """A "coloctl check --serve" that listens."""
-    p = Process("serve", [tool(b), *vm.words("check", who, "--serve")], b.dir + "/serve.log")
-    p.close = p.stop
-    b.hosts.append(p)
-    end = time.monotonic() + 20
-    while "waiting for" not in p.output():
-        assert p.alive() and time.monotonic() < end, p.output()
-        time.sleep(0.05)
-    return p
-
-
-def check(b, vm, who, expect):
-    done = subprocess.run([tool(b), *vm.words("check", who)], capture_output=True, text=True,
-                          timeout=120)
-    assert done.returncode == expect, done.stdout + done.stderr
-    return findings(done.stdout), done.stdout
-
-
-@case
-def both_hosts_are_examined(b):
-    """Round trip, bandwidth, clocks and ports are measured; what differs is found."""
-    vm = Vm(b)
-    got, text = check(b, vm, "a", OK)
-    assert got["the other host"][0] == "warn" and "--serve" in text, text
-    assert got["kernel"][0] == got["PAGEMAP_SCAN"][0] == got["disk.root"][0] == "ok", text
-    serving(b, vm, "b")
-    got, text = check(b, vm, "a", OK)
-    for what in ("same vm.conf", "same emulator", "same size of disk.root", "round trip",
-                 "clocks", "bandwidth", "ports of the peer", "b: kernel", "b: disk.root",
-                 "b: ports", "ports"):
-        assert what in got and got[what][0] != "FAIL", "%s: %s" % (what, text)
-    # The other image has another size, and one key file is open to all.
-    os.truncate(b.dir + "/b.raw", 8 << 20)
-    got, text = check(b, vm, "a", FAILED)
-    assert got["same size of disk.root"][0] == "FAIL", text
-    os.unlink(b.dir + "/b.raw")
-    got, text = check(b, vm, "a", FAILED)
-    assert got["b: disk.root"][0] == "FAIL" and "qemu-img create" in text, text
-
-
-@case
-def what_check_finds_here(b):
-    key = b.dir + "/key"
-    with open(key, "w") as f:
-        f.write("k" * 32)
-    os.chmod(key, 0o640)
-    vm = Vm(b, key_file=key, arbiter="witness", witness="http://127.0.0.1:9")
-    with open(vm.file, "a") as f:
-        f.write("[net.lan]\ntap = no-such-tap\nmac = 52:54:00:00:00:01\n")
-    with socket.socket() as s:
-        base = vm.base
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        s.bind(("127.0.0.1", base + 999))
-        s.listen()
-        got, text = check(b, vm, "a", FAILED)
-    for what in ("key-file", "witness", "net.lan", "ports"):
-        assert got[what][0] == "FAIL", "%s: %s" % (what, text)
-    assert text.count("remedy:") == sum(x[0] != "ok" for x in got.values()), text
-    assert str(base + 999) in got["ports"][1], text
-
-
-@case
-def check_beside_strangers(b):
-    """A peer that answers rubbish, or the pair port of a VM that runs: no crash, a finding."""
-    vm = Vm(b, disk=False)
-    base = vm.base
-    vm.run("b", "--role", "primary")
-    vm.wait("b", "alone")
-    got, text = check(b, vm, "a", OK)
-    assert "qemu-colo" in got["the other host"][1] and "serves" in got["the other host"][1], text
-    with socket.socket() as s:
-        s.bind(("127.0.0.2", base + 995))
-        s.listen()
-
-        def answer():
-            for reply in (b"rubbish\n", b'{"findings": [1, {"level": 99}, []]}\n', b"\0" * 9):
-                c = s.accept()[0]
-                c.recv(100)
-                try:
-                    c.sendall(reply)
-                finally:
-                    c.close()
-        threading.Thread(target=answer, daemon=True).start()
-        for _ in range(3):
-            done = subprocess.run([tool(b), *vm.words("check", "a")], capture_output=True,
-                                  text=True, timeout=120)
-            assert done.returncode == FAILED, done
-
-
-@case
-def only_the_peer_is_served(b):
-    vm = Vm(b)
-    serving(b, vm, "b")
-    base = vm.base
-    with socket.socket() as s:
-        s.bind(("127.0.0.3", 0))
-        s.connect(("127.0.0.2", base + 995))
-        s.settimeout(20)
-        try:
-            s.sendall(b"facts\n")
-            got = s.recv(100)
-        except ConnectionError:
-            got = b""
-        assert got == b"", got
-
-
 @case
 def watched(b):
     """top, piped: a line a look."""
@@ -815,41 +572,6 @@ def screen_is_given_back(b):
         assert termios.tcgetattr(slave)[3] == before[3], "echo is off"
         os.close(master)
         os.close(slave)
-
-
-@case
-def bundle_has_no_secret(b):
-    import tarfile
-    secret = "hunter%d" % b.rng.randrange(1 << 60)
-    vm = Vm(b, disk=False, witness="http://root:%s@127.0.0.1:9" % secret, arbiter="witness",
-            fence_options="/x/%s" % secret)
-    with open(vm.file) as f:
-        text = f.read().replace("args = ", "# %s\nargs = -object secret,id=s,data=%s " % (
-            secret, secret)).replace("fence-options", "# fence-options")
-    text = text.replace("arbiter = witness\n", "").replace("witness = ", "# witness = ")
-    with open(vm.file, "w") as f:
-        f.write(text)
-    vm.run("a", "--role", "primary")
-    vm.wait("a", "alone")
-    path = b.dir + "/x.tar.gz"
-    has_words(vm.ctl("bundle", "a", "-o", path), "x.tar.gz")
-    assert os.stat(path).st_mode & 0o777 == 0o600
-    with tarfile.open(path) as tar:
-        names = [m.name.split("/", 1)[1] for m in tar.getmembers()]
-        for name in ("vm.conf", "state/role", "state/log", "versions.txt", "emulator.txt",
-                     "qmp/query-colo-status.json", "host/proc-version", "run-state.txt"):
-            assert name in names, (name, names)
-        contents = {m.name.split("/", 1)[1]: tar.extractfile(m).read().decode()
-                    for m in tar.getmembers()}
-    for name, text in contents.items():
-        assert secret not in text, "%s: %s" % (name, text)
-    assert json.loads(contents["qmp/query-colo-status.json"])["state"] == "alone"
-    has_words(contents["vm.conf"], "name = vm1", r"args = \(left out\)")
-    has_words(contents["state/log"], "starts as primary", "-machine pc")
-    has_words(vm.ctl("bundle", "a", "-o", path, expect=FAILED), "exists")
-    # Without a monitor, too.
-    vm.kill_tree("a")
-    vm.ctl("bundle", "a", "-o", b.dir + "/y.tar.gz")
 
 
 @case

@@ -97,7 +97,28 @@ static const struct {
     {"args = -serial", "args = -serial '", {"[vm] args"}},
     {"name = web1", "name = ../x", {"[vm] name", "letters"}},
     {"name = web1", "name =", {"[vm] name"}},
-    {"[net.lan]", "[net.a]\ntap = x\nmac = 52:54:00:c0:10:02\n[net.lan]", {"one network card"}},
+    {"[net.lan]", "[net.a]\ntap = tap-%n\nmac = 52:54:00:c0:10:02\n[net.lan]",
+     {"[net.lan] tap = 'tap-%n'", "[net.a] has it"}},
+    {"[net.lan]", "[net.a]\ntap = x\nmac = 52:54:00:C0:10:01\n[net.lan]",
+     {"[net.lan] mac", "[net.a] has it"}},
+    {"[net.lan]", "[net.lan]\ntap = x\nmac = 52:54:00:c0:10:02\n[net.lan]",
+     {"[net.lan]", "twice"}},
+    {"memory = 1G", "memory = 1G\nmemory=2G", {"[vm] memory", "twice"}},
+    {"auto-protect = off", "channels = 17", {"[pair] channels = '17'", "from 0 to 16"}},
+    {"auto-protect = off", "compression = zstd", {"[pair] compression = 'zstd'", "channels"}},
+    {"auto-protect = off", "channels = 2\ncompression = lz4", {"compression = 'lz4'", "zstd"}},
+    {"auto-protect = off", "mode = fast", {"[pair] mode = 'fast'", "colo, buffered, adaptive"}},
+    {"auto-protect = off", "buffered-interval = 9", {"buffered-interval = '9'", "10 to 100"}},
+    {"auto-protect = off", "max-pause = 10001", {"max-pause = '10001'", "10000"}},
+    {"auto-protect = off", "max-bandwidth = fast", {"max-bandwidth = 'fast'", "100M"}},
+    {"auto-protect = off", "max-bandwidth = 9999999T", {"max-bandwidth", "100M"}},
+    {"auto-protect = off", "max-bandwith = 1M", {"did you mean 'max-bandwidth'"}},
+    {"auto-protect = off", "chanels = 2", {"did you mean 'channels'"}},
+    {"auto-protect = off", "tls = /etc/pki", {"[pair] tls", "unknown key"}},
+    {"auto-protect = off", "tls-dir = pki", {"[pair] tls-dir = 'pki'", "absolute"}},
+    {"auto-protect = off", "witness-lease = 1", {"witness-lease = '1'", "2 to 3600"}},
+    {"auto-protect = off", "fence-timeout = soon", {"fence-timeout = 'soon'", "number"}},
+    {"auto-protect = off", "fence-agent = fence_ipmilan", {"fence-agent", "absolute"}},
     {"[vm]", "no section\n[vm]", {"vm-"}},
 };
 
@@ -191,6 +212,89 @@ static void test_primary_line(void)
     g_assert_true(has(a, "-option", "alpha"));
     g_assert_false(mentions(a, "-incoming"));
     g_assert_false(mentions(a, "filter-rewriter"));
+}
+
+#define TWO_CARDS                                                                            \
+    "[vm]\nname=x\nmemory=64\n[net.lan]\ntap=tap0\nmac=52:54:00:00:00:01\n"                    \
+    "[net.dmz]\nbridge=br1\nmac=52:54:00:00:00:02\nmodel=e1000\n[hosts]\na=192.0.2.1\n"       \
+    "b=192.0.2.2\n[pair]\nport-base=12000\n"
+
+/* The second card is what -colo pair=on would make of it after a takeover. */
+static void test_two_cards(void)
+{
+    g_autoptr(VmConf) c = load_as(TWO_CARDS, "a");
+    g_auto(GStrv) p = vm_command_line(c, "/q", false), s = vm_command_line(c, "/q", true);
+    g_autofree char *all = g_strjoinv(" ", p);
+    g_autoptr(GArray) ports = vm_conf_listeners(c);
+
+    g_assert_true(has(p, "-netdev", "tap,id=hn0,vhost=off,ifname=tap0,script=no,downscript=no"));
+    g_assert_true(has(p, "-netdev", "bridge,id=hn1,br=br1"));
+    g_assert_true(has(p, "-device", "virtio-net-pci,id=e0,netdev=hn0,mac=52:54:00:00:00:01,"
+                                    "romfile="));
+    g_assert_true(has(p, "-device", "e1000,id=e1,netdev=hn1,mac=52:54:00:00:00:02,romfile="));
+    g_assert_true(has(p, "-chardev", "socket,id=mirror0,host=192.0.2.1,port=12003,server=on,"
+                                     "wait=off"));
+    g_assert_true(has(p, "-chardev", "socket,id=mirror0-1,host=192.0.2.1,port=12013,server=on,"
+                                     "wait=off"));
+    g_assert_true(has(p, "-chardev", "socket,id=compare1-1,host=192.0.2.1,port=12014,server=on,"
+                                     "wait=off"));
+    g_assert_true(has(p, "-chardev", "socket,id=compare0-0-1,host=127.0.0.1,port=12011"));
+    g_assert_true(has(p, "-chardev", "socket,id=compare_out0-1,host=127.0.0.1,port=12015"));
+    g_assert_true(has(p, "-object", "filter-mirror,id=m0-1,netdev=hn1,queue=tx,"
+                                    "outdev=mirror0-1"));
+    g_assert_true(has(p, "-object", "filter-redirector,netdev=hn1,id=redire0-1,queue=rx,"
+                                    "indev=compare_out-1"));
+    g_assert_true(has(p, "-object", "filter-redirector,netdev=hn1,id=redire1-1,queue=rx,"
+                                    "outdev=compare0-1"));
+    g_assert_true(has(p, "-object", "colo-compare,id=comp0-1,primary_in=compare0-0-1,"
+                                    "secondary_in=compare1-1,outdev=compare_out0-1,"
+                                    "iothread=iothread1"));
+    /* One iothread, and before both comparisons. */
+    char *thread = strstr(all, "iothread,id=iothread1");
+    g_assert_null(strstr(thread + 1, "iothread,id="));
+    g_assert_true(thread < strstr(all, "colo-compare,"));
+    g_assert_true(has(s, "-chardev", "socket,id=red0-1,host=192.0.2.2,port=12013,reconnect=1"));
+    g_assert_true(has(s, "-chardev", "socket,id=red1-1,host=192.0.2.2,port=12014,reconnect=1"));
+    g_assert_true(has(s, "-object", "filter-redirector,id=f1-1,netdev=hn1,queue=tx,"
+                                    "indev=red0-1"));
+    g_assert_true(has(s, "-object", "filter-redirector,id=f2-1,netdev=hn1,queue=rx,"
+                                    "outdev=red1-1"));
+    g_assert_true(has(s, "-object", "filter-rewriter,id=rew0-1,netdev=hn1,queue=all"));
+    g_assert_false(mentions(s, "colo-compare"));
+    g_assert_cmpuint(ports->len, ==, 7);
+    g_assert_cmpuint(g_array_index(ports, unsigned, 3), ==, 12014);
+}
+
+/* What has no value in the file is not given to -colo. */
+static void test_settings(void)
+{
+    g_autoptr(VmConf) c = load_as(
+        TWO_CARDS "channels = 4\ncompression = zstd\nxbzrle = on\nmax-bandwidth = 100M\n"
+        "max-pause = 20\nmode = adaptive\nbuffered-interval = 25\ncheckpoint-delay = 500\n"
+        "tls-dir = /etc/pki/%n\nmetrics = 127.0.0.1:9100\nquiet-time = 60\n", "b");
+    g_autoptr(VmConf) plain = load_as(TWO_CARDS, "b");
+    g_auto(GStrv) a = vm_command_line(c, "/q", true), none = vm_command_line(plain, "/q", true);
+    g_auto(GStrv) p = vm_command_line(c, "/q", false);
+    static const char *const given[] = {
+        "channels=4", "compression=zstd", "xbzrle=on", "max-bandwidth=100M", "max-pause=20",
+        "mode=adaptive", "buffered-interval=25", "checkpoint-delay=500",
+        "metrics=127.0.0.1:9100", "quiet-time=60", "tls-client=tlsc0,tls-server=tlss0"};
+
+    for (size_t i = 0; i < G_N_ELEMENTS(given); i++) {
+        g_autofree char *key = g_strndup(given[i], strchr(given[i], '=') - given[i] + 1);
+        g_assert_true(has(a, "-colo", given[i]));
+        g_assert_false(mentions(none, key));
+    }
+    g_assert_true(has(a, "-object", "tls-creds-x509,id=tlsc0,dir=/etc/pki/x,endpoint=client"));
+    g_assert_true(has(a, "-object", "tls-creds-x509,id=tlss0,dir=/etc/pki/x,endpoint=server"));
+    /* All four streams; what stays on a host is not encrypted. */
+    g_assert_true(mentions(a, "id=red0,host=192.0.2.1,port=12003,reconnect=1,tls-creds=tlsc0"));
+    g_assert_true(mentions(a, "id=red1-1,host=192.0.2.1,port=12014,reconnect=1,"
+                              "tls-creds=tlsc0"));
+    g_assert_true(mentions(p, "port=12003,server=on,wait=off,tls-creds=tlss0"));
+    g_assert_true(mentions(p, "port=12014,server=on,wait=off,tls-creds=tlss0"));
+    g_assert_true(has(p, "-chardev", "socket,id=compare0-0,host=127.0.0.1,port=12001"));
+    g_assert_false(mentions(none, "tls"));
 }
 
 static void test_secondary_line(void)
@@ -361,6 +465,8 @@ int main(int argc, char **argv)
     g_test_add_func("/coloctl/line/primary", test_primary_line);
     g_test_add_func("/coloctl/line/secondary", test_secondary_line);
     g_test_add_func("/coloctl/line/small", test_small_line);
+    g_test_add_func("/coloctl/line/two-cards", test_two_cards);
+    g_test_add_func("/coloctl/line/settings", test_settings);
     g_test_add_func("/coloctl/role/never-two-primaries", test_never_two_primaries);
     g_test_add_func("/coloctl/role/alone-at-start", test_alone_at_start);
     g_test_add_func("/coloctl/role/beside-qemu-colo", test_beside_qemu_colo);

@@ -75,6 +75,8 @@ static void test_a_long_protection_forgives(void)
 
 /* --- Layout --- */
 
+static const char *layout_tls; /* of the layouts that a test makes */
+
 static PairLayout *layout(const char *line)
 {
     g_autoptr(GError) err = NULL;
@@ -83,7 +85,7 @@ static PairLayout *layout(const char *line)
     int argc;
     PairOptions o = {.on = true, .listen = "192.0.2.2", .peer = "192.0.2.1",
                      .mirror_port = 9003, .compare_port = 9004, .in_port = 9001,
-                     .out_port = 9005};
+                     .out_port = 9005, .settings.tls_server = layout_tls};
 
     g_assert_true(g_shell_parse_argv(line, &argc, &argv, NULL));
     g_assert_true(cmdline_parse(&cl, argc, argv, &err));
@@ -195,6 +197,74 @@ static void test_two_netdevs_two_disks(void)
     g_assert_cmpstr(d->export, ==, "p2");
     g_assert_cmpstr(d->node, ==, "replication1");
     g_assert_cmpstr(d->job, ==, "resync-1");
+}
+
+/* What is encrypted is so after a takeover, too: the two streams, and not the loopback. */
+static void test_tls_is_kept(void)
+{
+    layout_tls = "tlss0";
+    g_autoptr(PairLayout) l = layout(SECONDARY);
+    layout_tls = NULL;
+    g_autofree char *chardevs = text(l->chardevs);
+    g_auto(GStrv) lines = g_strsplit(g_strchomp(chardevs), "\n", -1);
+
+    g_assert_cmpuint(g_strv_length(lines), ==, 6);
+    for (char **c = lines; *c; c++) {
+        bool local = strstr(*c, "127.0.0.1");
+        g_assert_true(local == !strstr(*c, "\"tls-creds\":\"tlss0\""));
+    }
+}
+
+static char *object_text(JsonObject *o)
+{
+    g_autoptr(JsonNode) n = json_node_new(JSON_NODE_OBJECT);
+
+    json_node_take_object(n, o);
+    return json_to_string(n, FALSE);
+}
+
+static void test_settings(void)
+{
+    static const struct {
+        const char *colo, *caps, *primary, *secondary; /* NULL: refused; "": nothing */
+    } rows[] = {
+        {"pair=on", "", "", ""},
+        {"channels=0", ",{\"capability\":\"multifd\",\"state\":false}", "", ""},
+        {"channels=4,compression=zstd,xbzrle=off",
+         ",{\"capability\":\"multifd\",\"state\":true},"
+         "{\"capability\":\"xbzrle\",\"state\":false}",
+         "{\"multifd-channels\":4,\"multifd-compression\":\"zstd\"}",
+         "{\"multifd-channels\":4,\"multifd-compression\":\"zstd\"}"},
+        {"max-bandwidth=1M,max-pause=0,checkpoint-delay=300", "",
+         "{\"max-bandwidth\":1048576,\"x-max-pause\":0,\"x-checkpoint-delay\":300}",
+         "{\"max-bandwidth\":1048576,\"x-max-pause\":0,\"x-checkpoint-delay\":300}"},
+        {"tls-client=c,tls-server=s", "", "{\"tls-creds\":\"c\"}", "{\"tls-creds\":\"s\"}"},
+        {"channels=17"}, {"channels=x"}, {"compression=zstd"}, {"compression=lz4,channels=1"},
+        {"xbzrle=7"}, {"max-pause=10001"}, {"checkpoint-delay=0"}, {"max-bandwidth=x"},
+        {"tls-client=c"}, {"tls-server=s"},
+    };
+
+    for (size_t i = 0; i < G_N_ELEMENTS(rows); i++) {
+        g_autoptr(JsonObject) colo = options_parse(rows[i].colo, NULL, NULL);
+        g_autoptr(GError) err = NULL;
+        PairSettings s;
+        bool ok = pair_settings_read(&s, colo, &err);
+        g_test_message("%s: %s", rows[i].colo, err ? err->message : "good");
+        g_assert_true(ok == (rows[i].caps != NULL) && ok == !err);
+        if (!ok) {
+            g_assert_true(g_str_has_prefix(err->message, "-colo: "));
+            continue;
+        }
+        g_autofree char *caps = object_text(pair_settings_capabilities(&s));
+        g_autofree char *want = g_strdup_printf(
+            "{\"capabilities\":[{\"capability\":\"x-colo\",\"state\":true}%s]}", rows[i].caps);
+        g_assert_cmpstr(caps, ==, want);
+        for (int secondary = 0; secondary < 2; secondary++) {
+            JsonObject *o = pair_settings_parameters(&s, secondary);
+            g_autofree char *got = o ? object_text(o) : g_strdup("");
+            g_assert_cmpstr(got, ==, secondary ? rows[i].secondary : rows[i].primary);
+        }
+    }
 }
 
 /* A primary keeps its filters as they are written, with the types that QMP wants. */
@@ -319,6 +389,8 @@ int main(int argc, char **argv)
     g_test_add_func("/pair/layout/secondary", test_secondary_becomes_the_manuals_primary);
     g_test_add_func("/pair/layout/two", test_two_netdevs_two_disks);
     g_test_add_func("/pair/layout/primary", test_primary_keeps_its_filters);
+    g_test_add_func("/pair/layout/tls", test_tls_is_kept);
+    g_test_add_func("/pair/settings", test_settings);
     g_test_add_func("/pair/peer/lines", test_peer_lines);
     g_test_add_func("/pair/port/serves", test_port_serves_all);
     g_test_add_func("/pair/port/hangs", test_peer_that_hangs);
