@@ -15,8 +15,6 @@
 #include <stdint.h>
 
 #define BEAT_BYTES 96
-#define BEAT_KEY_MIN 16
-#define BEAT_KEY_MAX 1024
 
 /* What a beat says of its sender. All but ALIVE are last words. */
 typedef enum BeatWord {

@@ -17,55 +17,8 @@
 
 #include "migration/heartbeat.h"
 #include "util/error.h"
+#include "util/key-file.h"
 #include "util/options.h"
-
-#define KEY_FILE_MAX 4096
-
-/* A key that others can read, or could have written, is no key. */
-static bool read_key(HeartbeatOptions *o, GError **errp)
-{
-    char text[KEY_FILE_MAX] = {0};
-    struct stat st;
-    size_t have = 0;
-    ssize_t n = 1;
-    int fd = open(o->key_file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-
-    if (fd < 0 || fstat(fd, &st) < 0) {
-        colo_error_set_errno(errp, errno, "key-file=%s", o->key_file);
-    } else if (!S_ISREG(st.st_mode)) {
-        colo_error_set(errp, "key-file=%s is no ordinary file", o->key_file);
-    } else if (st.st_mode & 077) {
-        colo_error_set(errp, "key-file=%s has mode %03o, others can read or change it: chmod "
-                       "600, and make a new key if it may have been copied",
-                       o->key_file, (unsigned)st.st_mode & 0777);
-    } else if (st.st_uid != geteuid() && st.st_uid != 0) {
-        colo_error_set(errp, "key-file=%s belongs to user %u, who is neither this one nor root",
-                       o->key_file, (unsigned)st.st_uid);
-    } else {
-        while (n > 0 && have < sizeof(text)) {
-            n = read(fd, text + have, sizeof(text) - have);
-            have += MAX(n, 0);
-        }
-        while (have > 0 && strchr(" \t\r\n", text[have - 1])) {
-            have--; /* an editor's newline is not part of it */
-        }
-        if (n < 0) {
-            colo_error_set_errno(errp, errno, "key-file=%s", o->key_file);
-        } else if (have < BEAT_KEY_MIN || have > BEAT_KEY_MAX) {
-            colo_error_set(errp, "key-file=%s has %zu bytes: a key has %d to %d (head -c 32 "
-                           "/dev/urandom | base64 makes one)", o->key_file, have, BEAT_KEY_MIN,
-                           BEAT_KEY_MAX);
-        } else {
-            memcpy(o->key, text, have);
-            o->key_len = have;
-        }
-    }
-    explicit_bzero(text, sizeof(text));
-    if (fd >= 0) {
-        close(fd);
-    }
-    return o->key_len > 0;
-}
 
 static struct addrinfo *resolve(const char *what, const char *text, int flags, int family,
                                 GError **errp)
@@ -217,7 +170,7 @@ bool heartbeat_options_read(HeartbeatOptions *o, JsonObject *opts, GError **errp
                        o->timeout_ms, o->interval_ms);
         return false;
     }
-    if (o->key_file && !read_key(o, errp)) {
+    if (o->key_file && !key_file_read(o->key_file, o->key, &o->key_len, errp)) {
         return false;
     }
     bool first = json_object_has_member(opts, "local") || json_object_has_member(opts, "peer");

@@ -17,6 +17,7 @@
 
 #include "migration/heartbeat-codec.h"
 #include "migration/heartbeat-state.h"
+#include "util/key-file.h"
 
 /** Let the beats begin: the controller's state exists. */
 void heartbeat_start(void);
@@ -85,7 +86,7 @@ typedef struct HeartbeatLink {
 
 typedef struct HeartbeatOptions {
     char *id;
-    uint8_t key[BEAT_KEY_MAX];
+    uint8_t key[KEY_BYTES_MAX];
     size_t key_len; /* 0: none */
     char *key_file;
     uint64_t interval_ms, timeout_ms;

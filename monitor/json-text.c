@@ -26,6 +26,7 @@ typedef struct Lexer {
     JsonSpan tok;
     int kind;
     unsigned count; /* tokens left */
+    unsigned deepest; /* nesting that is accepted */
 } Lexer;
 
 static const char *scan_digits(const char *p, const char *end)
@@ -134,7 +135,7 @@ static int next(Lexer *lx)
 static void lexer_init(Lexer *lx, JsonSpan span)
 {
     *lx = (Lexer){.p = span.text, .end = span.text + span.len,
-                  .count = JSON_TEXT_TOKENS_MAX};
+                  .count = JSON_TEXT_TOKENS_MAX, .deepest = JSON_TEXT_DEPTH_MAX};
 }
 
 static bool hex4(const char *p, const char *end, gunichar *out)
@@ -332,7 +333,7 @@ static JsonNode *number_node(JsonSpan tok)
 
 static bool parse_value(Lexer *lx, unsigned depth, JsonNode **node, GError **errp)
 {
-    if (depth >= JSON_TEXT_DEPTH_MAX) {
+    if (depth >= lx->deepest) {
         colo_error_set(errp, "JSON nesting depth limit exceeded");
         return false;
     }
@@ -376,10 +377,16 @@ static bool parse_value(Lexer *lx, unsigned depth, JsonNode **node, GError **err
 
 bool json_text_parse(JsonSpan span, JsonNode **node, GError **errp)
 {
+    return json_text_parse_shallow(span, JSON_TEXT_DEPTH_MAX, node, errp);
+}
+
+bool json_text_parse_shallow(JsonSpan span, unsigned deepest, JsonNode **node, GError **errp)
+{
     g_autoptr(JsonNode) made = NULL;
     Lexer lx;
 
     lexer_init(&lx, span);
+    lx.deepest = deepest;
     next(&lx);
     if (!parse_value(&lx, 0, node ? &made : NULL, errp)) {
         return false;

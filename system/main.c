@@ -92,7 +92,8 @@ static bool on_child_event(const char *name, JsonObject *data, void *opaque)
     return migration_child_event(name, data);
 }
 
-/* While chardevs with wait=on wait for their client: signals and the child are served. */
+/* While chardevs with wait=on wait for their client, or a pair for its peer's word: signals and
+ * the child are served. */
 static bool poll_main(void *opaque)
 {
     while (g_main_context_iteration(NULL, FALSE)) {
@@ -307,7 +308,7 @@ static int run(const CmdLine *cl, const char *argv0)
     net_init();
     block_set_event_func(monitor_event);
     int status = 1;
-    bool ok = pair_init(cl, request_end, &status, &err) && make_runtime_dir(&err) &&
+    bool ok = pair_init(cl, request_end, poll_main, &status, &err) && make_runtime_dir(&err) &&
               block_init(self.runtime_dir, &err) && plan_make(&self.plan, cl, argv0, &err);
     if (ok && waits_for_primary()) {
         net_lock();

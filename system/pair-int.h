@@ -10,7 +10,7 @@
 #include "migration/migration.h"
 #include "system/pair-backoff.h"
 #include "system/pair-layout.h"
-#include "system/pair-port.h"
+#include "system/pair-peer.h"
 #include "system/pair-qmp.h"
 #include "system/pair.h"
 
@@ -36,6 +36,7 @@ typedef struct Pair {
     uint64_t instance;
     void (*end)(int status);
     PairPort *port;
+    PairKey key; /* of the heartbeat's key-file */
     GThread *thread;
     PairQmp *qmp;
 
@@ -44,6 +45,7 @@ typedef struct Pair {
     bool held;     /* we have stopped the guest, and owe it a cont */
     PairSync sync; /* of this try */
     bool has_run;  /* the guest ran in this process' time */
+    char *reported; /* why the peer's last answer was not believed, as it was said */
 
     GMutex lock; /* guards all below */
     PairState state;
@@ -58,6 +60,8 @@ typedef struct Pair {
     bool hold;        /* x-colo-protect enable=false: nothing by itself */
     int want_sync;    /* PairSync of the next try, -1: the option's */
     bool want_quit;
+    char asks[400];   /* STARTING: whose word is waited for, or "" */
+    unsigned refused[PAIR_REFUSAL_MAX]; /* answers at the peer's address */
 } Pair;
 
 extern Pair pair; /* documented global: one virtual machine a process */

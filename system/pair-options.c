@@ -14,7 +14,7 @@
 const char *const pair_keys[] = {
     "pair",         "listen",      "peer",    "mirror-port", "compare-port", "nbd-port",
     "migrate-port", "pair-port",   "in-port", "out-port",    "auto-protect", "auto-sync",
-    "quiet-time",   NULL,
+    "quiet-time",   "peer-off",    NULL,
 };
 
 int pair_sync_parse(const char *text)
@@ -97,7 +97,8 @@ bool pair_options_read(PairOptions *o, JsonObject *colo, GError **errp)
                              "network) and peer=ADDRESS (of the other host)");
         return false;
     }
-    if (!options_get_bool(colo, "auto-protect", &o->auto_protect, errp)) {
+    if (!options_get_bool(colo, "auto-protect", &o->auto_protect, errp) ||
+        !options_get_bool(colo, "peer-off", &o->peer_off, errp)) {
         g_prefix_error(errp, "-colo: ");
         return false;
     }

@@ -70,7 +70,7 @@ static bool match(Pair *p, const PairPeer *peer, GError **errp)
 /* Whether an NBD server answers: the handlers wait for one in the main thread. */
 static bool nbd_answers(Pair *p, GError **errp)
 {
-    int fd = pair_connect(p->opts.peer, p->opts.nbd_port, ASK_NBD_MS, errp);
+    int fd = pair_connect(p->opts.peer, p->opts.nbd_port, ASK_NBD_MS, NULL, errp);
     char magic[8];
 
     if (fd < 0) {

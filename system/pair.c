@@ -16,7 +16,7 @@
  * - A try that failed leaves nothing behind (pair_undo()) before the next one begins.
  * - The guest is stopped by us for one bounded moment, and never left so.
  * - What the peer's pair port says decides when to try, and at the start whether to try to
- *   serve; never that this side may speak.
+ *   serve (pair-peer.c has that rule); never that this side may speak.
  */
 #include "system/pair-int.h"
 
@@ -26,6 +26,7 @@
 #include "monitor/monitor.h"
 #include "qapi-commands.h"
 #include "util/error.h"
+#include "util/key-file.h"
 #include "util/options.h"
 #include "util/trace.h"
 
@@ -34,6 +35,8 @@
 /* How long a start may take until the other gives way. */
 #define START_MS 30000
 #define START_LOOK_MS 100
+#define START_AGAIN_MS 300
+#define START_SAY_MS 60000 /* why it does not start: that often */
 
 Pair pair;
 
@@ -110,6 +113,7 @@ static char *port_line(void *opaque)
     g_mutex_lock(&pair.lock);
     bool starting = pair.starting;
     bool automatic = pair.opts.auto_protect && !pair.hold;
+    g_autofree char *asks = g_strdup(pair.asks);
     g_mutex_unlock(&pair.lock);
     const char *role = starting ? (pair.incoming ? "secondary" : "primary") : v.role;
     bool wants = !starting && (v.state == MIGRATION_WAITING ||
@@ -123,20 +127,24 @@ static char *port_line(void *opaque)
     json_object_set_string_member(o, "role", role);
     json_object_set_int_member(o, "epoch", v.epoch);
     json_object_set_boolean_member(o, "wants-peer", wants);
+    if (*asks) {
+        json_object_set_string_member(o, "asks", asks);
+    }
     json_object_set_int_member(o, "instance", pair.instance);
     /* The images' names do not change, but a primary learns its secondary's. */
     if (pair.incoming && (starting || v.state == MIGRATION_WAITING)) {
         json_object_set_array_member(o, "disks", exports());
     }
     json_node_set_object(node, o);
-    g_autofree char *text = json_to_string(node, FALSE);
-    return g_strconcat(text, "\n", NULL);
+    return json_to_string(node, FALSE);
 }
 
 static void add_status(JsonObject *status)
 {
     JsonObject *o = json_object_new();
 
+    json_object_set_boolean_member(o, "authenticated", pair.key.len > 0);
+    json_object_set_int_member(o, "reflected", pair.port ? pair_port_reflected(pair.port) : 0);
     g_mutex_lock(&pair.lock);
     int64_t left = pair.next_us - g_get_monotonic_time();
     json_object_set_string_member(o, "state", state_names[pair.state]);
@@ -149,6 +157,10 @@ static void add_status(JsonObject *status)
     json_object_set_int_member(o, "resync-done", pair.resync_done);
     json_object_set_int_member(o, "resync-total", pair.resync_total);
     json_object_set_int_member(o, "resync-pause-us", pair.resync_pause_us);
+    for (unsigned r = 1; r < PAIR_REFUSAL_MAX; r++) {
+        g_autofree char *name = g_strdup_printf("refused-%s", pair_refusal_names[r]);
+        json_object_set_int_member(o, name, pair.refused[r]);
+    }
     g_mutex_unlock(&pair.lock);
     json_object_set_object_member(status, "pair", o);
 }
@@ -197,16 +209,38 @@ static bool tidy_up(Pair *p)
     return p->tidy;
 }
 
+/* Ask the peer. What is not believed is counted; it is reported by who asks. */
+static PairHearing ask_peer(Pair *p, unsigned timeout_ms, PairPeer *peer, GError **errp)
+{
+    PairRefusal r = PAIR_OK;
+    PairHearing h = pair_peer_ask(p->opts.peer, p->opts.pair_port, timeout_ms, &p->key, peer, &r,
+                                  errp);
+
+    if (h == PAIR_NOT_BELIEVED) {
+        colo_trace(pair_refused, "%s", pair_refusal_names[r]);
+        g_mutex_lock(&p->lock);
+        p->refused[r]++;
+        g_mutex_unlock(&p->lock);
+    }
+    return h;
+}
+
 /* Ask the peer; whether it waits for a primary. */
 static bool find_secondary(Pair *p, PairPeer *peer)
 {
     g_autoptr(GError) err = NULL;
-    bool absent = false;
+    PairHearing h = ask_peer(p, ASK_MS, peer, &err);
 
-    if (!pair_port_ask(p->opts.peer, p->opts.pair_port, ASK_MS, peer, &absent, &err)) {
-        pair_set_state(PAIR_WAITING_PEER, absent ? "nobody answers" : err->message);
+    if (h == PAIR_NOT_BELIEVED && g_strcmp0(err->message, p->reported) != 0) {
+        colo_report("pair: %s", err->message);
+        g_free(p->reported);
+        p->reported = g_strdup(err->message);
+    }
+    if (h != PAIR_HEARD) {
+        pair_set_state(PAIR_WAITING_PEER, h == PAIR_NOBODY ? "nobody answers" : err->message);
         return false;
     }
+    g_clear_pointer(&p->reported, g_free);
     if (peer->serves) {
         pair_set_state(PAIR_FAILED, "the peer serves, too: quit one of them");
         return false;
@@ -383,43 +417,122 @@ static JsonObject *colo_keys(const CmdLine *cl)
     return all;
 }
 
-/* A side that is to be the primary asks first. Of two that start at once the one with the
- * larger number goes on; but one that had asked before the other listened goes on whatever its
- * number, so the larger one waits to see what becomes of the other. */
-static bool may_serve(int *status, GError **errp)
+/* Options of the one colo-heartbeat that the line may have. */
+static JsonObject *find_heartbeat(const CmdLine *cl)
 {
-    int64_t end = g_get_monotonic_time() + START_MS * 1000LL;
-    bool absent = false, alive = false, starting = false;
-    PairPeer peer;
+    for (guint i = 0; i < cl->options->len; i++) {
+        const CmdOption *o = &g_array_index(cl->options, CmdOption, i);
+        g_autoptr(JsonObject) obj = strcmp(o->name, "object") == 0 && o->arg
+                                        ? options_parse(o->arg, "qom-type", NULL) : NULL;
+        if (obj && strcmp(options_get_str(obj, "qom-type", ""), "colo-heartbeat") == 0) {
+            return g_steal_pointer(&obj);
+        }
+    }
+    return NULL;
+}
 
-    do {
-        g_autoptr(GError) err = NULL;
-        if (starting) {
-            g_usleep(START_LOOK_MS * 1000);
-        }
-        if (!pair_port_ask(pair.opts.peer, pair.opts.pair_port, 2 * ASK_MS, &peer, &absent,
-                           &err)) {
-            if (!absent) {
-                colo_report("pair: %s", err->message);
-            }
-            return true;
-        }
-        alive = peer.serves || strcmp(peer.state, "protected") == 0 ||
-                strcmp(peer.state, "lost") == 0 || strcmp(peer.state, "takeover") == 0;
-        starting = strcmp(peer.state, "starting") == 0 && strcmp(peer.role, "primary") == 0;
-    } while (starting && peer.instance < pair.instance && g_get_monotonic_time() < end);
-    if (!alive && !starting) {
+static bool read_key(const CmdLine *cl, GError **errp)
+{
+    g_autoptr(JsonObject) heartbeat = find_heartbeat(cl);
+    const char *path = heartbeat ? options_get_str(heartbeat, "key-file", NULL) : NULL;
+
+    if (!path) {
+        colo_report("pair: there is no key-file, so anybody on the network of %s can pretend to be "
+                    "the peer: give both sides a colo-heartbeat with key-file=",
+                    pair.opts.listen);
         return true;
     }
+    return key_file_read(path, pair.key.bytes, &pair.key.len, errp);
+}
+
+/* -colo state-file=: what this side was last; NULL if nobody has written that. */
+static char *read_state_file(void)
+{
+    const char *path = options_get_str(pair.colo, "state-file", NULL);
+    char *text = NULL;
+
+    if (path && g_file_get_contents(path, &text, NULL, NULL)) {
+        g_strstrip(text);
+    }
+    return text;
+}
+
+/* Show whose word is waited for, and @why there is none; say it when it is new, and again. */
+static void show_asking(const char *why, int64_t *said_us)
+{
+    int64_t now = g_get_monotonic_time();
+
+    g_mutex_lock(&pair.lock);
+    bool news = strcmp(why, pair.asks) != 0;
+    g_strlcpy(pair.asks, why, sizeof(pair.asks));
+    g_mutex_unlock(&pair.lock);
+    if (*why && (news || now - *said_us >= START_SAY_MS * 1000LL)) {
+        colo_trace(pair_asks, "%s", why);
+        colo_report("pair: the guest is not started before the peer has said that it does not "
+                    "serve: %s. Asking on; if you know that it does not: -colo peer-off=on "
+                    "(coloctl run --role primary)", why);
+        *said_us = now;
+    }
+}
+
+static bool refuse_to_serve(const PairPeer *peer, PairPermission what, int *status,
+                            GError **errp)
+{
     *status = PAIR_STATUS_PEER_SERVES;
     colo_error_set(errp, "the peer %s (%s) %s: start this side as secondary", pair.opts.peer,
-                   peer.name, peer.serves ? "serves the guest"
-                              : starting  ? "is about to serve the guest"
-                                          : "has the guest's last state");
+                   peer->name, peer->serves ? "serves the guest"
+                               : what == PAIR_MAY_NOT ? "has the guest's last state"
+                                                      : "is about to serve the guest");
     return false;
 }
 
-bool pair_init(const CmdLine *cl, void (*end)(int status), int *status, GError **errp)
+/* A side that is to be the primary asks first, and on, until it may. */
+static bool may_serve(bool (*poll)(void *opaque), int *status, GError **errp)
+{
+    g_autofree char *was = read_state_file();
+    PairKnown known = {
+        .witness = strcmp(options_get_str(pair.colo, "arbiter", ""), "witness") == 0,
+        .vouched = pair.opts.peer_off, .was = was, .instance = pair.instance,
+    };
+    int64_t others_start = 0, said = 0;
+
+    while (poll(NULL)) {
+        g_autoptr(GError) err = NULL;
+        PairPeer peer = {0};
+        PairHearing h = ask_peer(&pair, 2 * ASK_MS, &peer, &err);
+        PairPermission may = pair_may_serve(h, &peer, &known);
+
+        if (h == PAIR_HEARD && may == PAIR_ASK_ON) {
+            /* The other one starts, too. */
+            int64_t now = g_get_monotonic_time();
+            others_start = others_start ? others_start : now;
+            may = now - others_start < START_MS * 1000LL ? may : PAIR_GIVE_WAY;
+        }
+        if (may == PAIR_MAY_NOT || may == PAIR_GIVE_WAY) {
+            return refuse_to_serve(&peer, may, status, errp);
+        }
+        if (may == PAIR_MAY_SERVE) {
+            if (h == PAIR_SILENT || h == PAIR_NOT_BELIEVED) {
+                colo_report("pair: %s; started all the same: %s", err->message,
+                            known.witness ? "the witness decides"
+                            : known.vouched ? "peer-off=on" : "this side served alone");
+            }
+            show_asking("", &said);
+            return true;
+        }
+        if (h != PAIR_HEARD) {
+            others_start = 0;
+            show_asking(err->message, &said);
+        }
+        g_usleep((h == PAIR_HEARD ? START_LOOK_MS : START_AGAIN_MS) * 1000);
+    }
+    *status = 0;
+    colo_error_set(errp, "ended while it asked whether it may serve");
+    return false;
+}
+
+bool pair_init(const CmdLine *cl, void (*end)(int status), bool (*poll)(void *opaque),
+               int *status, GError **errp)
 {
     *status = 1;
     pair.colo = colo_keys(cl);
@@ -444,8 +557,16 @@ bool pair_init(const CmdLine *cl, void (*end)(int status), int *status, GError *
     if (!pair.layout) {
         return false;
     }
-    pair.port = pair_port_new(pair.opts.listen, pair.opts.pair_port, port_line, NULL, errp);
-    return pair.port && (pair.incoming || may_serve(status, errp));
+    if (!read_key(cl, errp)) {
+        return false;
+    }
+    pair.port = pair_port_new(pair.opts.listen, pair.opts.pair_port, &pair.key, port_line, NULL,
+                              errp);
+    if (!pair.port) {
+        g_prefix_error(errp, "the pair port (-colo listen=, pair-port=) ");
+        return false;
+    }
+    return pair.incoming || may_serve(poll, status, errp);
 }
 
 bool pair_on(void)
@@ -491,6 +612,8 @@ void pair_join(void)
     pair_qmp_free(g_steal_pointer(&pair.qmp));
     g_clear_pointer(&pair.layout, pair_layout_free);
     g_clear_pointer(&pair.name, g_free);
+    g_clear_pointer(&pair.reported, g_free);
     g_clear_pointer(&pair.colo, json_object_unref);
     pair.opts = (PairOptions){0};
+    explicit_bzero(&pair.key, sizeof(pair.key));
 }

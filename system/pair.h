@@ -30,6 +30,7 @@ typedef enum PairSync {
 typedef struct PairOptions {
     bool on;
     bool auto_protect;
+    bool peer_off;                     /* the operator vouches: the peer does not serve */
     PairSync sync;
     const char *listen, *peer;         /* addresses on the private network */
     unsigned nbd_port, migrate_port, pair_port;
@@ -50,11 +51,13 @@ bool pair_options_read(PairOptions *o, JsonObject *colo, GError **errp);
 
 /**
  * Before anything else: listen on the pair port and, if this side is to be the primary, ask the
- * peer. False: *@status is what the program has to end with, @errp says why. @cl is read and not
- * kept; @end is called with an exit status when this side has to end, from any thread. Without
- * pair=on nothing is done.
+ * peer, until somebody has said that it may start (pair-peer.c). @poll is called meanwhile and
+ * says whether to go on. False: *@status is what the program has to end with, @errp says why. @cl
+ * is read and not kept; @end is called with an exit status when this side has to end, from any
+ * thread. Without pair=on nothing is done.
  */
-bool pair_init(const CmdLine *cl, void (*end)(int status), int *status, GError **errp);
+bool pair_init(const CmdLine *cl, void (*end)(int status), bool (*poll)(void *opaque),
+               int *status, GError **errp);
 
 /** Whether there is pair=on. */
 bool pair_on(void);

@@ -358,7 +358,7 @@ static void ask_pair_port(const VmConf *c, const char *why, GPtrArray *list)
 {
     PeerView v;
 
-    peer_ask(vm_conf_peer(c)->addresses[0], vm_conf_port(c, VM_PORT_PAIR), 2000, c->name, &v);
+    peer_ask(c, vm_conf_peer(c)->addresses[0], 2000, &v);
     finding_add(list, FINDING_WARN, "the other host", "run there: coloctl check --serve vm.conf, "
                 "then this again", "not examined (%s); its pair port: %s%s%s%s", why,
                 v.answers ? v.program : v.why, v.answers ? " " : "", v.answers ? v.version : "",

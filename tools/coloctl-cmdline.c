@@ -196,7 +196,7 @@ static void add_disks(Line *l, bool secondary)
     }
 }
 
-static void add_pair(Line *l)
+static void add_pair(Line *l, bool vouched)
 {
     const VmConf *c = l->c;
 
@@ -211,6 +211,9 @@ static void add_pair(Line *l)
     add(l, "-colo", "state-file=%s/role", state_dir);
     if (c->tls_dir) {
         add(l, "-colo", "tls-client=tlsc0,tls-server=tlss0");
+    }
+    if (vouched) {
+        add(l, "-colo", "peer-off=on");
     }
     for (guint i = 0; i < c->colo->len; i++) {
         g_autofree char *pair = quoted(c->colo->pdata[i]);
@@ -254,7 +257,7 @@ static void add_heartbeat(Line *l)
     add(l, "-object", "%s", text->str);
 }
 
-char **vm_command_line(const VmConf *c, const char *program, bool secondary)
+char **vm_command_line(const VmConf *c, const char *program, bool secondary, bool vouched)
 {
     Line l = {c, g_ptr_array_new()};
 
@@ -275,7 +278,7 @@ char **vm_command_line(const VmConf *c, const char *program, bool secondary)
                                          vm_conf_port(c, VM_PORT_MIGRATE));
         add(&l, "-incoming", "tcp:%s", at);
     }
-    add_pair(&l);
+    add_pair(&l, vouched);
     if (c->heartbeat) {
         add_heartbeat(&l);
     }

@@ -10,8 +10,9 @@
 #include "coloctl-conf.h"
 
 /** Words of the primary's or the secondary's line for the chosen host, NULL-terminated.
- * Caller frees with g_strfreev(). */
-char **vm_command_line(const VmConf *c, const char *program, bool secondary);
+ * @vouched: the operator says that the other host does not serve. Caller frees with
+ * g_strfreev(). */
+char **vm_command_line(const VmConf *c, const char *program, bool secondary, bool vouched);
 
 /** The qemu-colo to run: [run] qemu-colo, else beside this program, else in PATH. Caller
  * frees; NULL with @errp. */

@@ -4,21 +4,15 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <poll.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#include "coloctl-net.h"
 #include "coloctl-run.h"
 #include "monitor/json-text.h"
 #include "util/error.h"
 
-#define LINE_BYTES_MAX 32768
+/* What is answered (documented global: one VM a process). Atomic. */
+static int last_now;
 
 static void copy(char *to, size_t size, JsonObject *o, const char *key)
 {
@@ -33,7 +27,8 @@ void peer_parse(const char *line, const char *name, PeerView *v)
     g_autoptr(JsonNode) node = NULL;
 
     *v = (PeerView){.last = LAST_MAX};
-    if (!json_text_parse(span, &node, NULL) || !JSON_NODE_HOLDS_OBJECT(node)) {
+    if (!json_text_parse_shallow(span, PAIR_DEPTH_MAX, &node, NULL) ||
+        !JSON_NODE_HOLDS_OBJECT(node)) {
         g_strlcpy(v->why, "what answers at the pair port is no qemu-colo", sizeof(v->why));
         return;
     }
@@ -43,6 +38,7 @@ void peer_parse(const char *line, const char *name, PeerView *v)
     copy(v->name, sizeof(v->name), o, "name");
     copy(v->state, sizeof(v->state), o, "state");
     copy(v->role, sizeof(v->role), o, "role");
+    copy(v->asks, sizeof(v->asks), o, "asks");
     v->serves = ctl_bool(o, "serves", false);
     v->undecided = strcmp(v->program, "coloctl") == 0;
     if (!v->undecided && strcmp(v->program, "qemu-colo") != 0) {
@@ -57,38 +53,39 @@ void peer_parse(const char *line, const char *name, PeerView *v)
     }
 }
 
-void peer_ask(const char *address, unsigned port, unsigned ms, const char *name, PeerView *v)
+/* qemu-colo has the key from its heartbeat, so without one there is none. */
+static bool read_key(const VmConf *c, PairKey *key, GError **errp)
 {
-    gint64 end = g_get_monotonic_time() + ms * 1000ll;
+    key->len = 0;
+    return !c->key_file || !c->heartbeat ||
+           key_file_read(c->key_file, key->bytes, &key->len, errp);
+}
+
+void peer_ask(const VmConf *c, const char *address, unsigned ms, PeerView *v)
+{
     g_autoptr(GError) err = NULL;
-    g_autoptr(GString) text = g_string_new(NULL);
-    int fd = net_dial(address, port, end, &err);
+    g_autofree char *line = NULL;
+    PairRefusal refusal;
+    PairKey key;
 
     *v = (PeerView){.last = LAST_MAX};
-    if (fd < 0 || !net_read_line(fd, text, LINE_BYTES_MAX, end, &err)) {
-        g_strlcpy(v->why, err->message, sizeof(v->why));
+    if (read_key(c, &key, &err) &&
+        pair_ask(address, vm_conf_port(c, VM_PORT_PAIR), ms, &key, &line, &refusal, &err) ==
+            PAIR_HEARD) {
+        peer_parse(line, c->name, v);
     } else {
-        peer_parse(text->str, name, v);
+        g_strlcpy(v->why, err->message, sizeof(v->why));
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    explicit_bzero(&key, sizeof(key));
 }
 
-int peer_listen(const VmConf *c, GError **errp)
+/* The port's thread. */
+static char *answer_line(void *opaque)
 {
-    return net_listen(vm_conf_self(c)->addresses[0], vm_conf_port(c, VM_PORT_PAIR), errp);
-}
-
-void peer_answer(int fd, const VmConf *c, LastRole last)
-{
+    const VmConf *c = opaque;
     g_autoptr(JsonObject) o = json_object_new();
     g_autoptr(JsonNode) node = json_node_init_object(json_node_alloc(), o);
-    int conn = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
 
-    if (conn < 0) {
-        return;
-    }
     json_object_set_string_member(o, "program", "coloctl");
     json_object_set_string_member(o, "version", COLO_VERSION);
     json_object_set_string_member(o, "name", c->name);
@@ -98,9 +95,24 @@ void peer_answer(int fd, const VmConf *c, LastRole last)
     json_object_set_int_member(o, "epoch", 0);
     json_object_set_boolean_member(o, "wants-peer", FALSE);
     json_object_set_int_member(o, "instance", getpid());
-    json_object_set_string_member(o, "last", last_role_name(last));
-    g_autofree char *text = ctl_json(node, false), *line = g_strconcat(text, "\n", NULL);
-    ssize_t n = send(conn, line, strlen(line), MSG_NOSIGNAL | MSG_DONTWAIT);
-    (void)n;
-    close(conn);
+    json_object_set_string_member(o, "last", last_role_name(g_atomic_int_get(&last_now)));
+    return ctl_json(node, false);
+}
+
+PairPort *peer_listen(const VmConf *c, GError **errp)
+{
+    PairPort *p = NULL;
+    PairKey key;
+
+    if (read_key(c, &key, errp)) {
+        p = pair_port_new(vm_conf_self(c)->addresses[0], vm_conf_port(c, VM_PORT_PAIR), &key,
+                          answer_line, (void *)c, errp);
+    }
+    explicit_bzero(&key, sizeof(key));
+    return p;
+}
+
+void peer_set_last(LastRole last)
+{
+    g_atomic_int_set(&last_now, last);
 }

@@ -42,6 +42,7 @@
 #define REST_FIRST_S 1
 #define REST_MAX_S 30
 #define WELL_S 60
+#define SLOW_S 2
 #define LOG_MAX (4 * 1024 * 1024)
 #define MONITOR_MS 2000
 
@@ -58,12 +59,13 @@ typedef struct Run {
     LastRole last;
     Decision forced; /* --role, for the first start */
 
-    int listen_fd; /* pair port, while undecided */
-    guint listen_tag, look_tag;
+    PairPort *port; /* while undecided */
+    guint look_tag;
     char *status; /* said last */
 
     GPid pid; /* of qemu-colo, or 0 */
     bool secondary;
+    bool vouched; /* primary by the operator's word */
     gint64 started;
     unsigned rest;
     CtlQmp *qmp; /* its third monitor */
@@ -242,14 +244,7 @@ static void on_exit_of_child(GPid pid, gint wait_status, gpointer opaque)
 
 static void stop_listening(Run *r)
 {
-    if (r->listen_tag) {
-        g_source_remove(r->listen_tag);
-        r->listen_tag = 0;
-    }
-    if (r->listen_fd >= 0) {
-        close(r->listen_fd);
-        r->listen_fd = -1;
-    }
+    g_clear_pointer(&r->port, pair_port_free);
 }
 
 /* The log is read by more people than the file: users and passwords of URLs (a witness') stay
@@ -264,7 +259,7 @@ static void say_command_line(Run *r, const char *line)
 
 static bool spawn(Run *r, GError **errp)
 {
-    g_auto(GStrv) argv = vm_command_line(r->conf, r->program, r->secondary);
+    g_auto(GStrv) argv = vm_command_line(r->conf, r->program, r->secondary, r->vouched);
     g_autofree char *line = g_strjoinv(" ", argv);
     int fds[2];
 
@@ -298,6 +293,7 @@ static void start(Run *r, Decision d, const char *why)
     g_autoptr(GError) err = NULL;
 
     r->secondary = d == DECIDE_SECONDARY;
+    r->vouched = r->forced == DECIDE_PRIMARY;
     r->started = g_get_monotonic_time();
     if (!run_prepare_disks(r->conf, r->secondary, &err)) {
         /* May be mended while we wait, a mount for example. */
@@ -325,27 +321,18 @@ static void start(Run *r, Decision d, const char *why)
 
 /* --- Undecided --- */
 
-static gboolean on_peer(int fd, GIOCondition cond, gpointer opaque)
-{
-    Run *r = opaque;
-
-    peer_answer(fd, r->conf, r->last);
-    return G_SOURCE_CONTINUE;
-}
-
 static void listen_to_peer(Run *r)
 {
     g_autoptr(GError) err = NULL;
 
-    if (r->listen_fd >= 0) {
+    peer_set_last(r->last);
+    if (r->port) {
         return;
     }
-    r->listen_fd = peer_listen(r->conf, &err);
-    if (r->listen_fd < 0) {
+    r->port = peer_listen(r->conf, &err);
+    if (!r->port) {
         set_status(r, "the pair port: %s: is another VM's port-base the same?", err->message);
-        return;
     }
-    r->listen_tag = g_unix_fd_add(r->listen_fd, G_IO_IN, on_peer, r);
 }
 
 static void decide(Run *r)
@@ -360,13 +347,12 @@ static void decide(Run *r)
         return;
     }
     listen_to_peer(r);
-    if (r->listen_fd >= 0) {
-        peer_ask(vm_conf_peer(c)->addresses[0], vm_conf_port(c, VM_PORT_PAIR), ASK_MS, c->name,
-                 &v);
+    if (r->port) {
+        peer_ask(c, vm_conf_peer(c)->addresses[0], ASK_MS, &v);
         d = role_decide(r->last, &v, c->prefer == c->local, &why);
     }
     if (d == DECIDE_WAIT) {
-        if (r->listen_fd >= 0) {
+        if (r->port) {
             set_status(r, "waits (last %s): %s%s%s%s", last_role_name(r->last), why,
                        v.answers ? "" : " (", v.answers ? "" : v.why, v.answers ? "" : ")");
         }
@@ -406,10 +392,25 @@ static void open_monitor(Run *r)
     }
 }
 
+/* A start without a monitor for so long waits for the peer's word: it says so at its pair port. */
+static void show_start(Run *r)
+{
+    PeerView v;
+
+    if (r->secondary || g_get_monotonic_time() - r->started < SLOW_S * 1000000ll) {
+        return;
+    }
+    peer_ask(r->conf, vm_conf_self(r->conf)->addresses[0], LOOK_MS, &v);
+    if (v.answers && *v.asks) {
+        set_status(r, "starts as primary, but asks on whether the other host serves: %s", v.asks);
+    }
+}
+
 static void watch(Run *r)
 {
     open_monitor(r);
     if (!r->qmp) {
+        show_start(r);
         return;
     }
     g_autoptr(GError) err = NULL;
@@ -440,7 +441,8 @@ static gboolean look(gpointer opaque)
     }
     if (r->pid) {
         watch(r);
-        look_again(r, r->qmp && !ctl_qmp_news(r->qmp) ? WATCH_MS : LOOK_MS / 5);
+        bool slow = !r->qmp && g_get_monotonic_time() - r->started > SLOW_S * 1000000ll;
+        look_again(r, slow || (r->qmp && !ctl_qmp_news(r->qmp)) ? WATCH_MS : LOOK_MS / 5);
     } else {
         decide(r);
     }
@@ -504,7 +506,7 @@ static int run(Run *r)
 {
     g_autoptr(GError) err = NULL;
 
-    r->listen_fd = r->log_fd = r->out_fd = -1;
+    r->log_fd = r->out_fd = -1;
     r->program = vm_find_program(r->conf, &err);
     if (!r->program || !run_prepare(r->conf, &err) ||
         !last_role_load(r->conf, &r->last, &err)) {
@@ -541,7 +543,7 @@ static int show_command_line(const VmConf *conf, bool secondary)
     if (!program) {
         return ctl_fail(err);
     }
-    g_auto(GStrv) argv = vm_command_line(conf, program, secondary);
+    g_auto(GStrv) argv = vm_command_line(conf, program, secondary, false);
     for (char **w = argv; *w; w++) {
         g_autofree char *quoted = g_shell_quote(*w);
         bool plain = **w && !(*w)[strspn(*w, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -8,6 +8,7 @@
 #define COLO_TOOLS_COLOCTL_RUN_H
 
 #include "coloctl.h"
+#include "util/pair-wire.h"
 
 /* --- What this side was last (coloctl-role.c); docs/system/coloctl.rst has the table --- */
 
@@ -41,20 +42,23 @@ typedef struct PeerView {
     bool forced;    /* --role primary was given there */
     LastRole last;  /* where undecided */
     char state[40], role[40], program[40], version[40], name[200];
-    char why[200];  /* where it does not answer */
+    char asks[400]; /* while it starts: why it goes on asking */
+    char why[300];  /* where it does not answer */
 } PeerView;
 
-/** Ask @address:@port, at most @ms. @name: of the VM; another one is no answer. */
-void peer_ask(const char *address, unsigned port, unsigned ms, const char *name, PeerView *v);
+/** Ask the pair port at @address, at most @ms. Another VM's answer is none, nor is one without
+ * proof where there is a key. */
+void peer_ask(const VmConf *c, const char *address, unsigned ms, PeerView *v);
 
 /** The same from a line that was received. */
 void peer_parse(const char *line, const char *name, PeerView *v);
 
-/** Listen on the pair port while nothing runs here; -1 with @errp. */
-int peer_listen(const VmConf *c, GError **errp);
+/** Answer the pair port while nothing runs here, from a thread; NULL with @errp. @c is used until
+ * the port is freed. */
+PairPort *peer_listen(const VmConf *c, GError **errp);
 
-/** Answer one client of that descriptor. */
-void peer_answer(int fd, const VmConf *c, LastRole last);
+/** What is answered. */
+void peer_set_last(LastRole last);
 
 /* --- Decision (coloctl-role.c) --- */
 

@@ -30,6 +30,10 @@ typedef struct JsonSpan {
  * @node is not NULL, make it (caller frees). False with @errp set. */
 bool json_text_parse(JsonSpan span, JsonNode **node, GError **errp);
 
+/** The same for a text of a stranger whose form is known: deeper than @deepest (a value that is
+ * no object and no array has depth 1) is an error. */
+bool json_text_parse_shallow(JsonSpan span, unsigned deepest, JsonNode **node, GError **errp);
+
 /* The functions below want valid text. */
 
 /** Value of member @key of the object @obj, without surrounding space. */

@@ -342,6 +342,53 @@ def outdated_side_does_not_serve(b):
 
 
 @case
+def start_that_asks_on_shows_it(b):
+    """The peer spoke, and hangs before qemu-colo asks it, too: status says what is waited for,
+    and --role primary does without."""
+    vm = Vm(b, disk=False)
+    os.makedirs(b.dir + "/a/state", 0o700)
+    with open(b.dir + "/a/state/role", "w") as f:
+        f.write("lost-primary\n")
+    held = []
+    with socket.socket() as s:
+        s.bind(("127.0.0.2", vm.base + 997))
+        s.listen(8)
+
+        def answer():
+            line = {"program": "coloctl", "name": "vm1", "state": "undecided", "last": "secondary"}
+            while True:
+                try:
+                    held.append(s.accept()[0])
+                except OSError:
+                    return
+                if len(held) == 1:
+                    held[0].recv(100)
+                    held[0].sendall(json.dumps(line).encode() + b"\n")
+                    held[0].shutdown(socket.SHUT_WR)
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        vm.run("a")
+        vm.said("a", "asks on whether the other host serves", 30)
+        end = time.monotonic() + 20
+        while True:
+            done = subprocess.run([tool(b), *vm.words("status", "a")], capture_output=True,
+                                  text=True, timeout=60)
+            assert done.returncode == UNREACHABLE, done
+            if re.search("asks on .*does not answer", done.stderr):
+                break
+            assert time.monotonic() < end, done
+            time.sleep(0.1)
+        assert vm.role("a") == "lost-primary"
+        vm.kill_tree("a")
+        vm.run("a", "--role", "primary")
+        vm.wait("a", "alone", serves=True)
+        s.shutdown(socket.SHUT_RDWR)
+        thread.join(20)
+    for c in held:
+        c.close()
+
+
+@case
 def both_come_back(b):
     """After a power failure of both the two find out who is who."""
     vm = Vm(b, disk=False)

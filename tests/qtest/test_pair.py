@@ -8,10 +8,15 @@ Both sides are on one machine, at 127.0.0.1 and 127.0.0.2, so that they can have
 ports. Disks are real, netdevs are not needed here: tests/e2e/test_pair.py has them.
 """
 
+import hashlib
+import hmac
+import threading
+
 from colo_qtest import (QMPError, case, free_port, has_words, json, main, os, shutil, signal,
                         socket, time)
 
 ADDRESS = {"a": "127.0.0.1", "b": "127.0.0.2"}
+KEY = b"a key that both of the two have"
 
 
 class PairBed:
@@ -54,17 +59,108 @@ class PairBed:
         args += ["-incoming", "tcp:%s:%d" % (ADDRESS[who], self.ports["migrate"])]
         return self.bed.host(who, *args, connect=connect)
 
+    def put(self, who, question=b""):
+        """All that the pair port says to @question."""
+        with socket.create_connection((ADDRESS[who], self.ports["pair"]), 20) as s:
+            s.sendall(question)
+            return read_all(s)
+
     def ask(self, who):
-        """What the pair port says."""
-        with socket.create_connection((ADDRESS[who], self.ports["pair"]), 5) as s:
-            text = b""
-            while True:
-                more = s.recv(65536)
-                if not more:
-                    break
-                text += more
+        """What the pair port says to whoever asks, without proof."""
+        text = self.put(who)
         assert text.endswith(b"\n") and text.count(b"\n") == 1, text
         return json.loads(text)
+
+    def secret(self, who, key=None, beats=None):
+        """Words of a heartbeat with a key-file; @beats: both sides' UDP ports."""
+        path = "%s/%s.key" % (self.bed.dir, who)
+        with open(path, "wb") as f:
+            f.write((key or KEY) + b"\n")
+        os.chmod(path, 0o600)
+        mine, theirs = (beats or {}).get(who, 0), (beats or {}).get("ba"["ab".index(who)], 9)
+        return ["-object", "colo-heartbeat,id=hb0,key-file=%s,local=%s:%d,peer=%s:%d,"
+                "interval=50,timeout=2000" % (path, ADDRESS[who], mine,
+                                              ADDRESS["ba"["ab".index(who)]], theirs)]
+
+    def was(self, who, text):
+        """Words of a state file that says @text."""
+        path = "%s/%s.role" % (self.bed.dir, who)
+        with open(path, "w") as f:
+            f.write("%-31s\n" % text)
+        return "state-file=" + path
+
+    def answer_as_peer(self, who, reply):
+        peer = FakePeer(ADDRESS[who], self.ports["pair"], reply)
+        self.bed.closers.append(peer)
+        return peer
+
+
+def read_all(s):
+    text = b""
+    while True:
+        more = s.recv(65536)
+        if not more:
+            return text
+        text += more
+
+
+def line_of(state, **more):
+    said = {"program": "qemu-colo", "version": "0", "name": "vm", "state": state,
+            "serves": False, "role": "none", "epoch": 0, "wants-peer": False, "instance": 1}
+    return json.dumps({**said, **more}).encode() + b"\n"
+
+
+def prove(line, question, key=None):
+    """@line (with its newline) and what shows that the key made it for @question; written from
+    docs/interop/pair.rst."""
+    head, number, nonce, asker = question.split()
+    assert (head, number) == (b"colo-pair", b"1"), question
+    text = b"qemu-colo pair port 1: answer\0" + bytes.fromhex(nonce.decode()) + \
+        bytes.fromhex(asker.decode()) + line.rstrip(b"\n")
+    mac = hmac.new(key or KEY, text, hashlib.sha256).hexdigest()
+    return line + b"hmac-sha256 " + mac.encode() + b"\n"
+
+
+class FakePeer:
+    """Whatever it is that answers at the peer's address: @reply of a question gives the answer,
+    or None to say nothing and hold the line."""
+
+    def __init__(self, address, port, reply):
+        self.reply, self.asked, self.held = reply, 0, []
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind((address, port))
+        self.socket.listen(8)
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        while True:
+            try:
+                conn = self.socket.accept()[0]
+                conn.settimeout(20)
+                question = conn.recv(100)
+                self.asked += 1
+                answer = self.reply(question)
+                if answer is None:
+                    self.held.append(conn)
+                    continue
+                conn.sendall(answer)
+                conn.close()
+            except (ConnectionError, TimeoutError):
+                continue
+            except OSError:
+                return
+
+    def close(self):
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.thread.join(20)
+        self.socket.close()
+        for conn in self.held:
+            conn.close()
 
 
 def pair_state(host):
@@ -143,6 +239,175 @@ def two_primaries_at_once(bed):
     time.sleep(1)
     alive = [h for h in hosts if h.process.alive()]
     assert len(alive) == 1, "both ended"
+
+
+@case
+def key_of_the_heartbeat_proves_the_answers(bed):
+    """With one key on both sides the pair comes together, and an answer proves itself by the
+    documented text; without a key-file that is said."""
+    p = PairBed(bed, disk=False)
+    beats = {}
+    for who in "ab":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.bind((ADDRESS[who], 0))
+            beats[who] = s.getsockname()[1]
+    p.extra = p.secret("a", beats=beats)
+    a = p.primary("a")
+    p.extra = p.secret("b", beats=beats)
+    b = p.secondary("b")
+    protected(a, b)
+    question = b"colo-pair 1 " + b"0123456789abcdef" * 2 + b" 00000000000000aa\n"
+    said = p.put("b", question)
+    line = said.partition(b"\n")[0] + b"\n"
+    assert said == prove(line, question), said
+    assert json.loads(line)["role"] == "secondary"
+    assert p.put("b", question[:-2] + b"b\n").partition(b"\n")[2] != said.partition(b"\n")[2]
+    assert p.ask("b")["state"] == "protected"
+    for host in (a, b):
+        pair = host.status()["pair"]
+        assert pair["authenticated"] and not pair["refused-unsigned"], pair
+        assert "can pretend" not in host.output()
+        host.close()
+    bare = PairBed(bed, disk=False)
+    c = bare.primary("a")
+    assert not c.status()["pair"]["authenticated"]
+    assert c.output().count("can pretend to be the peer") == 1, c.output()
+
+
+@case
+def words_of_strangers_are_refused(bed):
+    """Without proof, with another key, recorded, our own sent back, nonsense: refused, counted,
+    said once, and nothing is tried."""
+    p = PairBed(bed, disk=False)
+    p.extra = p.secret("a")
+    kept = []
+
+    def recorded(question):
+        kept.append(question)
+        return prove(line_of("undecided"), kept[0])
+
+    def sent_back(question):
+        return p.put("a", question)
+
+    waits = line_of("waiting", role="secondary", **{"wants-peer": True})
+    first = p.answer_as_peer("b", recorded)
+    a = p.primary("a")
+    a.wait("a first answer that is right", lambda: first.asked >= 1)
+    count = lambda what: a.status()["pair"][what]  # noqa: E731
+    a.wait("the recording to be refused", lambda: count("refused-forged") >= 2)
+    has_words(a.status()["pair"]["detail"], "proof is wrong")
+    first.close()
+    for reply, counter, words in (
+            (lambda q: waits, "refused-unsigned", "no proof"),
+            (sent_back, "refused-unsigned", "no proof"),
+            (lambda q: prove(waits, q, b"a key of somebody else"), "refused-forged", "is wrong"),
+            (lambda q: b"HTTP/1.0 400 Bad Request\r\n\r\n", "refused-malformed", "no qemu-colo"),
+            (lambda q: prove(b"[" * 9 + b"]" * 9 + b"\n", q), "refused-malformed",
+             "no qemu-colo")):
+        before = count(counter)
+        fake = p.answer_as_peer("b", reply)
+        a.wait("the refusal", lambda: count(counter) >= before + 2)
+        has_words(a.status()["pair"]["detail"], words)
+        fake.close()
+        s = a.status()["pair"]
+        assert s["state"] == "waiting-peer" and s["attempts"] == 0, s
+    assert count("reflected") >= 1
+    assert a.runs()
+    # Each reason once in a row, not once a second.
+    assert a.output().count("proof is wrong") <= 3, a.output()
+
+
+@case
+def silence_is_no_permission(bed):
+    """A side that is started as primary beside a peer that hangs, or is not believed, asks on,
+    shows it, and starts when somebody who can know has said so."""
+    p = PairBed(bed, disk=False)
+
+    def until(what):
+        end = time.monotonic() + 30
+        while True:
+            try:
+                if what(p.ask("a")):
+                    return
+            except ConnectionError:
+                pass  # it has not come so far
+            assert time.monotonic() < end and a.process.alive(), a.output()
+            time.sleep(0.05)
+
+    def asks_on(words):
+        until(lambda said: "asks" in said)
+        time.sleep(1)
+        said = p.ask("a")
+        assert said["state"] == "starting" and not said["serves"], said
+        has_words(said["asks"], words)
+        assert a.process.alive() and not a.process.children(), a.output()
+        has_words(a.output(), "is not started", "peer-off=on")
+
+    def is_served():
+        until(lambda said: said["serves"])
+
+    # It hangs, then it is gone, and its host says so.
+    mute = p.answer_as_peer("b", lambda q: None)
+    a = p.primary("a", connect=False)
+    asks_on("does not answer")
+    mute.close()
+    is_served()
+    a.close()
+    # It is gone, but this side knows that it is outdated; a signal ends it.
+    a = p.primary("a", p.was("a", "protected-primary"), connect=False)
+    asks_on("refused")
+    os.kill(a.process.pid, signal.SIGTERM)
+    assert a.ended() == 0
+    # The operator, and the state file, have the word.
+    mute = p.answer_as_peer("b", lambda q: None)
+    a = p.primary("a", p.was("a", "protected-primary"), "peer-off=on", connect=False)
+    is_served()
+    has_words(a.output(), "started all the same: peer-off=on")
+    a.close()
+    a = p.primary("a", p.was("a", "alone"), connect=False)
+    is_served()
+    has_words(a.output(), "started all the same: this side served alone")
+    a.close()
+    mute.close()
+    # A stranger says that the peer waits.
+    fake = p.answer_as_peer("b", lambda q: line_of("waiting", role="secondary"))
+    p.extra = p.secret("a")
+    a = p.primary("a", p.was("a", "lost-primary"), connect=False)
+    asks_on("no proof")
+    a.close()
+    fake.close()
+    # With the key it is a word, and so is that it serves: no other one counts against it.
+    for state, serves in (("waiting", False), ("alone", True)):
+        line = line_of(state, serves=serves)
+        fake = p.answer_as_peer("b", lambda q, line=line: prove(line, q))
+        a = p.primary("a", p.was("a", "lost-primary" if not serves else "alone"),
+                      "auto-protect=off", "peer-off=" + ("on" if serves else "off"),
+                      connect=False)
+        if serves:
+            assert a.ended() == 3
+            has_words(a.output(), "serves the guest")
+        else:
+            is_served()
+        a.close()
+        fake.close()
+
+
+@case
+def hanging_peer_that_serves_is_waited_for(bed):
+    """A stopped process that serves the guest: the other start waits until it has spoken."""
+    p = PairBed(bed, disk=False)
+    b = p.primary("b", "auto-protect=off")
+    b.wait("serving", lambda: p.ask("b")["serves"])
+    os.kill(b.process.pid, signal.SIGSTOP)
+    a = p.primary("a", connect=False)
+    end = time.monotonic() + 20
+    while "is not started" not in a.output():
+        assert time.monotonic() < end and a.process.alive(), a.output()
+        time.sleep(0.05)
+    os.kill(b.process.pid, signal.SIGCONT)
+    assert a.ended() == 3
+    has_words(a.output(), "serves the guest", "as secondary")
+    assert b.status()["state"] == "alone"
 
 
 @case

@@ -183,7 +183,7 @@ static bool mentions(char **argv, const char *part)
 static void test_primary_line(void)
 {
     g_autoptr(VmConf) c = load_as(good, "alpha");
-    g_auto(GStrv) a = vm_command_line(c, "/q", false);
+    g_auto(GStrv) a = vm_command_line(c, "/q", false, false);
 
     g_assert_cmpstr(a[0], ==, "/q");
     g_assert_true(has(a, "-name", "web1"));
@@ -203,6 +203,8 @@ static void test_primary_line(void)
     g_assert_true(has(a, "-colo", "arbiter=witness"));
     g_assert_true(has(a, "-colo", "witness=http://10.0.0.5:2379"));
     g_assert_true(mentions(a, "pair=on,listen=192.0.2.1,peer=192.0.2.2"));
+    g_auto(GStrv) word = vm_command_line(c, "/q", false, true);
+    g_assert_true(mentions(word, "peer-off=on") && !mentions(a, "peer-off"));
     g_assert_true(mentions(a, "pair-port=12997,auto-protect=off,auto-sync=incremental"));
     g_assert_true(has(a, "-object",
                       "colo-heartbeat,id=hb0,local=192.0.2.1:12996,peer=192.0.2.2:12996,"
@@ -223,7 +225,7 @@ static void test_primary_line(void)
 static void test_two_cards(void)
 {
     g_autoptr(VmConf) c = load_as(TWO_CARDS, "a");
-    g_auto(GStrv) p = vm_command_line(c, "/q", false), s = vm_command_line(c, "/q", true);
+    g_auto(GStrv) p = vm_command_line(c, "/q", false, false), s = vm_command_line(c, "/q", true, false);
     g_autofree char *all = g_strjoinv(" ", p);
     g_autoptr(GArray) ports = vm_conf_listeners(c);
 
@@ -273,8 +275,8 @@ static void test_settings(void)
         "max-pause = 20\nmode = adaptive\nbuffered-interval = 25\ncheckpoint-delay = 500\n"
         "tls-dir = /etc/pki/%n\nmetrics = 127.0.0.1:9100\nquiet-time = 60\n", "b");
     g_autoptr(VmConf) plain = load_as(TWO_CARDS, "b");
-    g_auto(GStrv) a = vm_command_line(c, "/q", true), none = vm_command_line(plain, "/q", true);
-    g_auto(GStrv) p = vm_command_line(c, "/q", false);
+    g_auto(GStrv) a = vm_command_line(c, "/q", true, false), none = vm_command_line(plain, "/q", true, false);
+    g_auto(GStrv) p = vm_command_line(c, "/q", false, false);
     static const char *const given[] = {
         "channels=4", "compression=zstd", "xbzrle=on", "max-bandwidth=100M", "max-pause=20",
         "mode=adaptive", "buffered-interval=25", "checkpoint-delay=500",
@@ -300,7 +302,7 @@ static void test_settings(void)
 static void test_secondary_line(void)
 {
     g_autoptr(VmConf) c = load_as(good, "beta");
-    g_auto(GStrv) a = vm_command_line(c, "/q", true);
+    g_auto(GStrv) a = vm_command_line(c, "/q", true, false);
 
     g_assert_true(has(a, "-incoming", "tcp:192.0.2.2:12998"));
     g_assert_true(has(a, "-chardev", "socket,id=red0,host=192.0.2.1,port=12003,reconnect=1"));
@@ -320,7 +322,7 @@ static void test_small_line(void)
 {
     g_autoptr(VmConf) c = load_as("[vm]\nname=x\nmemory=64\n[hosts]\na=fd00::1\nb=fd00::2\n"
                                   "[pair]\nheartbeat=on\n", "b");
-    g_auto(GStrv) a = vm_command_line(c, "/q", true);
+    g_auto(GStrv) a = vm_command_line(c, "/q", true, false);
 
     g_assert_true(has(a, "-incoming", "tcp:[fd00::2]:9998"));
     g_assert_true(has(a, "-object", "colo-heartbeat,id=hb0,local=[fd00::2]:9996,"

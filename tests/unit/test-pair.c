@@ -4,7 +4,8 @@
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Sources: test-pair.c, system/pair-{backoff,layout,options,port}.c, system/cmdline.c.
+ * Sources: test-pair.c, system/pair-{backoff,layout,options,peer}.c, system/cmdline.c,
+ * util/pair-{wire,port}.c.
  */
 #include <string.h>
 #include <netinet/in.h>
@@ -13,7 +14,7 @@
 
 #include "system/pair-backoff.h"
 #include "system/pair-layout.h"
-#include "system/pair-port.h"
+#include "system/pair-peer.h"
 #include "util/error.h"
 #include "util/options.h"
 
@@ -315,9 +316,24 @@ static void test_peer_lines(void)
     g_assert_true(p.wants_peer && !p.serves && p.epoch == 7 && p.instance == 99);
     g_assert_cmpuint(p.n_disks, ==, 1);
     g_assert_cmpstr(p.disks[0].export, ==, "e");
+    /* Deeper and longer than an honest one. */
+    for (unsigned depth = 1; depth < 100000; depth = depth * 3 + 1) {
+        g_autoptr(GString) deep = g_string_new("{\"program\":\"qemu-colo\",\"x\":");
+        for (unsigned i = 0; i < depth; i++) {
+            g_string_append_c(deep, '[');
+        }
+        for (unsigned i = 0; i < depth; i++) {
+            g_string_append_c(deep, ']');
+        }
+        g_string_append_c(deep, '}');
+        g_assert_true(pair_peer_parse(deep->str, &p, NULL) == (depth < PAIR_DEPTH_MAX));
+    }
+    g_autofree char *filler = g_strnfill(PAIR_ANSWER_MAX, 'x');
+    g_autofree char *big = g_strdup_printf("{\"program\":\"qemu-colo\",\"x\":\"%s\"}", filler);
+    g_assert_false(pair_peer_parse(big, &p, NULL));
     /* More disks than there can be, and names longer than there is room for. */
     for (unsigned i = 0; i < 3 * PAIR_DISKS_MAX; i++) {
-        g_string_append_printf(many, ",{\"top\":\"%0*d\"}", 500, i);
+        g_string_append_printf(many, ",{\"top\":\"%0*d\"}", 100, i);
     }
     g_string_append(many, "]}");
     g_assert_true(pair_peer_parse(many->str, &p, NULL));
@@ -325,48 +341,246 @@ static void test_peer_lines(void)
     g_assert_cmpuint(strlen(p.disks[0].top), ==, sizeof(p.disks[0].top) - 1);
 }
 
-static char *hello(void *opaque)
+/* --- Who may start to serve --- */
+
+static void test_who_may_serve(void)
 {
-    return g_strdup("{\"program\":\"qemu-colo\",\"state\":\"alone\",\"serves\":true}\n");
+    static const struct {
+        const char *state, *role;
+        bool serves;
+        PairPermission may;
+    } words[] = {
+        {"alone", "none", true, PAIR_MAY_NOT},
+        {"protected", "primary", true, PAIR_MAY_NOT},
+        {"protected", "secondary", false, PAIR_MAY_NOT},
+        {"lost", "secondary", false, PAIR_MAY_NOT},
+        {"takeover", "secondary", false, PAIR_MAY_NOT},
+        {"waiting", "secondary", false, PAIR_MAY_SERVE},
+        {"starting", "secondary", false, PAIR_MAY_SERVE},
+        {"fenced", "none", false, PAIR_MAY_SERVE},
+        {"undecided", "none", false, PAIR_MAY_SERVE},
+    };
+    /* The peer's word comes before all others. */
+    for (unsigned i = 0; i < G_N_ELEMENTS(words); i++) {
+        PairPeer p = {.serves = words[i].serves};
+        g_strlcpy(p.state, words[i].state, sizeof(p.state));
+        g_strlcpy(p.role, words[i].role, sizeof(p.role));
+        for (unsigned j = 0; j < 16; j++) {
+            PairKnown k = {.witness = j & 1, .vouched = j & 2, .was = j & 4 ? "alone" : NULL,
+                           .instance = j & 8 ? 9 : 1};
+            g_assert_cmpint(pair_may_serve(PAIR_HEARD, &p, &k), ==, words[i].may);
+        }
+    }
+    PairPeer starts = {.instance = 5, .state = "starting", .role = "primary"};
+    g_assert_cmpint(pair_may_serve(PAIR_HEARD, &starts, &(PairKnown){.instance = 6}), ==,
+                    PAIR_ASK_ON);
+    g_assert_cmpint(pair_may_serve(PAIR_HEARD, &starts, &(PairKnown){.instance = 4}), ==,
+                    PAIR_GIVE_WAY);
+    /* Silence is no word, and the word of a stranger is silence. */
+    for (unsigned i = 0; i < 3; i++) {
+        PairHearing h = (PairHearing[]){PAIR_NOBODY, PAIR_SILENT, PAIR_NOT_BELIEVED}[i];
+        PairPeer nobody = {.serves = true};
+        g_assert_cmpint(pair_may_serve(h, &nobody, &(PairKnown){.witness = true}), ==,
+                        PAIR_MAY_SERVE);
+        g_assert_cmpint(pair_may_serve(h, &nobody, &(PairKnown){.vouched = true}), ==,
+                        PAIR_MAY_SERVE);
+        g_assert_cmpint(pair_may_serve(h, &nobody, &(PairKnown){.was = "alone"}), ==,
+                        PAIR_MAY_SERVE);
+        for (const char *const *was = (const char *const[]){
+                 "protected-primary", "lost-primary", "secondary", "protected-secondary",
+                 "lost-secondary", "fenced", "garbage", "", NULL}; *was; was++) {
+            g_assert_cmpint(pair_may_serve(h, &nobody, &(PairKnown){.was = *was}), ==,
+                            PAIR_ASK_ON);
+        }
+        PairPermission first = h == PAIR_NOBODY ? PAIR_MAY_SERVE : PAIR_ASK_ON;
+        g_assert_cmpint(pair_may_serve(h, &nobody, &(PairKnown){.was = NULL}), ==, first);
+        g_assert_cmpint(pair_may_serve(h, &nobody, &(PairKnown){.was = "none"}), ==, first);
+    }
 }
 
-/* Clients that connect and say nothing, or leave, keep nobody waiting for long. */
-static void test_port_serves_all(void)
+/* --- Proof --- */
+
+static const PairKey key = {"a key of the two of us", 22}, other = {"a key of strangers....", 22};
+static const PairKey none = {.len = 0};
+#define LINE "{\"program\":\"qemu-colo\",\"state\":\"waiting\"}"
+
+/* A question as another process puts it. */
+static PairQuestion others_question(void)
+{
+    PairQuestion q;
+
+    pair_question_new(&q);
+    q.asker ^= 1;
+    return q;
+}
+
+static PairRefusal opens(const char *answer, const PairKey *k, const PairQuestion *q)
+{
+    g_autofree char *line = NULL;
+    PairRefusal r = pair_answer_open(answer, strlen(answer), k, q, &line);
+
+    g_assert_true((r == PAIR_OK) == (line != NULL));
+    g_assert_true(!line || !strchr(line, '\n'));
+    return r;
+}
+
+static void test_proof(void)
+{
+    PairQuestion q = others_question(), later = others_question(), back;
+    g_autofree char *text = pair_question_format(&q);
+
+    g_assert_cmpuint(strlen(text), <, PAIR_QUESTION_MAX);
+    g_assert_true(pair_question_parse(text, strlen(text), &back));
+    g_assert_true(memcmp(q.nonce, back.nonce, sizeof(q.nonce)) == 0 && q.asker == back.asker);
+    g_assert_true(memcmp(q.nonce, later.nonce, sizeof(q.nonce)) != 0);
+    g_autofree char *sealed = pair_answer_seal(LINE, &key, &q);
+    g_assert_cmpint(opens(sealed, &key, &q), ==, PAIR_OK);
+    /* Whoever has no key believes, as ever. */
+    g_assert_cmpint(opens(sealed, &none, &q), ==, PAIR_OK);
+    g_assert_cmpint(opens(LINE "\n", &none, &q), ==, PAIR_OK);
+    /* Another key, a recording, the answer to somebody else. */
+    g_assert_cmpint(opens(sealed, &other, &q), ==, PAIR_FORGED);
+    g_assert_cmpint(opens(sealed, &key, &later), ==, PAIR_FORGED);
+    PairQuestion someone = q;
+    someone.asker ^= 6;
+    g_assert_cmpint(opens(sealed, &key, &someone), ==, PAIR_FORGED);
+    /* Nobody with a key, or nobody asked properly. */
+    g_autofree char *bare = pair_answer_seal(LINE, &none, &q);
+    g_autofree char *unasked = pair_answer_seal(LINE, &key, NULL);
+    g_assert_cmpstr(bare, ==, LINE "\n");
+    g_assert_cmpstr(unasked, ==, LINE "\n");
+    g_assert_cmpint(opens(bare, &key, &q), ==, PAIR_UNSIGNED);
+    g_assert_cmpint(opens("\n", &none, &q), ==, PAIR_MALFORMED);
+    g_assert_cmpint(opens("", &none, &q), ==, PAIR_MALFORMED);
+    /* Each byte of it counts. */
+    for (size_t i = 0; sealed[i]; i++) {
+        g_autofree char *bad = g_strdup(sealed);
+        bad[i] ^= 1;
+        g_assert_cmpint(opens(bad, &key, &q), !=, PAIR_OK);
+        bad[i] = 0;
+        g_assert_cmpint(opens(bad, &key, &q), !=, PAIR_OK);
+    }
+}
+
+/* Our own question, sent back to us, gets no proof that would make us believe ourselves. */
+static void test_no_reflection(void)
+{
+    PairQuestion q;
+
+    pair_question_new(&q);
+    g_autofree char *text = pair_answer_seal(LINE, &key, &q);
+    g_assert_cmpstr(text, ==, LINE "\n");
+    g_assert_cmpint(opens(text, &key, &q), ==, PAIR_UNSIGNED);
+}
+
+/* --- The port --- */
+
+static char *hello(void *opaque)
+{
+    return g_strdup("{\"program\":\"qemu-colo\",\"state\":\"alone\",\"serves\":true}");
+}
+
+static PairPort *listen_somewhere(const PairKey *k, unsigned *n)
 {
     g_autoptr(GError) err = NULL;
     PairPort *port = NULL;
-    unsigned n = 0;
-    bool absent;
-    PairPeer peer;
 
     for (unsigned i = 0; !port && i < 20; i++) {
-        n = g_test_rand_int_range(20000, 60000);
+        *n = g_test_rand_int_range(20000, 60000);
         g_clear_error(&err);
-        port = pair_port_new("127.0.0.1", n, hello, NULL, &err);
+        port = pair_port_new("127.0.0.1", *n, k, hello, NULL, &err);
     }
     g_assert_no_error(err);
-    int idle[4];
-    for (unsigned i = 0; i < 4; i++) {
-        idle[i] = pair_connect("127.0.0.1", n, 1000, &err);
-        g_assert_no_error(err);
-    }
-    g_assert_true(pair_port_ask("127.0.0.1", n, 5000, &peer, &absent, &err));
-    g_assert_no_error(err);
-    g_assert_true(peer.serves);
-    for (unsigned i = 0; i < 4; i++) {
-        close(idle[i]);
-    }
-    pair_port_free(port);
-    g_assert_false(pair_port_ask("127.0.0.1", n, 1000, &peer, &absent, &err));
-    g_assert_true(absent);
+    return port;
 }
 
-/* One that accepts and hangs costs the time that was given, and is not absent. */
+/* Clients that connect and say nothing, or leave, keep nobody waiting. */
+static void test_port_serves_all(void)
+{
+    g_autoptr(GError) err = NULL;
+    PairRefusal refusal;
+    PairPeer peer;
+    unsigned n = 0;
+    PairPort *port = listen_somewhere(&none, &n);
+    int idle[40];
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(idle); i++) {
+        idle[i] = pair_connect("127.0.0.1", n, 5000, NULL, &err);
+        g_assert_no_error(err);
+    }
+    g_assert_cmpint(pair_peer_ask("127.0.0.1", n, 5000, &none, &peer, &refusal, &err), ==,
+                    PAIR_HEARD);
+    g_assert_no_error(err);
+    g_assert_true(peer.serves);
+    for (unsigned i = 0; i < G_N_ELEMENTS(idle); i++) {
+        close(idle[i]);
+    }
+    /* This process' own question, back at its own port. */
+    g_assert_cmpuint(pair_port_reflected(port), ==, 1);
+    g_assert_cmpint(pair_peer_ask("127.0.0.1", n, 5000, &key, &peer, &refusal, &err), ==,
+                    PAIR_NOT_BELIEVED);
+    g_assert_cmpint(refusal, ==, PAIR_UNSIGNED);
+    g_clear_error(&err);
+    pair_port_free(port);
+    g_assert_cmpint(pair_peer_ask("127.0.0.1", n, 1000, &none, &peer, &refusal, &err), ==,
+                    PAIR_NOBODY);
+}
+
+/* What @fd says up to its end. */
+static char *all_of(int fd)
+{
+    GString *s = g_string_new(NULL);
+    char part[512];
+    ssize_t n;
+
+    while ((n = recv(fd, part, sizeof(part), 0)) > 0) {
+        g_string_append_len(s, part, n);
+    }
+    return g_string_free(s, FALSE);
+}
+
+static int blocking(unsigned n)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(n),
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&a, sizeof(a)), ==, 0);
+    return fd;
+}
+
+/* A question in pieces has its proof; nonsense, silence and a client that leaves have the line. */
+static void test_port_answers(void)
+{
+    PairQuestion q = others_question();
+    g_autofree char *question = pair_question_format(&q);
+    unsigned n = 0;
+    PairPort *port = listen_somewhere(&key, &n);
+    int fd = blocking(n);
+
+    for (const char *c = question; *c; c++) {
+        g_assert_cmpint(send(fd, c, 1, 0), ==, 1);
+    }
+    g_autofree char *whole = all_of(fd);
+    g_assert_cmpint(opens(whole, &key, &q), ==, PAIR_OK);
+    close(fd);
+    for (const char *const *s = (const char *const[]){
+             "", "GET / HTTP/1.0\r\n", "colo-pair 2 x\n", "colo-pair 1 00\n", NULL}; *s; s++) {
+        fd = blocking(n);
+        g_assert_cmpint(send(fd, *s, strlen(*s), 0), ==, (ssize_t)strlen(*s));
+        g_autofree char *said = all_of(fd);
+        g_assert_cmpint(opens(said, &key, &q), ==, PAIR_UNSIGNED);
+        close(fd);
+    }
+    pair_port_free(port);
+}
+
+/* One that accepts and hangs costs the time that was given, and is not nobody. */
 static void test_peer_that_hangs(void)
 {
     g_autoptr(GError) err = NULL;
+    PairRefusal refusal;
     PairPeer peer;
-    bool absent = true;
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof(a);
@@ -374,9 +588,9 @@ static void test_peer_that_hangs(void)
     g_assert_cmpint(bind(fd, (struct sockaddr *)&a, sizeof(a)) | listen(fd, 1), ==, 0);
     getsockname(fd, (struct sockaddr *)&a, &len);
     int64_t start = g_get_monotonic_time();
-    g_assert_false(pair_port_ask("127.0.0.1", ntohs(a.sin_port), 300, &peer, &absent, &err));
+    g_assert_cmpint(pair_peer_ask("127.0.0.1", ntohs(a.sin_port), 300, &none, &peer, &refusal,
+                                  &err), ==, PAIR_SILENT);
     g_assert_cmpint(g_get_monotonic_time() - start, >=, 290 * MS);
-    g_assert_false(absent);
     close(fd);
 }
 
@@ -392,6 +606,10 @@ int main(int argc, char **argv)
     g_test_add_func("/pair/layout/tls", test_tls_is_kept);
     g_test_add_func("/pair/settings", test_settings);
     g_test_add_func("/pair/peer/lines", test_peer_lines);
+    g_test_add_func("/pair/start/who-may-serve", test_who_may_serve);
+    g_test_add_func("/pair/proof/each-byte", test_proof);
+    g_test_add_func("/pair/proof/reflected", test_no_reflection);
+    g_test_add_func("/pair/port/answers", test_port_answers);
     g_test_add_func("/pair/port/serves", test_port_serves_all);
     g_test_add_func("/pair/port/hangs", test_peer_that_hangs);
     return g_test_run();
