@@ -23,6 +23,36 @@ class QMPError(Exception):
         self.cls = cls  # QMP's error class, where a command failed
 
 
+def threads_that_run(pid):
+    """Those threads of a process that are not stopped, as "id (name) state"."""
+    running = []
+    for task in os.listdir("/proc/%d/task" % pid):
+        try:
+            with open("/proc/%d/task/%s/stat" % (pid, task)) as f:
+                head, _, rest = f.read().rpartition(")")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if rest.split()[0] not in "TtZX":
+            running.append("%s) %s" % (head, rest.split()[0]))
+    return running
+
+
+def freeze(pid, timeout=20):
+    """
+    SIGSTOP, and wait until all of its threads stand. The signal wakes but one thread, which
+    then stops the others: until it is scheduled, which a busy machine may take a while for,
+    they run on, and may answer what the test asks next.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + timeout
+    while True:
+        running = threads_that_run(pid)
+        if not running:
+            return
+        assert time.monotonic() < end, "SIGSTOP, and still there runs " + ", ".join(running)
+        time.sleep(0.002)
+
+
 class Process:
     """A child that dies with us, with its output in a file."""
 
@@ -63,6 +93,11 @@ class Process:
     def send(self, sig):
         if self.alive():
             os.kill(self.pid, sig)
+
+    def freeze(self):
+        """Stop it as a whole, without its children, until SIGCONT."""
+        if self.alive():
+            freeze(self.pid)
 
     def kill(self, sig=signal.SIGKILL, timeout=20):
         self.send(sig)

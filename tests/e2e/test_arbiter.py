@@ -241,7 +241,7 @@ def alone_without_witness_is_silent_within_the_lease(t):
         mended = time.time()
         p.a.qmp.wait_for("a voice", lambda q: p.voice("a", mended), 15)
         # Asleep past the lease: the first frames on waking find the gate shut.
-        os.kill(p.a.process.pid, signal.SIGSTOP)
+        p.a.process.freeze()
         time.sleep(4)
         p.etcdctl("put", KEY, json.dumps({"owner": "x", "state": "alone", "host": "other"}))
         woken = time.time()

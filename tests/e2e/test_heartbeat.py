@@ -215,7 +215,7 @@ def primary_asleep(t):
         p.watch()
         client = begin(p, 9)
         noise(p)
-        p.a.process.send(signal.SIGSTOP)
+        p.a.process.freeze()
         p.decided(p.b, True)
         time.sleep(1)
         p.a.process.send(signal.SIGCONT)
@@ -231,7 +231,7 @@ def secondary_asleep(t):
     with Beating(t) as p:
         p.watch()
         client = begin(p, 9)
-        p.b.process.send(signal.SIGSTOP)
+        p.b.process.freeze()
         p.decided(p.a, True)
         time.sleep(1)
         p.b.process.send(signal.SIGCONT)

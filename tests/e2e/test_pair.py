@@ -200,7 +200,7 @@ class Soak(ByWitness):
                       rng.choice(["front", "emulator", "both"]))
         elif what.startswith("stop"):
             host = old if "primary" in what else new
-            host.process.send(signal.SIGSTOP)
+            host.process.freeze()
             self.t.sleep(3, 5)  # longer than peer-timeout and lease
             host.process.send(signal.SIGCONT)
         elif what == "cut link":

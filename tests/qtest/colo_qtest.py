@@ -29,7 +29,7 @@ import zlib
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "e2e"))
 
-from e2e_proc import QMP, Process, QMPError  # noqa: E402  (after the path)
+from e2e_proc import QMP, Process, QMPError, freeze  # noqa: E402  (after the path)
 
 MACHINE = ["-accel", "tcg", "-nodefaults", "-display", "none", "-m", "32"]
 COUNTER = 0x8000  # where GUEST_ROM counts
@@ -323,5 +323,5 @@ def main():
 
 
 __all__ = ["BEGIN", "HELLO", "HELLO_OK", "Host", "MACHINE", "PING", "QMPError", "RAM", "REFUSE",
-           "Skip", "case", "free_port", "has_words", "is_running", "json", "main", "message",
+           "Skip", "case", "free_port", "freeze", "has_words", "is_running", "json", "main", "message",
            "os", "read_message", "shutil", "signal", "socket", "subprocess", "sys", "time"]

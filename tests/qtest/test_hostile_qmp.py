@@ -320,7 +320,7 @@ def out_of_band_flood_of_a_hanging_emulator(b):
     c.say(b'{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}')
     c.hear()
     pid = w.host.process.emulator_pid()
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     before = memory(w.host.process.pid)
     c.sock.settimeout(2)
     try:
@@ -350,7 +350,7 @@ def yank_while_the_emulator_hangs(b):
     pid = w.host.process.emulator_pid()
     took = 0
     for _ in range(10):
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         c.say(b'{"execute":"query-version","id":1}')
         time.sleep(0.05)
         for text, ident in ((b'{"exec-oob":"yank","arguments":{"instances":[]},"id":2}', 2),

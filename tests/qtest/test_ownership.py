@@ -162,8 +162,7 @@ def every_round_asks_the_arbiter(b):
                            *words)
             b.protect(second, third)
             assert record(etcd)["state"] == "protected"
-            etcd.popen.send_signal(signal.SIGSTOP)
-            time.sleep(0.3)  # until all of its threads stand
+            freeze(etcd.popen.pid)
             third.process.kill()
             second.wait_state("lost")
             second.cmd("x-colo-lost-heartbeat")
@@ -187,7 +186,7 @@ def dead_emulator_asks_nobody(b):
             primary, secondary = b.primary(*words), b.secondary(*words)
             b.protect(primary, secondary)
             child = primary.process.children()[0]
-            os.kill(child, signal.SIGSTOP)
+            freeze(child)
             primary.cmd("xen-colo-do-checkpoint")
             time.sleep(0.3)
             os.kill(child, signal.SIGKILL)

@@ -181,7 +181,7 @@ def a_pause_over_its_budget_is_told(b):
     primary.cmd("migrate-set-parameters", {"x-max-pause": 10000})
     checkpoints(3)
     assert primary.status()["pauses-over-budget"] == 0
-    os.kill(primary.process.emulator_pid(), signal.SIGSTOP)  # before stop can be answered
+    freeze(primary.process.emulator_pid())  # before stop can be answered
     try:
         primary.cmd("migrate-set-parameters", {"x-max-pause": 1})
         primary.cmd("xen-colo-do-checkpoint")

@@ -295,7 +295,7 @@ def target_stands_still(b):
     server, uri = nbdkit(b, "memory", "8M")
     mirror(host, uri)
     wait_event(host, "BLOCK_JOB_READY")
-    server.send_signal(signal.SIGSTOP)
+    freeze(server.pid)
     begin = time.monotonic()
     guest_io(host, "write -P 9 1M 64k")
     first = time.monotonic() - begin

@@ -87,7 +87,7 @@ def at_once_while_the_peer_hangs(b):
     b.protect(primary, secondary)
     oob = Oob(path)
     b.closers.append(oob)
-    secondary.process.send(signal.SIGSTOP)
+    secondary.process.freeze()
     primary.cmd("xen-colo-do-checkpoint")
     time.sleep(0.5)
     before = time.monotonic()

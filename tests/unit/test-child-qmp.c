@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "freeze.h"
 #include "migration/child-qmp.h"
 
 #define PATIENCE_MS 30000
@@ -80,7 +81,7 @@ static void test_late_answer(void)
         return;
     }
     for (int i = 0; i < 3; i++) {
-        kill(emulator, SIGSTOP);
+        freeze(emulator);
         g_assert_true(child_qmp_send(q, name, NULL));
         g_assert_false(child_qmp_wait(q, "x", 20, &err));
         g_clear_error(&err);

@@ -19,6 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "freeze.h"
 #include "monitor/json-text.h"
 #include "monitor/monitor.h"
 #include "util/error.h"
@@ -720,7 +721,7 @@ static void test_own_calls(Fixture *f, gconstpointer data)
     }
     g_thread_join(t);
     /* A stopped emulator does not answer; a late answer harms nobody. */
-    kill(f->pid, SIGSTOP);
+    freeze(f->pid);
     g_assert_null(monitor_child_execute_sync("query-status", NULL, 50, &err));
     g_assert_error(err, COLO_ERROR, COLO_ERROR_GENERIC);
     kill(f->pid, SIGCONT);
@@ -735,7 +736,7 @@ static void test_child_death(Fixture *f, gconstpointer data)
     Client c;
 
     client_ready(&c, f->path);
-    kill(f->pid, SIGSTOP);
+    freeze(f->pid);
     client_say(&c, "{\"execute\":\"query-status\",\"id\":1}{\"execute\":\"x-echo\","
                    "\"arguments\":{\"text\":\"\"},\"id\":2}{\"execute\":\"query-status\",\"id\":3}");
     for (int i = 0; i < 20; i++) {
