@@ -257,6 +257,9 @@ void netdev_release(NetDev *nd)
         chain_tx(nd, e.frame, e.after);
     }
     net_batch_end();
+    /* Not left to a batch around this one: what it empties without ever finding the socket
+     * full calls no netdev_port_idle(), and the outside would stay unread for good. */
+    child_port_flush(nd->port);
     if (!child_port_backlog(nd->port)) {
         set_throttle(nd, false);
     }
