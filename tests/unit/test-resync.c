@@ -50,7 +50,7 @@ static void checkpoint(Pair *p)
 
 static void wait_forgotten(void)
 {
-    for (int i = 0; i < 1000 && differs(); i++) {
+    for (int i = 0; i < 12000 && differs(); i++) {
         g_usleep(5000);
     }
     g_assert_cmpuint(differs(), ==, 0);
@@ -91,6 +91,12 @@ static void protect(Pair *p)
     g_assert_true(has_generation());
 }
 
+static void write_first_page(Pair *p)
+{
+    memset(p->pvm, p->pvm[0] + 1, 4096);
+    g_assert_cmpint(test_io("colo-disk0", BLOCK_OP_WRITE, 0, 4096, p->pvm), ==, 0);
+}
+
 /* Nothing is forgotten before it is committed, on the secondary's disk, and flushed. */
 static void test_forgets(void)
 {
@@ -100,9 +106,8 @@ static void test_forgets(void)
     protect(p);
     checkpoint(p);
     wait_forgotten();
-    for (int i = 0; i < 50 && !differs(); i++) { /* a random batch may only read */
-        batch_wait(batch_start(p, "colo-disk0", p->pvm));
-    }
+    batch_wait(batch_start(p, "colo-disk0", p->pvm));
+    write_first_page(p);
     stays();
     take_barrier(p);
     stays();
@@ -116,6 +121,7 @@ static void test_forgets(void)
     batch_wait(batch_start(p, "colo-disk0", p->pvm));
     take_barrier(p);
     batch_wait(batch_start(p, "colo-disk0", p->pvm));
+    write_first_page(p); /* a random batch may only flush */
     commit(p);
     block_primary_committed();
     stays();
@@ -143,12 +149,12 @@ static void test_mirrored_all(void)
 
         block_mirror_start(args, true, &err);
         g_assert_no_error(err);
-        for (int k = 0; k < 500 && !job_ready(); k++) {
+        for (int k = 0; k < 6000 && !job_ready(); k++) {
             g_usleep(10000);
         }
         block_job_command("j", BLOCK_JOB_CANCEL, &err);
         g_assert_no_error(err);
-        for (int k = 0; k < 500 && block_job_exists("j"); k++) {
+        for (int k = 0; k < 6000 && block_job_exists("j"); k++) {
             g_usleep(10000);
         }
         g_autoptr(JsonArray) disks = block_primary_disks();
