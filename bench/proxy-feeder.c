@@ -277,9 +277,10 @@ static void latency(Feeder *fd, double seconds, long gap_us)
         usleep(gap_us);
     }
     qsort(took, n, sizeof(*took), by_value);
+    size_t half = n / 2, most = n * 99 / 100;
     printf("{\"n\": %zu, \"median_us\": %.2f, \"p99_us\": %.2f, \"max_us\": %.2f, "
            "\"bad\": %" PRIu64 "}\n",
-           n, took[n / 2] / 1e3, took[n * 99 / 100] / 1e3, took[n - 1] / 1e3, fd->bad);
+           n, took[half] / 1e3, took[most] / 1e3, took[n - 1] / 1e3, fd->bad);
     free(took);
 }
 

@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "migration/migration.h"
 #include "util/error.h"
 #include "util/options.h"
 

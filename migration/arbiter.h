@@ -62,9 +62,6 @@ bool arbiter_answers(const Arbiter *a);
 const char *arbiter_name(const Arbiter *a);
 void arbiter_free(Arbiter *a);
 
-/** The keys of -colo that arbiter_new() reads, NULL-terminated. */
-extern const char *const arbiter_keys[];
-
 Arbiter *arbiter_fence_new(JsonObject *o, GError **errp);
 Arbiter *arbiter_witness_new(JsonObject *o, const char *vm, GError **errp);
 

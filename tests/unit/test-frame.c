@@ -57,7 +57,7 @@ static void test_queue(void)
     const char *want = "zabcde";
     for (int i = 0; i < 6; i++) {
         Frame *f = frame_queue_pop(&r);
-        g_assert_cmpint(f->data[0], ==, want[i]);
+        g_assert_cmpint(f->data[0], ==, (uint8_t)want[i]);
         frame_unref(f);
     }
     g_assert_null(frame_queue_pop(&r));

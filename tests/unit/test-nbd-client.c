@@ -254,7 +254,7 @@ static void test_reconnect(void)
     gint64 begin = g_get_monotonic_time();
     g_assert_cmpint(test_io("n", BLOCK_OP_READ, 0, 512, got), ==, -EIO);
     g_assert_cmpint(g_get_monotonic_time() - begin, >, 500000);
-    g_assert_cmpint(g_get_monotonic_time() - begin, <, 3000000);
+    g_assert_cmpint(g_get_monotonic_time() - begin, <, 20000000);
     g_assert_cmpint(test_io("n", BLOCK_OP_READ, 0, 512, got), ==, -EIO);
     stop(pid, SIGKILL);
 

@@ -114,7 +114,7 @@ static void others_served(void)
     g_assert_cmpint(nbd_pwrite(h, buf, sizeof(buf), 31 * MIB, 0), ==, 0);
     nbd_shutdown(h, 0);
     nbd_close(h);
-    g_assert_cmpint(g_get_monotonic_time() - start, <, 8 * G_USEC_PER_SEC);
+    g_assert_cmpint(g_get_monotonic_time() - start, <, 30 * G_USEC_PER_SEC);
 }
 
 /* Thousands of small requests in one go; read only when all were sent. */

