@@ -6,8 +6,10 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <errno.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -258,16 +260,22 @@ static void test_slow_reader(void)
 /* Nothing has a twin, and the object goes: what it held leaves, all of it. */
 static void test_flush(void)
 {
-    Side p = {.n = 0}, o = {.n = 0};
+    Side p = {.n = 0}, o = {.n = 0}, last = {.n = G_MAXUINT32};
+    int unread = 1;
 
     begin();
-    push_all(p_fd, &p, 20000);
+    for (int i = 0; i < 1000 && (p.n < 20000 || p.at || unread); i++) {
+        push(p_fd, &p, 20000);
+        g_usleep(20000);
+        g_assert_cmpint(ioctl(p_fd, SIOCOUTQ, &unread), ==, 0);
+    }
     g_assert_cmpuint(p.n, ==, 20000);
-    g_usleep(100000);
+    g_assert_cmpint(unread, ==, 0);
+    g_usleep(100000); /* what was read last is taken */
     net_lock();
     g_assert_true(net_object_del("c", NULL));
     net_unlock();
-    for (int i = 0; i < 1000 && o.n < p.n; i++) {
+    while (comes(&o, p.n, &last)) {
         pull(&o);
         g_usleep(5000);
     }
