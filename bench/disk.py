@@ -17,7 +17,6 @@ made stable, 1 MiB writes and reads in sequence, past the guest's cache.
 Rounds go through all three loads again and again; the median of the rounds is told.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -28,9 +27,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)),
                                 "..", "tests", "e2e"))
 
 import colo_e2e  # noqa: E402
+import rows  # noqa: E402
 from e2e_guest import common, make_image  # noqa: E402
-from e2e_net import GUEST_IP, TWIN_IP, NetError  # noqa: E402
-from e2e_proc import Process, QMPError  # noqa: E402
+from e2e_net import GUEST_IP, TWIN_IP  # noqa: E402
+from e2e_proc import Process  # noqa: E402
 
 STOCK = "qemu-system-x86_64"
 LOADS = (("sync", "4 KiB write + fdatasync", "/s"), ("write", "1 MiB writes", "MB/s"),
@@ -193,30 +193,15 @@ def show(results):
                 "%s %.0f %%" % (load, 100 * r / b) for load, r, b in shares)))
 
 
+def tell(result):
+    return ", ".join("%s %s" % (load, " ".join("%.0f" % v for v in result[load]))
+                     for load, _, _ in LOADS)
+
+
 def main():
-    parser = colo_e2e.arguments()
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = rows.arguments(RUNS, rounds=5)
     parser.add_argument("--ms", type=int, default=1000, help="length of one measurement")
-    parser.add_argument("--only", action="append", choices=list(RUNS))
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
-    options.emulator = colo_e2e.find_program("qemu-colo", options.emulator)
-    options.client = colo_e2e.find_program("colo-client", options.client)
-    results = {}
-    for name in options.only or RUNS:
-        try:
-            results[name] = RUNS[name](options)
-            print("%-12s %s" % (name, ", ".join("%s %s" % (load, " ".join(
-                "%.0f" % v for v in results[name][load])) for load, _, _ in LOADS)),
-                flush=True)
-        except (AssertionError, QMPError, NetError, OSError, ValueError,
-                subprocess.SubprocessError) as e:
-            print("FAILED: %s: %s" % (name, e), flush=True)
-    show(results)
-    if options.json:
-        with open(options.json, "w") as f:
-            json.dump(results, f, indent=1)
-    return 0 if set(options.only or RUNS) == set(results) else 1
+    return rows.run(RUNS, rows.parse(parser), tell, show)
 
 
 if __name__ == "__main__":

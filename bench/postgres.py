@@ -12,20 +12,18 @@ disk) and "select" (one statement).
 Where both hosts share one small machine the twin columns are the fair ones.
 """
 
-import json
 import os
 import re
 import statistics
 import subprocess
 import sys
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)),
                                 "..", "tests", "e2e"))
 
 import colo_e2e  # noqa: E402
-from e2e_net import GUEST_IP, TWIN_IP, NetError  # noqa: E402
-from e2e_proc import QMPError  # noqa: E402
+import rows  # noqa: E402
+from e2e_net import GUEST_IP, TWIN_IP  # noqa: E402
 
 STOCK = "qemu-system-x86_64"
 SCRIPTS = (("tpcb", "tpcb-like"), ("select", "select-only"))
@@ -138,37 +136,21 @@ def show(results):
                     for key, _ in SCRIPTS)))
 
 
+def tell(result):
+    return "; ".join("%s %s %s" % (key, " ".join("%.0f" % v for v in result[key]["tps"]),
+                                   result[key].get("triggers", "")) for key, _ in SCRIPTS)
+
+
 def main():
-    parser = colo_e2e.arguments()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = rows.arguments(RUNS, rounds=3)
     parser.add_argument("--seconds", type=int, default=5, help="length of one measurement")
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--smp", type=int, default=1)
-    parser.add_argument("--only", action="append", choices=list(RUNS))
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
-    options.emulator = colo_e2e.find_program("qemu-colo", options.emulator)
-    options.client = colo_e2e.find_program("colo-client", options.client)
+    options = rows.parse(parser)
     made = build_guest()
     options.other = (made["kernel"], made["initrd"], made["image"])
     options.root = made["root"]
-    results = {}
-    for name in options.only or RUNS:
-        begin = time.monotonic()
-        try:
-            results[name] = RUNS[name](options)
-            print("%-12s %s  (%.0f s)" % (name, "; ".join("%s %s %s" % (
-                key, " ".join("%.0f" % v for v in results[name][key]["tps"]),
-                results[name][key].get("triggers", "")) for key, _ in SCRIPTS),
-                time.monotonic() - begin), flush=True)
-        except (AssertionError, QMPError, NetError, OSError, ValueError,
-                subprocess.SubprocessError) as e:
-            print("FAILED: %s: %s" % (name, e), flush=True)
-    show(results)
-    if options.json:
-        with open(options.json, "w") as f:
-            json.dump(results, f, indent=1)
-    return 0 if set(options.only or RUNS) == set(results) else 1
+    return rows.run(RUNS, options, tell, show)
 
 
 if __name__ == "__main__":

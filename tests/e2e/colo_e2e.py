@@ -422,6 +422,14 @@ class Pair(Bed):
                 "addr": {"type": "inet", "data": {"host": host, "port": str(port)}},
                 "server": server}}})
 
+    def lose(self, death, secondary_dies):
+        """Let @death happen to one side, and the other one go on."""
+        death(self)
+        if secondary_dies:
+            self.go_alone()
+        else:
+            self.takeover()
+
     def go_alone(self, wait_exit=True):
         """Primary failover: the secondary died."""
         q = self.primary.qmp

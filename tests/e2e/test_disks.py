@@ -39,11 +39,7 @@ def run(t, death, secondary_dies=False, **changes):
         assert count == len(disks(p.cfg)), "%d disks are replicated" % count
         client = p.client("all", 4)
         t.sleep(1, 2)
-        death(p)
-        if secondary_dies:
-            p.go_alone()
-        else:
-            p.takeover()
+        p.lose(death, secondary_dies)
         assert client.wait() == 0, client.why()
         before = p.control("STATUS")
         after = p.check()

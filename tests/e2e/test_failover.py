@@ -29,11 +29,7 @@ def serve_through(t, death, secondary_dies=False, **changes):
         p.protect()
         client = p.client("all", 6)
         t.sleep(1, 3)
-        death(p)
-        if secondary_dies:
-            p.go_alone()
-        else:
-            p.takeover()
+        p.lose(death, secondary_dies)
         assert client.wait() == 0, client.why()
         p.check()
         return "gap %.0f ms, command %.0f ms" % (client.gap_ms(), p.takeover_ms)

@@ -50,11 +50,7 @@ def live_through(t, kill, secondary_dies, **changes):
         p.protect()
         client = p.client("disk", 4, "--disk-rate", 0)
         t.sleep(0.5, 3)
-        kill(p)
-        if secondary_dies:
-            p.go_alone()
-        else:
-            p.takeover()
+        p.lose(kill, secondary_dies)
         assert client.wait() == 0, client.why()
         p.check_consoles()
         status = p.control("STATUS")

@@ -40,11 +40,7 @@ def die(t, mode, death, secondary_dies=False, client="all", interval=0, **change
         running = p.client(client, 5)
         t.sleep(1, 2)
         status = p.primary.qmp.cmd("query-colo-status")
-        death(p)
-        if secondary_dies:
-            p.go_alone()
-        else:
-            p.takeover()
+        p.lose(death, secondary_dies)
         assert running.wait() == 0, running.why()
         p.check()
         assert mode != "buffered" or status["epochs-buffered"] >= 5, status

@@ -8,7 +8,6 @@ the guest's own checks, the client's acknowledged records, and at the end the im
 read with nobody running, must agree.
 """
 
-import signal
 import subprocess
 import sys
 import time
@@ -59,11 +58,7 @@ def run(t, death, secondary_dies=False, **changes):
         t.sleep(1, 3)
         assert disk(p.primary)["shared-state"] == "logging", disk(p.primary)
         wait("the image follows", lambda: disk(p.primary)["applied"] > 0)
-        death(p)
-        if secondary_dies:
-            p.go_alone()
-        else:
-            p.takeover()
+        p.lose(death, secondary_dies)
         assert client.wait() == 0, client.why()
         assert not stray_writer(p.a.image)
         served(p)
