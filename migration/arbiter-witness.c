@@ -25,7 +25,8 @@
  * - A request whose answer was lost may have been carried out. Each is made so that asking
  *   again shows it: the record names its owner. That of "alone" stands at KEY/last, too,
  *   without a lease, so that this holds when the lease is over.
- * - While protected nobody needs a lease and the witness may be away.
+ * - While protected nobody needs a lease and the witness may be away. Each side keeps one ready
+ *   while it can, so that leaving costs one request.
  *
  * Limits: clocks must run at the same rate within the margin (a fifth of the lease). If
  * both sides die while protected the key stays: the operator's word (witness-key is
@@ -109,8 +110,8 @@ static int64_t speech_end(Witness *w)
     return w->lease_asked_us + (int64_t)w->ttl_s * G_USEC_PER_SEC * 4 / 5;
 }
 
-/* A lease with most of its time ahead. */
-static bool fresh_lease(Witness *w, GError **errp)
+/* A lease with all of its time ahead. */
+static bool renew_lease(Witness *w, GError **errp)
 {
     int64_t left = 0, asked = net_boot_us();
 
@@ -124,6 +125,16 @@ static bool fresh_lease(Witness *w, GError **errp)
     w->lease = etcd_lease_grant(w->etcd, w->ttl_s, errp);
     w->lease_asked_us = asked;
     return note_reach(w, w->lease != 0);
+}
+
+/* A lease with most of its time ahead: while protected there is one (witness_thread()), so that
+ * whoever leaves asks once. It may be gone at the witness all the same; then the swap fails. */
+static bool fresh_lease(Witness *w, GError **errp)
+{
+    int64_t age = net_boot_us() - w->lease_asked_us;
+
+    return (w->lease && age < (int64_t)w->ttl_s * G_USEC_PER_SEC * 2 / 5) ||
+           renew_lease(w, errp);
 }
 
 static bool record_is_mine(Witness *w, const char *text, const char *state)
@@ -164,6 +175,7 @@ static ArbiterVerdict become_alone(Witness *w, int64_t revision, int64_t last, E
     }
     note_reach(w, ok);
     if (!ok) {
+        w->lease_asked_us = -(int64_t)w->ttl_s * G_USEC_PER_SEC; /* not relied on next time */
         return ARBITER_UNDECIDED;
     }
     if (!done) {
@@ -382,6 +394,9 @@ static gpointer witness_thread(gpointer opaque)
         mode = get_mode(w, &revision);
         if (mode == WITNESS_ALONE) {
             keep(w);
+        } else if (mode == WITNESS_PROTECTED) {
+            g_autoptr(GError) away_now = NULL;
+            renew_lease(w, &away_now); /* no key goes with it yet, and leaving bears its lack */
         } else if (mode == WITNESS_RETURN || mode == WITNESS_FORCE) {
             ArbiterVerdict v = become_alone(w, revision, -1, &found, NULL);
             /* What protect() wrote, though its answer was lost, has another revision. */

@@ -35,11 +35,13 @@ def mine(tags=()):
 class LooksAfterItself:
     """Mixed into a pair: pair=on, and how its sides are started."""
 
+    more = ()  # words of both lines
+
     def setup(self):
         self.auto = {}
         for who, other in (("a", "b"), ("b", "a")):
             self.auto[who] = ["-colo", "pair=on,listen=%s,peer=%s,%s" % (
-                self.net.link[who], self.net.link[other], MORE)]
+                self.net.link[who], self.net.link[other], MORE), *self.more]
         for n in range(len(disks(self.cfg))):
             for host in self.hosts.values():
                 make_image(image_of(self.cfg, host.dir, host.image, n), self.cfg.disk_format,

@@ -235,6 +235,43 @@ def end_does_not_wait_for_the_agent(b):
     secondary.ended(8)
 
 
+def leases(etcd):
+    return {w for w in etcd.ctl("lease", "list").stdout.split() if re.fullmatch("[0-9a-f]{8,}", w)}
+
+
+@case
+def lease_is_ready_before_it_is_needed(b):
+    """While protected both sides keep a lease, longer than its time, so that leaving is one request;
+    one that the witness has lost meanwhile costs another question, and no more."""
+    for lost in (False, True):
+        with Etcd(b) as etcd:
+            b.port = free_port()
+            words = (*witness(etcd, 2), *b.rom)
+            first = b.host("first-%d" % lost, *words)
+            second = b.host("second-%d" % lost, "-incoming", "tcp:127.0.0.1:%d" % b.port, *words)
+            b.protect(first, second)
+            second.wait("two leases", lambda: len(leases(etcd)) == 2)
+            time.sleep(4)
+            before = leases(etcd)
+            assert len(before) == 2, before
+            assert json.loads(etcd.ctl("get", "k", "-w", "json").stdout)["kvs"][0].get(
+                "lease", 0) == 0, "a protected key with a lease"
+            if lost:
+                second.process.send(signal.SIGSTOP)  # so that it does not see it go
+                for one in before:
+                    etcd.ctl("lease", "revoke", one)
+            first.process.kill()
+            if lost:
+                second.process.send(signal.SIGCONT)
+            second.wait_state("alone")
+            key = json.loads(etcd.ctl("get", "k", "-w", "json").stdout)["kvs"][0]
+            assert ("%x" % key["lease"] in before) != lost, (key, before)
+            time.sleep(3)
+            assert second.status()["state"] == "alone" and record(etcd)["state"] == "alone"
+            second.close()
+        shutil.rmtree(b.dir + "/etcd")
+
+
 @case
 def owner_looks_at_the_key(b):
     """The lease may be alive while the key is another's: silent for good. A key that was only
