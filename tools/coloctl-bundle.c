@@ -99,10 +99,10 @@ static bool is_harmless(const char *section, const char *key)
            (strcmp(section, "hosts") == 0 || vm_conf_knows(section, key));
 }
 
-/* "//user:password@host" loses its user. */
+/* "//user:password@host" loses its user; a password may have a slash or an @ in it. */
 static char *without_user(const char *text)
 {
-    g_autoptr(GRegex) re = g_regex_new("//[^/@\\s;,]*@", 0, 0, NULL);
+    g_autoptr(GRegex) re = g_regex_new("//[^\\s;\"]*@", 0, 0, NULL);
 
     return g_regex_replace_literal(re, text, -1, 0, "//" BLANK "@", 0, NULL);
 }

@@ -19,6 +19,7 @@
 #include "coloctl-check.h"
 #include "coloctl-net.h"
 #include "coloctl-run.h"
+#include "util/tls.h"
 
 #define WITNESS_MS 2000
 
@@ -165,6 +166,27 @@ static void check_file_of(const char *what, const char *path, GPtrArray *list)
     }
 }
 
+/* As qemu-colo reads them: files, modes, dates, and whether they are of one CA. */
+static void check_tls(const VmConf *c, GPtrArray *list)
+{
+    static const char *const ends[] = {"client", "server"};
+
+    for (int i = 0; c->tls_dir && i < 2; i++) {
+        g_autoptr(JsonObject) o = json_object_new();
+        g_autoptr(GError) err = NULL;
+        g_autofree char *what = g_strdup_printf("tls-dir, %s", ends[i]);
+        json_object_set_string_member(o, "qom-type", "tls-creds-x509");
+        json_object_set_string_member(o, "id", ends[i]);
+        json_object_set_string_member(o, "dir", c->tls_dir);
+        json_object_set_string_member(o, "endpoint", ends[i]);
+        bool ok = tls_object_add(o, &err);
+        finding_add(list, ok ? FINDING_OK : FINDING_FAIL, what,
+                    "ca-cert.pem, and of that CA server-cert.pem and client-cert.pem with their "
+                    "-key.pem of mode 0600: see vm.conf(5)", "%s", ok ? c->tls_dir : err->message);
+    }
+    tls_objects_clear();
+}
+
 /* One etcd: is anybody there, and does it say that it is well? */
 static void check_witness(const char *url, GPtrArray *list)
 {
@@ -230,7 +252,11 @@ static void check_arbiter(const VmConf *c, GPtrArray *list)
         finding_add(list, FINDING_WARN, "key-file", "head -c 32 /dev/urandom | base64 > FILE; "
                     "chmod 600; the same on both hosts", "none: keep others off the network "
                     "between the hosts");
+    } else if (!c->heartbeat) {
+        finding_add(list, FINDING_WARN, "heartbeat", "[pair] heartbeat = on", "off: key-file is "
+                    "the heartbeat's, and qemu-colo's pair port has it from there only");
     }
+    check_tls(c, list);
 }
 
 static void check_words(const VmConf *c, GPtrArray *list)

@@ -61,6 +61,20 @@ static char *processor(void)
     return g_strdup(g_strstrip(at + 1));
 }
 
+/* Whether two files are one, and too little of it to guess what is in them. */
+static void set_print(JsonObject *o, const char *key, const char *path)
+{
+    g_autofree char *data = NULL, *print = NULL;
+    gsize len = 0;
+
+    if (path && g_file_get_contents(path, &data, &len, NULL)) {
+        print = g_compute_hmac_for_string(G_CHECKSUM_SHA256, (const guchar *)key, strlen(key), data,
+                                          len);
+        print[8] = 0;
+    }
+    set(o, key, path ? print ? print : "unreadable" : "none");
+}
+
 static JsonObject *make_facts(const VmConf *c)
 {
     JsonObject *o = json_object_new();
@@ -76,6 +90,9 @@ static JsonObject *make_facts(const VmConf *c)
     set(o, "machine", c->machine);
     set(o, "memory", c->memory);
     set(o, "processor", cpu);
+    set_print(o, "key-file", c->key_file);
+    g_autofree char *ca = c->tls_dir ? g_build_filename(c->tls_dir, "ca-cert.pem", NULL) : NULL;
+    set_print(o, "CA of tls-dir", ca);
     for (guint i = 0; i < c->disks->len; i++) {
         const VmDisk *d = c->disks->pdata[i];
         json_object_set_int_member(disks, d->id, image_size(d->image, d->format, NULL));
@@ -330,6 +347,9 @@ static void compare(const VmConf *c, JsonObject *its, GPtrArray *list)
     compare_one(mine, its, "memory", FINDING_FAIL, "the same [vm] memory", list);
     compare_one(mine, its, "processor", strcmp(c->cpu, "host") == 0 ? FINDING_FAIL : FINDING_WARN,
                 "a [vm] cpu model that both have", list);
+    compare_one(mine, its, "key-file", FINDING_FAIL, "copy it from one host to the other", list);
+    compare_one(mine, its, "CA of tls-dir", FINDING_FAIL, "certificates of one CA on both hosts",
+                list);
     for (guint i = 0; i < c->disks->len; i++) {
         const VmDisk *d = c->disks->pdata[i];
         int64_t a = ctl_int(sizes, d->id, 0), b = ctl_int(others, d->id, 0);

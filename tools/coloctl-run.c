@@ -247,20 +247,33 @@ static void stop_listening(Run *r)
     g_clear_pointer(&r->port, pair_port_free);
 }
 
-/* The log is read by more people than the file: users and passwords of URLs (a witness') stay
- * out of it. */
-static void say_command_line(Run *r, const char *line)
+/* The log is read by more people than the file, and longer than it is as it was: what may hold a
+ * secret stays out of it. That are users and passwords of URLs (a witness'), and all that goes
+ * from the file to the emulator as it is written. "run --dry-run" shows it. */
+static void say_command_line(Run *r, char **argv)
 {
-    g_autoptr(GRegex) secret = g_regex_new("://[^/@ ;]*@", 0, 0, NULL);
-    g_autofree char *shown = g_regex_replace_literal(secret, line, -1, 0, "://...@", 0, NULL);
+    const VmConf *c = r->conf;
+    g_autoptr(GRegex) secret = g_regex_new("://[^ ;]*@", 0, 0, NULL);
+    g_autoptr(GString) line = g_string_new(NULL);
+    guint given = c->args ? g_strv_length(c->args) : 0, n = g_strv_length(argv) - given;
 
+    for (guint i = 0; i < n; i++) {
+        const char *user = g_str_has_prefix(argv[i], "user,id=") ? strchr(argv[i] + 5, ',') : NULL;
+        bool as_is = g_strcmp0(argv[i], c->colo_options) == 0;
+        g_string_append_printf(line, "%s%.*s%s", i ? " " : "",
+                               as_is ? 0 : user ? (int)(user + 1 - argv[i]) : -1, argv[i],
+                               as_is || user ? "..." : "");
+    }
+    if (given) {
+        g_string_append_printf(line, " (and %u words of [vm] args)", given);
+    }
+    g_autofree char *shown = g_regex_replace_literal(secret, line->str, -1, 0, "://...@", 0, NULL);
     say(r, "%s", shown);
 }
 
 static bool spawn(Run *r, GError **errp)
 {
     g_auto(GStrv) argv = vm_command_line(r->conf, r->program, r->secondary, r->vouched);
-    g_autofree char *line = g_strjoinv(" ", argv);
     int fds[2];
 
     for (const char *const *s = (const char *const[]){"qmp", "ctl", "run", NULL}; *s; s++) {
@@ -271,7 +284,7 @@ static bool spawn(Run *r, GError **errp)
     if (!g_unix_open_pipe(fds, FD_CLOEXEC, errp)) {
         return false;
     }
-    say_command_line(r, line);
+    say_command_line(r, argv);
     bool ok = g_spawn_async_with_fds(NULL, argv, NULL,
                                      G_SPAWN_DO_NOT_REAP_CHILD, before_exec,
                                      GINT_TO_POINTER(getpid()), &r->pid, -1, fds[1], fds[1],

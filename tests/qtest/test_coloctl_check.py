@@ -4,6 +4,7 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import re
 import threading
 
 from colo_conf import *
@@ -54,6 +55,81 @@ def what_check_finds_here(b):
 
 
 @case
+def keys_and_certificates(b):
+    """What encrypts and proves: modes, contents, and whether both hosts have the same."""
+    credentials(b)
+    for who in "ab":
+        shutil.copytree(b.dir + "/pki", "%s/pki-%s" % (b.dir, who))
+        with open(os.open("%s/key-%s" % (b.dir, who), os.O_CREAT | os.O_WRONLY, 0o600), "w") as f:
+            f.write("k" * 32)
+    vm = Vm(b, disk=False, tls_dir=b.dir + "/pki-%h", key_file=b.dir + "/key-%h")
+    got, text = check(b, vm, "a", OK)
+    assert got["tls-dir, client"][0] == got["tls-dir, server"][0] == got["key-file"][0] == "ok", text
+    # A key of the heartbeat, and no heartbeat.
+    assert got["heartbeat"][0] == "warn", text
+    serving(b, vm, "b")
+    got, text = check(b, vm, "a", OK)
+    assert got["same key-file"][0] == got["same CA of tls-dir"][0] == "ok", text
+    assert got["b: tls-dir, server"][0] == "ok" and "k" * 32 not in text, text
+    with open(b.dir + "/key-b", "w") as f:
+        f.write("j" * 32)
+    os.unlink(b.dir + "/pki-b/client-key.pem")
+    shutil.rmtree(b.dir + "/pki")
+    shutil.rmtree(b.dir + "/pki-a")
+    credentials(b)
+    os.rename(b.dir + "/pki", b.dir + "/pki-a")
+    os.chmod(b.dir + "/pki-a/server-key.pem", 0o644)
+    got, text = check(b, vm, "a", FAILED)
+    for what in ("same key-file", "same CA of tls-dir", "b: tls-dir, client", "tls-dir, server"):
+        assert got[what][0] == "FAIL", "%s: %s" % (what, text)
+    assert got["tls-dir, client"][0] == "ok", text
+    has_words(got["tls-dir, server"][1], "server-key.pem", "600|others|mode")
+    assert text.count("remedy:") == sum(x[0] != "ok" for x in got.values()), text
+
+
+@case
+def each_finding_has_a_remedy(b):
+    """What can be provoked here, one after the other; none without a word of what to do."""
+    vm = Vm(b)
+    with open(vm.file) as f:
+        good = f.read()
+
+    def told(what, level, *words, **changes):
+        text = good
+        for old, new in changes.items():
+            old = {"accel": "accel = tcg", "memory": "memory = 32"}.get(old, "port-base")
+            text = text.replace(old, new + ("\nport-base" if old == "port-base" else ""), 1)
+        with open(vm.file, "w") as f:
+            f.write(text)
+        got, out = check(b, vm, "a", FAILED if level == "FAIL" else OK)
+        assert what in got and got[what][0] == level, "%s: %s" % (what, out)
+        has_words(got[what][1], *words)
+        at = out.splitlines().index("%-4s  %s: %s" % (level, what, got[what][1]))
+        assert re.match(r"      remedy: \S", out.splitlines()[at + 1]), out
+
+    told("memory", "FAIL", "available", memory="memory = 9999G")
+    told("smp", "warn", "one", "CPU")
+    told("cpu", "warn", "alike", accel="accel = tcg\ncpu = host")
+    told("emulator", "FAIL", "/no/such", accel="accel = tcg\nemulator = /no/such")
+    told("arbiter", "warn", "operator")
+    told("arbiter", "FAIL", "without an address", x="arbiter = witness")
+    told("fence-agent", "FAIL", "/no/agent", x="arbiter = fence\nfence-agent = /no/agent")
+    told("fence-options", "FAIL", "No such",
+         x="arbiter = fence\nfence-agent = /bin/true\nfence-options = /no/options")
+    told("key-file", "FAIL", "No such", x="heartbeat = on\nkey-file = /no/key")
+    told("key-file", "warn", "none", x="heartbeat = on")
+    told("witness", "FAIL", "refused",
+         x="arbiter = witness\nwitness = http://me:pass@127.0.0.1:9")
+    told("tls-dir, client", "FAIL", "ca-cert.pem", x="tls-dir = /no/pki")
+    with open(b.dir + "/a.raw.colo", "w"):
+        told("disk.root", "warn", "between two")
+    os.unlink(b.dir + "/a.raw.colo")
+    with open(b.dir + "/a.raw", "r+b") as f:
+        os.truncate(f.fileno(), 0)
+    told("disk.root", "FAIL", "size")
+
+
+@case
 def check_beside_strangers(b):
     """A peer that answers rubbish, or the pair port of a VM that runs: no crash, a finding."""
     vm = Vm(b, disk=False)
@@ -96,6 +172,56 @@ def only_the_peer_is_served(b):
         except ConnectionError:
             got = b""
         assert got == b"", got
+
+
+@case
+def secrets_of_every_place_stay_here(b):
+    """A word in each place that may hold one: none is in the archive, in the log or in an
+    answer; half of a password is none either."""
+    import tarfile
+    places = {}
+
+    def plant(place, form="%s"):
+        places[place] = "s3cr%d" % b.rng.randrange(1 << 60)
+        return form % places[place]
+
+    credentials(b)
+    for name in ("key", "fence"):
+        with open(os.open("%s/%s" % (b.dir, name), os.O_CREAT | os.O_WRONLY, 0o600), "w") as f:
+            f.write(plant("file " + name, "passwd=%s and more of it\n"))
+    for name in ("client", "server"):
+        with open("%s/pki/%s-key.pem" % (b.dir, name)) as f:
+            places["key of the " + name] = f.read().splitlines()[1][:40]
+    vm = Vm(b, disk=False, tls_dir=b.dir + "/pki", key_file=b.dir + "/key", arbiter="witness",
+            witness="http://%s:%s/%s@%s@127.0.0.1:9;http://%s@127.0.0.1:9" % (
+                plant("user"), plant("password"), plant("after a slash"), plant("after an @"),
+                plant("second user")),
+            colo_options="witness-key=" + plant("colo-options"))
+    with open(vm.file) as f:
+        text = f.read().replace("args = ", "# %s\nargs = -object secret,id=s,data=%s " % (
+            plant("comment"), plant("args")))
+    with open(vm.file, "w") as f:
+        f.write(text + "[net.lan]\nuser = hostname=%s\nmac = 52:54:00:00:00:01\n"
+                % plant("user networking"))
+    p = vm.run("a", "--role", "primary")
+    vm.said("a", "-nodefaults", 20)
+    time.sleep(1)
+    # The arguments of the log's time may be others than the file's of today.
+    with open(vm.file) as f:
+        text = f.read()
+    with open(vm.file, "w") as f:
+        f.write(re.sub("(?m)^args = .*", "args = -no-user-config", text))
+    path = b.dir + "/x.tar.gz"
+    vm.ctl("bundle", "a", "-o", path)
+    with tarfile.open(path) as tar:
+        contents = {m.name: tar.extractfile(m).read().decode(errors="replace")
+                    for m in tar.getmembers()}
+    assert any(n.endswith("state/log") and "-nodefaults" in t for n, t in contents.items())
+    contents["output of run"] = p.output()
+    contents["check"] = check(b, vm, "a", FAILED)[1]
+    for place, secret in places.items():
+        for name, text in contents.items():
+            assert secret not in text, "%s is in %s: %s" % (place, name, text)
 
 
 @case
