@@ -361,6 +361,9 @@ static void guest_sleeps(void)
 {
     g_mutex_lock(&colo.lock);
     bool wake = colo.mode != COLO_MODE_NONE && colo.state != COLO_STATE_WAITING;
+    if (wake && colo.mode == COLO_MODE_SECONDARY && colo.channel) {
+        channel_try_text(colo.channel, CHANNEL_REQUEST, "SUSPEND"); /* a mismatch */
+    }
     g_mutex_unlock(&colo.lock);
     if (wake) {
         colo_report("the guest went to sleep (S3): under protection it is woken at once");

@@ -130,7 +130,7 @@ class Host:
         except FileNotFoundError:
             return ""
 
-    def wait_ready(self, timeout=60):
+    def wait_ready(self, timeout=180):
         """Until the guest's services listen."""
         end = time.monotonic() + timeout
         while "COLO-GUEST-READY" not in self.console():
@@ -344,7 +344,7 @@ class Pair(Bed):
               {"capabilities": [{"capability": "x-colo", "state": True}]})
         q.cmd("migrate", {"uri": "tcp:%s:9998" % self.secondary.ip})
 
-    def wait_protected(self, timeout=60):
+    def wait_protected(self, timeout=180):
         def failed(q):
             info = q.cmd("query-migrate")
             if info.get("status") in ("failed", "cancelled"):
@@ -356,7 +356,7 @@ class Pair(Bed):
                 return q.cmd("query-colo-status")["mode"] == mode
             host.qmp.wait_for("COLO mode " + mode, there, timeout)
 
-    def protect(self, timeout=60):
+    def protect(self, timeout=180):
         """Steps 3 and 4, until both sides say that they are protected and the guest is up."""
         self.prepare_secondary()
         if self.cfg.disk != "none":

@@ -41,17 +41,22 @@ class Skip(Exception):
 
 def guest_rom():
     """
-    An option ROM: counts at COUNTER for ever; key "s" powers off, "r" resets.
+    An option ROM: counts at COUNTER for ever; key "s" powers off, "z" sleeps, "r" resets, "p"
+    panics (-device pvpanic).
 
         sti; xor ax,ax; mov ds,ax
     l:  inc dword [COUNTER]; mov ah,1; int 0x16; jz l
-        xor ah,ah; int 0x16; cmp al,'r'; je r; cmp al,'s'; jne l
-        mov dx,0x604; mov ax,0x2000; out dx,ax; jmp $      (PM1a_CNT of "pc")
+        xor ah,ah; int 0x16; mov dx,0x604                  (PM1a_CNT of "pc")
+        cmp al,'r'; je r; cmp al,'p'; je p; cmp al,'z'; je z; cmp al,'s'; jne l
+        mov ax,0x2000; out dx,ax; jmp $
     r:  mov al,0xfe; out 0x64,al; jmp $
+    p:  mov dx,0x505; mov al,1; out dx,al; jmp $
+    z:  mov ax,0x2400; out dx,ax; jmp l
     """
     code = bytes.fromhex("fb31c08ed8" "66ff06") + struct.pack("<H", COUNTER)
-    code += bytes.fromhex("b401cd16" "74f5" "30e4cd16" "3c7274" "0d" "3c7375" "e7"
-                          "ba0406" "b80020" "ef" "ebfe" "b0fe" "e664" "ebfe")
+    code += bytes.fromhex("b401cd16" "74f5" "30e4cd16" "ba0406" "3c727412" "3c707414" "3c7a7418" "3c7375de"
+                          "b80020" "ef" "ebfe" "b0fe" "e664" "ebfe" "ba0505" "b001" "ee" "ebfe"
+                          "b80024" "ef" "ebc4")
     rom = bytearray(b"\x55\xaa\x01" + code)
     rom += bytes(512 - len(rom))
     rom[-1] = -sum(rom) & 0xff

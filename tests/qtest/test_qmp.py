@@ -400,6 +400,50 @@ def guest_shutdown_on_the_secondary_alone(b):
 
 
 @case
+def guest_panics(b):
+    """Its last words leave with a checkpoint of the crashed machine; nobody resurrects it."""
+    primary, secondary = b.pair("-device", "pvpanic")
+    primary.key("p")
+    primary.qmp.wait_event("GUEST_PANICKED")
+    primary.wait("has crashed", lambda: primary.run_state() == "guest-panicked")
+    epoch = primary.status()["epoch"]
+    secondary.wait("the end", lambda: secondary.status()["epoch"] > epoch)
+    assert primary.process.alive() and not secondary.runs(), "the secondary's guest runs on"
+    primary.process.kill()
+    secondary.qmp.wait_event("COLO_EXIT")
+    secondary.cmd("x-colo-lost-heartbeat")
+    secondary.wait_state("alone")
+    assert not secondary.runs(), "the takeover resurrected the guest"
+    # A reset is how both go on, here as in QEMU.
+    secondary.cmd("system_reset")
+    secondary.cmd("cont")
+    secondary.wait("guest runs", secondary.runs)
+
+
+@case
+def guest_panics_on_the_secondary_alone(b):
+    """A mismatch: it is rolled back and goes on."""
+    primary, secondary = b.pair("-device", "pvpanic")
+    before = primary.status()["checkpoints"]
+    secondary.key("p")
+    primary.wait("checkpoint", lambda: primary.status()["checkpoints"] > before)
+    secondary.wait("guest runs", secondary.runs)
+    assert primary.runs() and not secondary.events("GUEST_PANICKED")
+
+
+@case
+def guest_sleeps_on_the_secondary_alone(b):
+    """It is woken, and rolled back."""
+    primary, secondary = b.pair()
+    before = primary.status()["checkpoints"]
+    secondary.key("z")
+    primary.wait("checkpoint", lambda: primary.status()["checkpoints"] > before)
+    secondary.wait("guest runs", secondary.runs)
+    assert primary.runs() and not primary.events("SUSPEND")
+    assert primary.status()["state"] == "protected"
+
+
+@case
 def guest_reset_while_protected(b):
     primary, secondary = b.pair()
     primary.cmd("system_reset")
