@@ -24,6 +24,7 @@
 #define HUGETLBFS_TYPE 0x958458f6
 
 #define DEFAULT_RAM (128ull << 20)
+#define THP_SIZE (2u << 20) /* transparent huge pages of most hosts */
 
 static bool read_size(Plan *plan, const CmdLine *cl, GError **errp)
 {
@@ -188,6 +189,11 @@ static void rewrite(Plan *plan, JsonObject *o, const MigrationMemory *pm)
     json_object_set_string_member(o, "qom-type", "memory-backend-file");
     json_object_set_string_member(o, "mem-path", path);
     json_object_set_string_member(o, "share", "on");
+    if (pm->page_size < THP_SIZE && pm->size >= THP_SIZE) {
+        /* The emulator aligns memory of its own so, and asks for huge pages in it. */
+        g_autofree char *align = g_strdup_printf("%u", THP_SIZE);
+        json_object_set_string_member(o, "align", align);
+    }
     g_autofree char *text = options_format(o, "qom-type");
     plan_arg(plan, "-object");
     plan_arg(plan, "%s", text);

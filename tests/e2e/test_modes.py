@@ -3,11 +3,15 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import os
+import queue
 import signal
+import subprocess
 import sys
+import threading
 import time
 
-from colo_e2e import Pair, case, main
+from colo_e2e import HERE, Pair, case, main
 from test_failover import PRIMARY_STEPS, SECONDARY_STEPS
 from test_memory import compare_all
 
@@ -62,10 +66,7 @@ def buffered_secondary_killed(t):
                secondary_dies=True, interval=t.rng.choice((10, 40, 100)))
 
 
-@case(repeat=2)
-def buffered_dies_at_a_step(t):
-    """At a random step of a random checkpoint, on a random side."""
-    step, secondary_dies = t.rng.choice([s for s in STEPS if s[0] != "takeover"])
+def buffered_death(t, step, secondary_dies):
     where = "extra_secondary" if secondary_dies else "extra_primary"
     args = ("-colo", "die-at=%s:%d" % (step, t.rng.randint(1, 60)))
     mode = options("buffered")
@@ -77,6 +78,25 @@ def buffered_dies_at_a_step(t):
     changes = {"extra_primary": mode}
     changes[where] = changes.get(where, ()) + args
     return step + ": " + die(t, "buffered", wait, secondary_dies, **changes)
+
+
+@case(repeat=2)
+def buffered_dies_at_a_step(t):
+    """At a random step of a random checkpoint, on a random side."""
+    return buffered_death(t, *t.rng.choice([s for s in STEPS if s[0] != "takeover"]))
+
+
+def add_step_cases():
+    """All of them, when asked for: -k buffered_death_at --repeat 1."""
+    for step, secondary_dies in STEPS:
+        def fn(t, step=step, secondary_dies=secondary_dies):
+            return buffered_death(t, step, secondary_dies)
+        fn.__name__ = "buffered_death_at_" + step.replace("-", "_")
+        if step != "takeover":
+            case(repeat=0)(fn)
+
+
+add_step_cases()
 
 
 @case(repeat=2)
@@ -138,6 +158,102 @@ def stands_still(t):
         p.become_primary()
         assert client.wait() == 0, client.why()
         p.check()
+
+
+class Lines:
+    """A program, with standard input and the lines that it prints."""
+
+    def __init__(self, command):
+        self.process = subprocess.Popen(command, text=True, bufsize=1, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE)
+        self.queue = queue.Queue()
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        for line in self.process.stdout:
+            self.queue.put(line.strip())
+
+    def say(self, text):
+        self.process.stdin.write("%s\n" % text)
+        self.process.stdin.flush()
+
+    def next(self, timeout=60):
+        """Its next line, or None: there is none in time."""
+        try:
+            return self.queue.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+CONTROL_PORT = 7005  # tests/guest/workload.h
+KNOCK = """
+import socket, sys, time
+for line in sys.stdin:
+    while True:
+        try:
+            socket.create_connection((sys.argv[1], int(sys.argv[2])), 300).close()
+            break
+        except OSError:
+            time.sleep(0.2)
+    print("answered", flush=True)
+"""
+
+
+@case()
+def output_waits_for_received(t):
+    """A SYN|ACK of a buffered epoch leaves when its checkpoint is received: not when the guest has
+    sent it, nor with the one before, nor when all of its own was sent; and not as late as its load."""
+    with Pair(t, disk="none", extra_primary=options("buffered", 100)) as p:
+        p.start(boot=False)
+        p.prepare_secondary()
+        hold = Lines(p.net.wrap("a", [sys.executable, os.path.join(HERE, "e2e_hold.py"), "9990",
+                                      p.secondary.ip, "9998"]))
+        client = Lines(p.net.wrap("c", [sys.executable, "-c", KNOCK, p.cfg.ip,
+                                        str(CONTROL_PORT)]))
+        p.others += [hold, client]
+        assert hold.next() == "ready"
+        q = p.primary.qmp
+        q.cmd("migrate-set-capabilities",
+              {"capabilities": [{"capability": "x-colo", "state": True}]})
+        q.cmd("migrate", {"uri": "tcp:127.0.0.1:9990"})
+        p.wait_protected()
+        p.primary.wait_ready()
+        client.say("knock")
+        assert client.next() == "answered"
+        for _ in range(2):
+            hold.say(0)
+            word, kind, epoch = hold.next().split()
+            if kind == "12":
+                hold.say(1)
+                word, kind, epoch = hold.next().split()
+            assert (word, kind) == ("held", "11"), (word, kind)
+            client.say("knock")
+            assert client.next(2) is None, "it left as soon as the guest had sent it"
+            hold.say(1)
+            assert hold.next() == "held 12 " + epoch
+            assert client.next(1) is None, "it left with the checkpoint before it"
+            hold.say(1)
+            epoch = str(int(epoch) + 1)
+            assert hold.next() == "held 11 " + epoch
+            assert client.next(1) is None, "it left with a checkpoint that was not received"
+            # The guest may have been too slow for this one.
+            for _ in range(10):
+                hold.say(1)
+                assert hold.next() == "held 12 " + epoch
+                answer = client.next(6)
+                if answer:
+                    break
+                hold.say(1)
+                epoch = str(int(epoch) + 1)
+                assert hold.next() == "held 11 " + epoch
+                assert client.next(0.1) is None, "it left with a checkpoint that was not received"
+            assert answer == "answered", "it did not leave"
+            hold.say("free")
+        assert p.control("STATUS")["errors"] == 0
 
 
 if __name__ == "__main__":

@@ -195,6 +195,7 @@ class Join:
         self.ends = (down, up)
         self.held = False      # stall: nothing more goes from primary to secondary
         self.corrupt = False   # flip a bit in what comes next
+        self.tear = False      # let half of it through, then cut
         self.seen = b""        # the first bytes of the primary
 
     def cut(self):
@@ -247,6 +248,11 @@ class Wire:
                         if j.corrupt and len(data) > 200:
                             data = data[:150] + bytes([data[150] ^ 1]) + data[151:]
                             j.corrupt = False
+                        if j.tear and len(data) > 200:
+                            up.sendall(data[:len(data) // 2])
+                            j.tear = False
+                            j.cut()
+                            return
                     (up if s is down else down).sendall(data)
         except OSError:
             j.cut()
@@ -260,6 +266,7 @@ class Wire:
 FAULTS = {
     "cut": (lambda j: j.cut(), ""),
     "corrupt": (lambda j: setattr(j, "corrupt", True), "checksum"),
+    "tear": (lambda j: setattr(j, "tear", True), ""),
     "stall": (lambda j: setattr(j, "held", True), "stands still|did not come|nothing was heard"),
 }
 
@@ -281,7 +288,7 @@ def fault(b, what, number):
     whole = secondary.status()["epoch"]
     act(wire.joined[number])
     primary.cmd("xen-colo-do-checkpoint")
-    if what == "corrupt" or number == 2:
+    if what in ("corrupt", "tear") or number == 2:
         # A small checkpoint needs but one data channel: make them large.
         for _ in range(3):
             try:
@@ -290,7 +297,7 @@ def fault(b, what, number):
             except Exception:
                 break
             time.sleep(0.3)
-    if what == "corrupt" and number == 2 and wire.joined[2].corrupt:
+    if number == 2 and (wire.joined[2].corrupt or wire.joined[2].tear):
         primary.close()  # nothing large enough went there
         secondary.close()
         return False
@@ -316,6 +323,11 @@ def cut_channels(b):
 @case
 def corrupted_channels(b):
     return "channels %s" % [n for n in range(3) if fault(b, "corrupt", n)]
+
+
+@case
+def channels_torn_inside_a_message(b):
+    return "channels %s" % [n for n in range(3) if fault(b, "tear", n)]
 
 
 @case
