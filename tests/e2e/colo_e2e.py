@@ -38,7 +38,7 @@ import traceback
 from e2e_guest import (Config, TWIN_MAC, disks, image_of, make_fs_image, make_image,
                        primary_command, secondary_command, unprotected_command)
 from e2e_net import GUEST_IP, TWIN_IP, Network
-from e2e_proc import QMP, Process, QMPError
+from e2e_proc import LATE, QMP, Late, LateQMP, Process, QMPError, crashed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BAD_CONSOLE = re.compile(r"COLO-GUEST-(ERROR|FAILED).*|Kernel panic.*|BUG: .*|"
@@ -138,8 +138,8 @@ class Host:
                 raise QMPError("%s ended: %s" % (self.process.name,
                                                  self.process.output()[-2000:]))
             if time.monotonic() > end:
-                raise QMPError("guest not ready in %s s: %s" % (timeout,
-                                                                self.console()[-500:]))
+                raise LateQMP("guest not ready in %s s: %s" % (timeout,
+                                                               self.console()[-500:]))
             time.sleep(0.02)
         found = BAD_CONSOLE.search(self.console())
         assert not found, "console of host %s: %s" % (self.who, self.console()[-500:])
@@ -234,7 +234,8 @@ class Bed:
             if now["mem_checked"] - now["mem_written"] >= \
                     status["mem_checked"] - status["mem_written"] + pages:
                 break
-            assert time.monotonic() < end, "guest checks no memory: %s" % now
+            if time.monotonic() > end:
+                raise Late("guest checks no memory: %s" % now)
             time.sleep(0.2)
         self.control("SET check=%d" % self.cfg.check, host)
         return now
@@ -508,6 +509,7 @@ def main(module_cases=None):
     parser = arguments()
     parser.add_argument("-k", default="", help="only cases whose name matches")
     parser.add_argument("--repeat", type=int, help="instead of each case's own count")
+    parser.add_argument("--number", type=int, help="that repetition of each case alone")
     parser.add_argument("--for", type=float, dest="seconds", metavar="SECONDS",
                         help="begin no repetition of a case after so long")
     parser.add_argument("--list", action="store_true")
@@ -532,8 +534,11 @@ def main(module_cases=None):
             late = options.seconds and time.monotonic() - start > options.seconds
             if number >= (options.repeat or repeat) or (late and number > 0):
                 continue
+            if options.number not in (None, number):
+                continue
             name = "%s#%d" % (fn.__name__, number)
             begin = time.monotonic()
+            Process.started.clear()
             try:
                 note = fn(Test(options, fn.__name__, number))
                 print("ok    %-40s %5.1f s  %s" % (name, time.monotonic() - begin,
@@ -541,10 +546,14 @@ def main(module_cases=None):
             except Skip as e:
                 print("skip  %-40s %5.1f s  %s" % (name, time.monotonic() - begin, e),
                       flush=True)
-            except (Exception, subprocess.TimeoutExpired):
+            except Exception as e:
                 failed.append(name)
-                print("FAIL  %-40s %5.1f s" % (name, time.monotonic() - begin), flush=True)
-                traceback.print_exc()
+                dead = crashed(Process.started)
+                late = isinstance(e, LATE) and not dead
+                print("%-5s %-40s %5.1f s  %s" % ("LATE" if late else "FAIL", name,
+                                                  time.monotonic() - begin, ", ".join(dead)))
+                traceback.print_exc(file=sys.stdout)
+                sys.stdout.flush()
     if failed:
         print("%d failed: %s (seed %s)" % (len(failed), " ".join(failed), options.seed))
     return 1 if failed else 0

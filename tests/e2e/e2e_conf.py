@@ -12,7 +12,7 @@ import time
 
 from colo_e2e import Pair
 from e2e_guest import build_guest, kernel_command_line, make_image
-from e2e_proc import Process
+from e2e_proc import Process, within
 
 
 def tool(emulator):
@@ -87,8 +87,8 @@ run-dir = %s/%%h/run
             s = self.status(host)
             if s["state"] == state and role in (None, s["role"]):
                 return s
-            assert time.monotonic() < end, "%s is %s %s; %s" % (
-                host.who, s["state"], s["role"], host.process.output()[-2500:])
+            within(end, lambda: "%s is %s %s; %s" % (
+                host.who, s["state"], s["role"], host.process.output()[-2500:]))
             time.sleep(0.1)
 
     def both(self, primary, secondary):

@@ -17,10 +17,44 @@ _libc = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
 
+class Late(AssertionError):
+    """A time limit ran out, and nothing else is known to be wrong: the machine may have been
+    busy. tests/run-tests.py gives such a case one more try, alone. What is wrong whatever
+    the time (a byte, a state, too early) is an AssertionError of another kind."""
+
+
 class QMPError(Exception):
     def __init__(self, text, cls=None):
         super().__init__(text)
         self.cls = cls  # QMP's error class, where a command failed
+
+
+class LateQMP(QMPError, Late):
+    """A wait for a QMP answer, event or state that ran out."""
+
+
+# What a case may raise when it is late; subprocess and socket have their own.
+LATE = (Late, subprocess.TimeoutExpired, TimeoutError)
+
+
+def in_time(took, limit, what):
+    """@took seconds are to be fewer than @limit; of what, for the message."""
+    if took >= limit:
+        raise Late("%s took %.3f s, and is to take less than %s s" % (what, took, limit))
+
+
+def within(end, what):
+    """The moment @end, of time.monotonic(), is not over; else @what, or what it returns."""
+    if time.monotonic() >= end:
+        raise Late(what() if callable(what) else what)
+
+
+def crashed(processes):
+    """Names of those that ended by a signal of their own making: nobody is late then."""
+    own = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE,
+           signal.SIGTRAP, signal.SIGSYS)
+    return ["%s: signal %d" % (p.name, -p.popen.returncode) for p in processes
+            if p.popen.poll() is not None and -p.popen.returncode in own]
 
 
 def threads_that_run(pid):
@@ -49,12 +83,15 @@ def freeze(pid, timeout=20):
         running = threads_that_run(pid)
         if not running:
             return
-        assert time.monotonic() < end, "SIGSTOP, and still there runs " + ", ".join(running)
+        if time.monotonic() > end:
+            raise Late("SIGSTOP, and still there runs " + ", ".join(running))
         time.sleep(0.002)
 
 
 class Process:
     """A child that dies with us, with its output in a file."""
+
+    started = []  # of this case
 
     def __init__(self, name, command, log, stdin=subprocess.DEVNULL):
         self.name = name
@@ -65,6 +102,7 @@ class Process:
                 command, stdin=stdin, stdout=out, stderr=subprocess.STDOUT,
                 preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
         self.pid = self.popen.pid
+        Process.started.append(self)
 
     def alive(self):
         return self.popen.poll() is None
@@ -149,13 +187,13 @@ class QMP:
                         process.name, process.popen.returncode,
                         process.output().strip()[-2000:])) from None
                 if time.monotonic() > end:
-                    raise QMPError("%s: %s" % (path, e)) from None
+                    raise LateQMP("%s: %s" % (path, e)) from None
                 time.sleep(0.02)
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self.greeting = self._greeting.get(timeout=max(1, end - time.monotonic()))
         except queue.Empty:
-            raise QMPError("%s: no greeting" % path) from None
+            raise LateQMP("%s: no greeting" % path) from None
         if self.greeting is None:
             raise QMPError("%s: closed before the greeting" % path)
         self.cmd("qmp_capabilities")
@@ -198,7 +236,7 @@ class QMP:
         with self._cond:
             if not self._cond.wait_for(lambda: ident in self._answers or self.closed,
                                        timeout):
-                raise QMPError("%s: no answer in %s s" % (name, timeout))
+                raise LateQMP("%s: no answer in %s s" % (name, timeout))
             if ident not in self._answers:
                 raise QMPError("%s: connection closed" % name)
             answer = self._answers.pop(ident)
@@ -226,8 +264,9 @@ class QMP:
             self._cond.wait_for(lambda: find() or self.closed, timeout)
             found = find()
         if not found:
-            raise QMPError("no event %s%s" % (name, ", connection closed" if self.closed
-                                              else " in %s s" % timeout))
+            if self.closed:
+                raise QMPError("no event %s, connection closed" % name)
+            raise LateQMP("no event %s in %s s" % (name, timeout))
         return found
 
     def wait_for(self, what, condition, timeout=30, step=0.05):
@@ -238,7 +277,7 @@ class QMP:
             if value:
                 return value
             if time.monotonic() > end:
-                raise QMPError("not in %s s: %s" % (timeout, what))
+                raise LateQMP("not in %s s: %s" % (timeout, what))
             time.sleep(step)
 
     def close(self):

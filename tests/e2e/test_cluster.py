@@ -19,7 +19,7 @@ import time
 import xml.etree.ElementTree as xml
 
 from colo_e2e import HERE, case, main
-from e2e_proc import Process
+from e2e_proc import Process, within
 from e2e_conf import Conf, tool
 
 NODES = {"a": "alpha", "b": "beta"}
@@ -252,9 +252,9 @@ class Cluster(Conf):
         want = {NODES[who]: role for who, role in want.items()}
         end = time.monotonic() + timeout
         while self.roles(seen_by) != want:
-            assert time.monotonic() < end, "wanted %s:\n%s\n%s" % (
+            within(end, lambda: "wanted %s:\n%s\n%s" % (
                 want, self.inside(seen_by, "crm_mon", "-1", "-r", "-f", check=False),
-                self.logs())
+                self.logs()))
             time.sleep(0.3)
 
     def logs(self):
@@ -288,8 +288,8 @@ def one_of(p):
         roles = p.roles(p.a)
         if sorted(roles.values()) == ["Promoted", "Unpromoted"]:
             break
-        assert time.monotonic() < end, "%s\n%s\n%s" % (
-            roles, p.inside(p.a, "crm_mon", "-1", "-r", "-f", check=False), p.logs())
+        within(end, lambda: "%s\n%s\n%s" % (
+            roles, p.inside(p.a, "crm_mon", "-1", "-r", "-f", check=False), p.logs()))
         time.sleep(0.3)
     first = next(h for h in p.hosts.values() if roles[NODES[h.who]] == "Promoted")
     return first, p.b if first is p.a else p.a

@@ -13,7 +13,7 @@ import colo_e2e
 import e2e_libvirt
 from colo_e2e import Bed, case, main
 from e2e_guest import GUEST_MAC, build_guest, kernel_command_line, make_image
-from e2e_proc import QMPError
+from e2e_proc import QMPError, within
 
 UUID = "5c0ffee0-c010-4000-8000-000000000001"
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -47,8 +47,8 @@ class Domain:
     def wait(self, what, condition, timeout=60):
         end = time.monotonic() + timeout
         while not condition():
-            assert time.monotonic() < end, "%s of %s: not in %s s: %s" % (
-                what, self.who, timeout, self.virt.log(self.name)[-1500:])
+            within(end, lambda: "%s of %s: not in %s s: %s" % (
+                what, self.who, timeout, self.virt.log(self.name)[-1500:]))
             time.sleep(0.2)
 
     def wait_ready(self, timeout=90):

@@ -9,7 +9,7 @@ import sys
 import time
 
 from colo_e2e import Pair, case, main
-from e2e_proc import QMPError
+from e2e_proc import QMPError, within
 
 READY = "COLO-GUEST-READY"
 
@@ -24,7 +24,7 @@ def survive(p):
 def wait_console(host, text, count, seconds=120):
     end = time.monotonic() + seconds
     while host.console().count(text) < count:
-        assert time.monotonic() < end, host.console()[-600:]
+        within(end, lambda: host.console()[-600:])
         time.sleep(0.1)
 
 

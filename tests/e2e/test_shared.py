@@ -14,7 +14,7 @@ import time
 
 from colo_e2e import Pair, case, main
 from e2e_guest import primary_command, secondary_command
-from e2e_proc import QMPError
+from e2e_proc import QMPError, within
 
 
 def disk(host):
@@ -25,7 +25,7 @@ def disk(host):
 def wait(what, condition, timeout=20):
     end = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < end, "not within %d s: %s" % (timeout, what)
+        within(end, lambda: "not within %d s: %s" % (timeout, what))
         time.sleep(0.05)
 
 

@@ -256,14 +256,14 @@ def note_words(section, start):
 
 def refuses(b, *args):
     """What ours says to a command line that it does not take."""
-    done = subprocess.run([b.program, *MACHINE, "-colo", "peer-timeout=2000", *args],
+    done = subprocess.run([b.program, *MACHINE, "-colo", "peer-timeout=6000", *args],
                           capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     assert done.returncode == 1, (args, done)
     return done.stderr
 
 
 def starts(b, *args, **kw):
-    host = b.host("h%d" % len(b.hosts), "-colo", "peer-timeout=2000", *args, **kw)
+    host = b.host("h%d" % len(b.hosts), "-colo", "peer-timeout=6000", *args, **kw)
     return host
 
 

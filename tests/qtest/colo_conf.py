@@ -96,7 +96,7 @@ run-dir = %s/%%h/run
             s = json.loads(done.stdout) if done.stdout else {"state": None}
             if s["state"] == state and all(s[k] == v for k, v in want.items()):
                 return s
-            assert time.monotonic() < end, "%s: %s %s" % (who, s.get("state"), done.stderr)
+            within(end, lambda: "%s: %s %s" % (who, s.get("state"), done.stderr))
             time.sleep(0.1)
 
     def role(self, who, role=None, timeout=10):
@@ -110,13 +110,13 @@ run-dir = %s/%%h/run
                 got = None
             if got == role or role is None:
                 return got
-            assert time.monotonic() < end, "role %s, expected %s" % (got, role)
+            within(end, lambda: "role %s, expected %s" % (got, role))
             time.sleep(0.05)
 
     def said(self, who, words, timeout=10):
         end = time.monotonic() + timeout
         while words not in self.runs[who].output():
-            assert time.monotonic() < end, "no '%s' in: %s" % (words, self.runs[who].output())
+            within(end, lambda: "no '%s' in: %s" % (words, self.runs[who].output()))
             time.sleep(0.05)
 
     def kill_tree(self, who):
@@ -151,7 +151,8 @@ def serving(b, vm, who):
     b.hosts.append(p)
     end = time.monotonic() + 20
     while "waiting for" not in p.output():
-        assert p.alive() and time.monotonic() < end, p.output()
+        assert p.alive(), p.output()
+        within(end, lambda: p.output())
         time.sleep(0.05)
     return p
 

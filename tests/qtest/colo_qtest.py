@@ -11,6 +11,7 @@ Machines are small and see no network but 127.0.0.1; a pair is protected within 
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -29,8 +30,11 @@ import zlib
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "e2e"))
 
-from e2e_proc import QMP, Process, QMPError, freeze  # noqa: E402  (after the path)
+from e2e_proc import (LATE, QMP, Late, Process, QMPError, crashed, freeze,  # noqa: E402
+                      in_time, within)
 
+# A peer that a busy machine keeps waiting is not dead; a test of that gives its own time.
+COLO = ("-colo", "checkpoint-events=on,peer-timeout=4000")
 MACHINE = ["-accel", "tcg", "-nodefaults", "-display", "none", "-m", "32"]
 COUNTER = 0x8000  # where GUEST_ROM counts
 
@@ -63,10 +67,29 @@ def guest_rom():
     return bytes(rom)
 
 
+_ports = None
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """
+    A port that nobody listens on now. Not one that connect() gives to others until it is
+    used, and not one of a test that runs beside this one: those are in other places.
+    """
+    global _ports
+    if not _ports:
+        place = int(os.environ.get("COLO_TEST_PLACE", "") or random.randrange(4)) % 4
+        first = 10000 + 5000 * place
+        _ports = itertools.cycle(range(first, first + 5000))
+        for _ in range(os.getpid() % 5000):
+            next(_ports)
+    while True:
+        port = next(_ports)
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
 
 
 # The wire between two qemu-colo: migration/channel.c
@@ -136,14 +159,15 @@ class Host:
     def run_state(self):
         return self.cmd("query-status")["status"]
 
-    def wait(self, what, condition, timeout=15):
+    def wait(self, what, condition, timeout=60):
         return self.qmp.wait_for("%s: %s" % (self.name, what), lambda q: condition(), timeout)
 
-    def wait_state(self, state, timeout=15):
+    def wait_state(self, state, timeout=60):
         try:
             self.wait("state " + state, lambda: self.status()["state"] == state, timeout)
         except QMPError as e:
-            raise AssertionError("%s; it is %s; %s" % (e, self.status(), self.output()))
+            kind = Late if isinstance(e, Late) else AssertionError
+            raise kind("%s; it is %s; %s" % (e, self.status(), self.output()))
 
     def count(self):
         """What GUEST_ROM has counted to."""
@@ -170,13 +194,13 @@ class Host:
     def output(self):
         return self.process.output().strip()
 
-    def ended(self, timeout=15):
+    def ended(self, timeout=60):
         """Its exit status once it ended by itself; the emulator must be gone, too."""
         children = self.process.children() if self.process.alive() else []
         try:
             status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError("%s did not end: %s" % (self.name, self.output())) from None
+            raise Late("%s did not end: %s" % (self.name, self.output())) from None
         for pid in children:
             assert not is_running(pid), "%s left process %d behind" % (self.name, pid)
         return status
@@ -224,10 +248,10 @@ class Bed:
         return Host(self, name, list(args), **kw)
 
     def primary(self, *args, **kw):
-        return self.host("primary", "-colo", "checkpoint-events=on", *args, **kw)
+        return self.host("primary", *COLO, *args, **kw)
 
     def secondary(self, *args, **kw):
-        return self.host("secondary", "-colo", "checkpoint-events=on", "-incoming",
+        return self.host("secondary", *COLO, "-incoming",
                          "tcp:127.0.0.1:%d" % self.port, *args, **kw)
 
     def migrate(self, primary, port=None):
@@ -249,7 +273,7 @@ class Bed:
         self.protect(primary, secondary)
         return primary, secondary
 
-    def failed(self, primary, *words, timeout=20):
+    def failed(self, primary, *words, timeout=60):
         """Wait until the migration has failed, for a reason that has @words."""
         def over():
             info = primary.cmd("query-migrate")
@@ -310,6 +334,7 @@ def main():
         if not re.search(options.k, name):
             continue
         begin = time.monotonic()
+        Process.started.clear()
         bed = Bed(program, name, options.seed)
         try:
             note = fn(bed)
@@ -317,16 +342,20 @@ def main():
                   flush=True)
         except Skip as e:
             print("skip  %-40s %5.1f s  %s" % (name, time.monotonic() - begin, e), flush=True)
-        except Exception:
+        except Exception as e:
             failed += 1
-            print("FAIL  %-40s %5.1f s" % (name, time.monotonic() - begin), flush=True)
-            traceback.print_exc()
+            dead = crashed(Process.started)
+            late = isinstance(e, LATE) and not dead
+            print("%-5s %-40s %5.1f s  %s" % ("LATE" if late else "FAIL", name,
+                                              time.monotonic() - begin, ", ".join(dead)))
+            traceback.print_exc(file=sys.stdout)
             print(bed.outputs(), flush=True)
         finally:
             bed.close()
     return 1 if failed else 0
 
 
-__all__ = ["BEGIN", "HELLO", "HELLO_OK", "Host", "MACHINE", "PING", "QMPError", "RAM", "REFUSE",
-           "Skip", "case", "free_port", "freeze", "has_words", "is_running", "json", "main", "message",
-           "os", "read_message", "shutil", "signal", "socket", "subprocess", "sys", "time"]
+__all__ = ["BEGIN", "HELLO", "HELLO_OK", "Host", "Late", "MACHINE", "PING", "QMPError", "RAM", "REFUSE",
+           "Skip", "case", "free_port", "freeze", "has_words", "in_time", "is_running", "json", "main", "message",
+           "os", "read_message", "shutil", "signal", "socket", "subprocess", "sys", "time",
+           "within"]

@@ -371,13 +371,13 @@ def full_image_of_the_secondary_ends_protection(b):
         if word(p, DONE) != begun:
             begun, now = word(p, DONE), time.monotonic()
             longest, last = max(longest, now - last), now
-    p.wait_state("lost", 1)
+    p.wait_state("lost", 10)
     has_words(p.status()["error"], "disk", "No space left")
     has_words(p.output(), "No space left")
     p.cmd("x-colo-lost-heartbeat")
     p.wait_state("alone")
     assert writes(p) and p.run_state() == "running"
-    assert longest < 4, "the guest stood still for %.1f s" % longest
+    in_time(longest, 4, "the guest's longest pause")
     return "longest stall %.2f s" % longest
 
 
@@ -398,7 +398,7 @@ def full_active_disk_of_the_secondary(b):
         p.cmd("x-colo-lost-heartbeat")
     assert writes(p) and p.run_state() == "running"
     assert word(p, STATUS) & 0xff == 0 and not io_errors(p), io_errors(p)
-    assert longest < 4, "the guest stood still for %.1f s" % longest
+    in_time(longest, 4, "the guest's longest pause")
     return "%s, %d errors over there, longest stall %.2f s" % (state, len(io_errors(s)), longest)
 
 

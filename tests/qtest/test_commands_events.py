@@ -74,7 +74,7 @@ def _(b):
     """The guest's own end, on both programs; on an SVM: test_qmp.py."""
     said = []
     for program in (None, stock_program):
-        host = b.host("h%s" % (program or "")[-3:], *(() if program else ("-colo", "peer-timeout=2000")),
+        host = b.host("h%s" % (program or "")[-3:], *(() if program else ("-colo", "peer-timeout=6000")),
                       *b.rom, program=program)
         host.wait("guest counts", host.runs)
         host.key("s")
@@ -99,7 +99,7 @@ def _(b):
         to = b.host("to%s" % bool(program), "-incoming", "unix:%s/mig" % b.dir,
                     program=stock_program)
         source = b.host("from%s" % bool(program),
-                        *(() if program else ("-colo", "peer-timeout=2000")), program=program)
+                        *(() if program else ("-colo", "peer-timeout=6000")), program=program)
         for host in (to, source):
             host.cmd("migrate-set-capabilities", caps(("events", True)))
         if not program:

@@ -13,7 +13,7 @@ import hmac
 import threading
 
 from colo_qtest import (QMPError, case, free_port, has_words, json, main, os, shutil, signal,
-                        socket, time)
+                        socket, time, within)
 
 ADDRESS = {"a": "127.0.0.1", "b": "127.0.0.2"}
 KEY = b"a key that both of the two have"
@@ -331,7 +331,8 @@ def silence_is_no_permission(bed):
                     return
             except ConnectionError:
                 pass  # it has not come so far
-            assert time.monotonic() < end and a.process.alive(), a.output()
+            assert a.process.alive(), a.output()
+            within(end, lambda: a.output())
             time.sleep(0.05)
 
     def asks_on(words):
@@ -402,7 +403,8 @@ def hanging_peer_that_serves_is_waited_for(bed):
     a = p.primary("a", connect=False)
     end = time.monotonic() + 20
     while "is not started" not in a.output():
-        assert time.monotonic() < end and a.process.alive(), a.output()
+        assert a.process.alive(), a.output()
+        within(end, lambda: a.output())
         time.sleep(0.05)
     os.kill(b.process.pid, signal.SIGCONT)
     assert a.ended() == 3

@@ -68,7 +68,8 @@ def nbdkit(b, *args, size="8M", filters=()):
     b.closers.append(End)
     end = time.monotonic() + 10
     while not os.path.exists(sock):
-        assert time.monotonic() < end and popen.poll() is None, "nbdkit does not start"
+        assert popen.poll() is None, "nbdkit does not start"
+        within(end, "nbdkit does not start")
         time.sleep(0.02)
     return popen, "nbd+unix:///?socket=" + sock
 
@@ -301,10 +302,11 @@ def target_stands_still(b):
     first = time.monotonic() - begin
     guest_io(host, "write -P 10 1M 64k")
     second = time.monotonic() - begin - first
-    assert first < 4 and second < 0.5, (first, second)
+    in_time(first, 10, "the write that finds the target silent")
+    in_time(second, 1.5, "the next write")
     begin = time.monotonic()
     host.cmd("block-job-cancel", {"device": "j", "force": True})
-    wait_event(host, "BLOCK_JOB_CANCELLED", timeout=5)
+    wait_event(host, "BLOCK_JOB_CANCELLED", timeout=30)
     gone(host)
     return "write %.1f s, then %.3f s; cancelled in %.1f s" % (first, second,
                                                               time.monotonic() - begin)
@@ -424,7 +426,7 @@ def paired(b, mib=64):
     primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 200})
     end = time.monotonic() + 20
     while generation(mine) != generation(its) or not generation(its):
-        assert time.monotonic() < end, (generation(mine), generation(its))
+        within(end, lambda: (generation(mine), generation(its)))
         time.sleep(0.1)
     return primary, secondary, mine, its
 

@@ -37,7 +37,7 @@ def announcements_are_sent_as_asked(b):
     for name, program in (("ours", None), ("stock", shutil.which(STOCK))):
         if name == "stock" and not program:
             continue
-        host, wire = listening(b, *(() if program else ("-colo", "peer-timeout=2000")),
+        host, wire = listening(b, *(() if program else ("-colo", "peer-timeout=6000")),
                                program=program, name=name)
         time.sleep(0.3)
         host.cmd("announce-self", how)
@@ -62,10 +62,10 @@ def xen_pair(b):
     """Two programs with one replicated disk, and nothing else in common."""
     b.image("active", 4, "qcow2")
     b.image("hidden", 4, "qcow2")
-    p = b.host("p", "-colo", "peer-timeout=2000", "-drive", "if=none,id=d0," + QUORUM +
+    p = b.host("p", "-colo", "peer-timeout=6000", "-drive", "if=none,id=d0," + QUORUM +
                "children.0.driver=raw,children.0.file.filename=" + b.image("pri", 4),
                "-device", "virtio-blk-pci,drive=d0,id=vb")
-    s = b.host("s", "-colo", "peer-timeout=2000",
+    s = b.host("s", "-colo", "peer-timeout=6000",
                "-drive", "if=none,id=parent0,driver=raw,file.filename=" + b.image("sec", 4),
                "-drive", "if=none,id=childs0,driver=replication,mode=secondary,top-id=d0,"
                "file.driver=qcow2,file.file.filename=%s/active,file.backing.driver=qcow2,"

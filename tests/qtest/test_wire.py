@@ -12,7 +12,7 @@ and without vnet_hdr_support, over unix and TCP sockets, who listens. About 20 s
 import itertools
 import struct
 
-from colo_qtest import Skip, case, free_port, has_words, main, os, shutil, subprocess, time
+from colo_qtest import Skip, case, free_port, has_words, main, os, shutil, subprocess, time, within
 from colo_frames import STOCK, Vm, Wire, udp
 
 
@@ -144,7 +144,7 @@ def restarted(stays_stock, unix, listens):
                 sent += 1
                 if sink.recv(0.1):
                     break
-                assert time.monotonic() < end, left.host.output()
+                within(end, lambda: left.host.output())
             while sink.recv(0.05):
                 pass
             for f in burst(b.rng, rounds, b"after"):
@@ -229,7 +229,7 @@ def tls_pair(b, left, right, kind, tls_server):
     rest, source, sink = left.swallow(), left.outside(), right.outside()
     end = time.monotonic() + 5
     while not (left.connected("t") and right.connected("t")):
-        assert time.monotonic() < end, left.host.output() + right.host.output()
+        within(end, lambda: left.host.output() + right.host.output())
         time.sleep(0.01)
     for _ in range(8):
         # QEMU waits for those who read, with all that it has to do.

@@ -96,10 +96,10 @@ def at_once_while_the_peer_hangs(b):
     answer = oob.run(**yank({"type": "migration"}))
     took = time.monotonic() - before
     assert answer == {"return": {}, "id": 1}, answer
-    assert took < 2, "%.0f ms" % (took * 1e3)  # 100 ms on a machine with nothing else to do
-    primary.wait_state("lost", 5)
+    in_time(took, 2, "query-yank and yank")  # 100 ms on a machine with nothing else to do
+    primary.wait_state("lost", 30)
     primary.cmd("x-colo-lost-heartbeat")
-    primary.wait_state("alone", 5)
+    primary.wait_state("alone", 30)
     primary.wait("guest counts", primary.runs)
     return "%.1f ms" % (took * 1e3)
 
