@@ -154,11 +154,15 @@ def checkpoint_delay_is_honoured(b):
         return primary.status()["checkpoints"] - before
     assert checkpoints(1) == 0
     primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 200})
+    begin = time.monotonic()
     n = checkpoints(3)
-    assert 8 <= n <= 17, "%d checkpoints in 3 s of 200 ms" % n
+    took = time.monotonic() - begin
+    assert n <= took / 0.2 + 2, "%d checkpoints in %.1f s of 200 ms" % (n, took)
+    in_time(3 / max(n, 0.1), 0.6, "an epoch of 200 ms")
     primary.cmd("migrate-set-parameters", {"x-checkpoint-delay": 60000})
-    time.sleep(0.3)
-    assert checkpoints(1) == 0
+    end = time.monotonic() + 20
+    while checkpoints(1) != 0:  # one that had begun may end now
+        within(end, "checkpoints although the delay is long")
     before = primary.status()
     primary.cmd("xen-colo-do-checkpoint")
     primary.wait("checkpoint", lambda: primary.status()["checkpoints"] ==
