@@ -112,7 +112,7 @@ run-dir = %s/%%h/run
         self.run(self.a)
         self.run(self.b)
         self.both(self.a, self.b)
-        self.a.wait_ready()
+        self.a.wait_ready(180)
 
     def close(self):
         for host in getattr(self, "hosts", {}).values():

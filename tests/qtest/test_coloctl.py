@@ -10,6 +10,8 @@ from colo_conf import *
 from colo_qtest import *
 from e2e_proc import QMP  # after the path that colo_qtest has set
 
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+
 
 def at(host):
     return ["--qmp", host.path]
@@ -59,35 +61,74 @@ def wrong_use(b):
     has_words(ctl(b, "--version"), r"coloctl \d")
 
 
-@case
-def every_command_is_written_up(b):
-    """Help, manual, manual page and completion know the same commands and their options."""
-    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-    text = {}
-    for name in ("docs/system/coloctl.rst", "docs/man/coloctl.rst", "contrib/completion/coloctl"):
-        with open(os.path.join(root, name)) as f:
-            text[name] = f.read()
+COMMON = {"--help", "--host", "--timeout", "--qmp"}
+
+
+def commands_and_options(b):
+    """{command: its options}, as the program says."""
     commands = re.findall(r"^  ([a-z]+) +[a-z]", ctl(b, "--help"), re.M)
     assert len(commands) >= 11 and "bundle" in commands, commands
-    for command in commands:
-        options = set(re.findall(r"--[a-z]+", ctl(b, command, "--help"))) - {"--help"}
-        for name, said in text.items():
-            for word in {command} | options - {"--timeout", "--host", "--qmp"}:
-                assert word in said, "%s: %s is not in %s" % (command, word, name)
+    return {c: set(re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", ctl(b, c, "--help"), re.M))
+            for c in commands}
+
+
+@case
+def every_command_is_written_up(b):
+    """The manual and its page know each command and option, and no other."""
+    known = commands_and_options(b)
+    every = set().union(*known.values()) | {"--version"}
+    for name in ("docs/system/coloctl.rst", "docs/man/coloctl.rst"):
+        with open(os.path.join(ROOT, name)) as f:
+            text = f.read()
+        for command, options in known.items():
+            for word in {command} | options - COMMON:
+                assert re.search(r"(?<![\w-])%s(?![\w-])" % word, text), \
+                    "%s: %s is not in %s" % (command, word, name)
+        unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - every
+        assert unknown <= {"--delete", "--type", "--name"}, "%s: %s" % (name, unknown)
+    # In the page each option stands with its command.
+    with open(os.path.join(ROOT, "docs/man/coloctl.rst")) as f:
+        page = f.read().split("\nCOMMANDS\n")[1].split("\nOPTIONS\n")[0]
+    said = {}
+    for head, body in re.findall(r"^(\*\*.*)\n((?:^ .*\n)+)", page, re.M):
+        names = re.findall(r"\*\*([a-z]+)", head)
+        for name in names:
+            said.setdefault(name, set()).update(re.findall(r"--[a-z][a-z-]*", head))
+    assert set(said) == set(known), set(said) ^ set(known)
+    for command, options in known.items():
+        assert said[command] - COMMON == options - COMMON, (command, said[command], options)
+
+
+@case
+def completion_offers_what_there_is(b):
+    """Asked as bash asks it: the commands, and each one's options; nothing that is refused."""
+    known = commands_and_options(b)
+
+    def offered(*words):
+        done = subprocess.run(
+            ["bash", "-c", 'source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _coloctl; '
+             'printf "%s\\n" "${COMPREPLY[@]}"', os.path.join(ROOT, "contrib/completion/coloctl"),
+             "coloctl", *words], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0 and not done.stderr, done
+        return set(done.stdout.split())
+
+    assert offered("") == set(known) | {"--help", "--version"}, offered("")
+    for command, options in known.items():
+        assert offered(command, "--") == options, (command, offered(command, "--") ^ options)
+    assert offered("run", "--role", "") == {"auto", "primary", "secondary"}
 
 
 @case
 def example_is_understood(b):
     """The example, and every key of the manual page, is what the program reads."""
-    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-    example = os.path.join(root, "contrib/examples/vm.conf")
+    example = os.path.join(ROOT, "contrib/examples/vm.conf")
     with open(example) as f:
         text = re.sub(r"^#(\w[\w-]* = |\[)", r"\1", f.read(), flags=re.M)
     with open(b.dir + "/all.conf", "w") as f:
         f.write(text)
     for path in (example, b.dir + "/all.conf"):
         has_words(ctl(b, "status", path, "--host", "alpha", expect=UNREACHABLE), "web1/ctl.sock")
-    with open(os.path.join(root, "docs/man/vm.conf.rst")) as f:
+    with open(os.path.join(ROOT, "docs/man/vm.conf.rst")) as f:
         page = f.read().split("DESCRIPTION", 1)[1]
     for section, body in re.findall(r"^\[([\w.]+)\]\n=+\n(.*?)(?=^\[|\Z)", page, re.M | re.S):
         known = re.findall(r"\*([a-z-]+)\*", body.split("EXAMPLE")[0])

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as xml
 
 from colo_conf import *
 from colo_qtest import *
+from e2e_proc import QMP
 
 AGENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "contrib", "ocf",
                      "qemu-colo")
@@ -221,6 +222,34 @@ def two_arbiters_are_refused(b):
             f.write(text.replace("arbiter = pacemaker\n", words))
         ra("start", CONFIGURED, "pacemaker")
     ra("monitor", NOT_RUNNING)
+
+
+@case
+def half_a_copy_is_not_promoted(b):
+    """A secondary that is being brought up to date; once it has all, it is."""
+    ra = Agent(b)
+    vm = Vm(b, disk=False, arbiter="pacemaker", max_bandwidth=20000)
+    # Both hosts are this machine, so coloctl has to be told which it is.
+    wrapper = b.dir + "/coloctl-b"
+    with open(os.open(wrapper, os.O_CREAT | os.O_WRONLY, 0o755), "w") as f:
+        f.write("#!/bin/sh\nexec %s \"$@\" --host b\n" % os.path.abspath(tool(b)))
+    second = {"OCF_RESKEY_config": vm.file, "OCF_RESKEY_coloctl": wrapper}
+    vm.run("a", "--role", "primary")
+    vm.wait("a", "alone")
+    ra("start", SUCCESS, **second)
+    vm.wait("b", "sync", 60)
+    ra("promote", GENERIC, "not got all", **second)
+    ra("monitor", SUCCESS, **second)
+    q = QMP("%s/a/run/qmp.sock" % b.dir)
+    q.cmd("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+    q.close()
+    vm.wait("b", "protected", 60)
+    vm.kill_tree("a")
+    vm.wait("b", "lost")
+    ra("promote", SUCCESS, **second)
+    ra("monitor", PROMOTED, **second)
+    assert vm.wait("b", "alone")["serves"]
+    ra("stop", SUCCESS, **second)
 
 
 @case
