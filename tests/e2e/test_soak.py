@@ -73,7 +73,7 @@ def nothing_grows(t):
               extra_secondary=limits) as p:
         p.start(boot=False)
         p.protect()
-        client = p.client("all", 120 + 3 * COUNT)
+        client = p.client("all", 120 + 3 * COUNT, "--stall-ms", 180000)
         said = []
         for mode in ("colo", "buffered"):
             p.primary.qmp.cmd("migrate-set-parameters", {"x-colo-mode": mode})
