@@ -123,6 +123,8 @@ int block_request_sync(BlockNode *node, BlockOp op, uint64_t offset, uint64_t by
 /** Flush @node and wait at most @ms: 0, the error, or -ETIMEDOUT (the flush goes on). Not
  * from the block thread, without its lock. */
 int block_flush_wait(BlockNode *node, unsigned ms);
+/** The same for ever, but that @give_up is asked each @ms; -ETIMEDOUT: it has said so. */
+int block_flush_wait_until(BlockNode *node, unsigned ms, bool (*give_up)(void));
 
 /* --- ranges.c: one order for overlapping requests --- */
 

@@ -178,6 +178,11 @@ static void flush_wait_done(BlockRequest *req, int ret)
 
 int block_flush_wait(BlockNode *node, unsigned ms)
 {
+    return block_flush_wait_until(node, ms, NULL);
+}
+
+int block_flush_wait_until(BlockNode *node, unsigned ms, bool (*give_up)(void))
+{
     FlushWait *f = g_new0(FlushWait, 1);
 
     f->refs = 2;
@@ -189,7 +194,10 @@ int block_flush_wait(BlockNode *node, unsigned ms)
     block_front_submit(node, NULL, &f->req);
     g_main_context_wakeup(io_thread_context(block_thread()));
     block_unlock();
-    int ret = block_wait(&f->wait, ms);
+    int ret;
+    do {
+        ret = block_wait(&f->wait, ms);
+    } while (ret == -ETIMEDOUT && give_up && !give_up());
     flush_wait_unref(f);
     return ret;
 }

@@ -169,6 +169,20 @@ bool colo_state_file_write(const char *what, GError **errp);
 /** The same where nothing can be done about a failure but saying so. */
 void colo_state_file_note(const char *what);
 
+/** While this side's disks are waited for at the end of protection (@what: static text): a stall
+ * is told, see disk-wait.c. Any thread, without the lock. */
+void colo_disk_wait_begin(const char *what);
+void colo_disk_wait_end(void);
+
+/** They have failed for good: told at once. */
+void colo_disk_wait_failed(const char *why);
+
+/** The operator's word has come after he was told of a stall. The lock is held. */
+bool colo_disk_wait_overridden_locked(void);
+
+/** A stall that there is, as a member of the status. The lock is held. */
+void colo_disk_wait_describe_locked(JsonObject *status);
+
 /** How long (us) something may stand still: progress-timeout, or its default. */
 int64_t colo_progress_limit(void);
 

@@ -110,6 +110,7 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
     if (colo.error) {
         json_object_set_string_member(o, "error", colo.error);
     }
+    colo_disk_wait_describe_locked(o);
     json_object_set_int_member(o, "clock-skew-last-us", colo.peer_skew);
     stats_to_json(&colo.stats, o);
     g_mutex_unlock(&colo.lock);

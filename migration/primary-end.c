@@ -15,6 +15,8 @@
 #include "util/error.h"
 #include "util/trace.h"
 
+#define FAILED_LOOK_US (200 * 1000)
+
 /* Whether the peer may say @msg now: RECEIVED of what END was sent for, then LOADED. */
 static bool in_turn_locked(const ChannelMsg *msg)
 {
@@ -167,20 +169,54 @@ void primary_guest_off(Channel *ch)
     colo.opts.guest_shutdown(0);
 }
 
-/* Unprotected from here: the guest runs at full speed, everything held goes out. */
-static void go_alone(bool started_rooms, bool was_protected)
+static bool stop_waiting(void)
+{
+    g_mutex_lock(&colo.lock);
+    bool stop = colo.want_quit || colo_disk_wait_overridden_locked();
+    g_mutex_unlock(&colo.lock);
+    return stop;
+}
+
+/* What leaves soon may tell of writes that only our memory has: they reach the disk before. Where
+ * that fails for good, or takes longer than the operator likes, a word that he gives once he was
+ * told lets this side serve as it is. False: the process ends. */
+static bool settle_disks(void)
 {
     g_autoptr(GError) err = NULL;
 
+    colo_disk_wait_begin("settle");
+    bool ok = block_primary_settle(stop_waiting, &err);
+    if (!ok && !stop_waiting()) {
+        colo_disk_wait_failed(err->message);
+        while (!stop_waiting()) {
+            g_usleep(FAILED_LOOK_US);
+        }
+    }
+    g_mutex_lock(&colo.lock);
+    bool quit = colo.want_quit;
+    g_mutex_unlock(&colo.lock);
+    colo_disk_wait_end();
+    if (quit) {
+        return false;
+    }
+    if (!ok) {
+        colo_report("%s: served all the same, as the operator said", err->message);
+    }
+    block_primary_settled();
+    return true;
+}
+
+/* Unprotected from here: the guest runs at full speed, everything held goes out. */
+static void go_alone(bool started_rooms, bool was_protected)
+{
     tracker_stop(colo.tracker);
     if (!was_protected && colo.arbiter && colo.arbiter->class->unprotect) {
         colo.arbiter->class->unprotect(colo.arbiter);
     }
     if (started_rooms) {
         block_primary_stop();
-        /* What leaves now may tell of writes that only our memory has. */
-        if (!block_primary_settle(&err)) {
-            colo_report("%s", err->message);
+        if (!settle_disks()) {
+            return;
         }
         net_lock();
         proxy_stop_primary();

@@ -321,7 +321,10 @@ static bool take_over(Secondary *s)
 
     secondary_reset_staging(s);
     colo_step("takeover");
-    if (!block_secondary_takeover(&err) || !secondary_rise_again(s, &err)) {
+    colo_disk_wait_begin("takeover");
+    bool disks = block_secondary_takeover(&err);
+    colo_disk_wait_end();
+    if (!disks || !secondary_rise_again(s, &err)) {
         takeover_failed(err);
         return false;
     }

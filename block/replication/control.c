@@ -504,13 +504,36 @@ bool block_secondary_takeover(GError **errp)
 }
 
 /* What @s has yet to write. A wait is given up when this stands still. */
+static uint64_t left_of(BlockSecondary *s)
+{
+    return s->log.memory + s->log.spilled + s->applying + s->through +
+           overlay_bytes(s->overlay) + s->phase;
+}
+
 static uint64_t settle_left(BlockSecondary *s)
 {
     block_lock();
-    uint64_t left = s->log.memory + s->log.spilled + s->applying + s->through +
-                    overlay_bytes(s->overlay) + s->phase;
+    uint64_t left = left_of(s);
     block_unlock();
     return left;
+}
+
+char *block_secondary_unsettled(uint64_t *left)
+{
+    char *name = NULL;
+
+    block_lock();
+    g_autoptr(GPtrArray) all = secondaries();
+    for (guint i = 0; i < all->len; i++) {
+        BlockSecondary *s = all->pdata[i];
+
+        if (s->state != SECONDARY_LIVE && s->state != SECONDARY_FAILED && !s->serving) {
+            name = name ? name : g_strdup(s->parent->name);
+            *left += left_of(s);
+        }
+    }
+    block_unlock();
+    return name;
 }
 
 static int settle_one(BlockSecondary *s)

@@ -13,6 +13,8 @@
 #include <inttypes.h>
 
 #define SHARED_DEPTH 16 /* writes in flight */
+#define AGAIN_MS 1000   /* after a write failed that must not */
+#define SETTLE_SLICE_MS 200
 
 static void item_end(SharedItem *it, int ret)
 {
@@ -28,8 +30,26 @@ static void item_end(SharedItem *it, int ret)
     }
 }
 
+static gboolean try_again(gpointer opaque)
+{
+    SharedLog *l = opaque;
+
+    io_source_destroy(&l->again);
+    shared_step();
+    return G_SOURCE_REMOVE;
+}
+
+void shared_log_settled(SharedLog *l)
+{
+    l->settling = false;
+    g_clear_pointer(&l->trouble, g_free);
+    io_source_destroy(&l->again);
+}
+
 /* Nobody else can be told: while protected, protection ends and the item waits for what
- * the arbiter says; alone, the guest's flushes fail from now on. True: the item lives. */
+ * the arbiter says. Before this side serves, a write is tried until it succeeds (a flush is not:
+ * after one that failed a second one proves nothing). Alone, the guest's flushes fail from now
+ * on. True: the item lives. */
 static bool item_failed(SharedItem *it, int ret)
 {
     SharedLog *l = it->log;
@@ -43,6 +63,17 @@ static bool item_failed(SharedItem *it, int ret)
             block_primary_fail(l->forwarder, why);
         }
         shared_log_lost(l);
+        return true;
+    }
+    if (l->settling && l->state == SHARED_DRAIN && !l->trouble) {
+        colo_report("disk '%s': %s", l->quorum->name, why);
+        l->trouble = g_strdup(why);
+    }
+    if (l->settling && l->state == SHARED_DRAIN && it->entry) {
+        g_queue_push_head(&shared.ready, it);
+        if (!l->again) {
+            l->again = io_thread_timer(block_thread(), AGAIN_MS, try_again, l);
+        }
         return true;
     }
     if (!l->failed && l->state != SHARED_FENCED) {
@@ -124,7 +155,7 @@ static bool may_start(SharedItem *it)
 {
     SharedState s = it->log->state;
 
-    if (shared.flushing || s == SHARED_LOST || s == SHARED_FENCED) {
+    if (shared.flushing || it->log->again || s == SHARED_LOST || s == SHARED_FENCED) {
         return false;
     }
     if (!it->entry) {
@@ -263,6 +294,7 @@ void block_shared_drain(void)
             continue;
         }
         shared_set_state(l, l->items ? SHARED_DRAIN : SHARED_PASS);
+        l->settling = l->items > 0;
         while ((it = g_queue_pop_head(&shared.pending))) {
             g_queue_push_tail(&shared.ready, it);
         }
@@ -274,12 +306,11 @@ void block_shared_drain(void)
     g_main_context_wakeup(io_thread_context(block_thread()));
 }
 
-bool block_primary_settle(GError **errp)
+/* Under the lock: the nodes whose logs are not in their images, each held by its use. */
+static GPtrArray *unsettled(void)
 {
-    g_autoptr(GPtrArray) nodes = g_ptr_array_new();
-    bool ok = true;
+    GPtrArray *nodes = g_ptr_array_new();
 
-    block_lock();
     for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
         SharedLog *l = shared.logs->pdata[i];
 
@@ -288,10 +319,19 @@ bool block_primary_settle(GError **errp)
             g_ptr_array_add(nodes, l->quorum);
         }
     }
+    return nodes;
+}
+
+bool block_primary_settle(bool (*give_up)(void), GError **errp)
+{
+    bool ok = true;
+
+    block_lock();
+    g_autoptr(GPtrArray) nodes = unsettled();
     block_unlock();
     for (guint i = 0; i < nodes->len; i++) {
         BlockNode *node = nodes->pdata[i];
-        int r = block_request_sync(node, BLOCK_OP_FLUSH, 0, 0, NULL, 0);
+        int r = ok ? block_flush_wait_until(node, SETTLE_SLICE_MS, give_up) : -ECANCELED;
 
         if (r < 0 && ok) {
             colo_error_set_errno(errp, -r, "disk '%s': the shared image is not whole",
@@ -303,4 +343,33 @@ bool block_primary_settle(GError **errp)
         block_unlock();
     }
     return ok;
+}
+
+void block_primary_settled(void)
+{
+    block_lock();
+    for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
+        shared_log_settled(shared.logs->pdata[i]);
+    }
+    shared_step();
+    g_main_context_wakeup(io_thread_context(block_thread()));
+    block_unlock();
+}
+
+char *block_primary_unsettled(uint64_t *left, char **trouble)
+{
+    char *name = NULL;
+
+    block_lock();
+    for (guint i = 0; shared.logs && i < shared.logs->len; i++) {
+        SharedLog *l = shared.logs->pdata[i];
+
+        if (l->settling && l->state == SHARED_DRAIN) {
+            name = name ? name : g_strdup(l->quorum->name);
+            *trouble = *trouble ? *trouble : g_strdup(l->trouble);
+            *left += l->items;
+        }
+    }
+    block_unlock();
+    return name;
 }

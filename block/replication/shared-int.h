@@ -39,6 +39,9 @@ struct SharedLog {
     unsigned in_flight; /* image requests, reads too */
     GQueue stalled;     /* BlockRequest */
     int failed;
+    bool settling; /* what is logged must reach the image: what fails is tried again */
+    char *trouble; /* why that has not come about yet, or NULL */
+    GSource *again;
 };
 
 /* A write, or a flush (@entry NULL). */
@@ -85,5 +88,7 @@ void shared_submit_read(SharedLog *l, BlockRequest *req);
 /* shared-apply.c */
 /** Starts what may go to the image now. */
 void shared_step(void);
+/** What fails from now on, the guest is told. */
+void shared_log_settled(SharedLog *l);
 
 #endif

@@ -170,6 +170,7 @@ void shared_log_close(SharedLog *l)
         block_complete_later(req, -ESHUTDOWN);
     }
     g_ptr_array_remove(shared.logs, l);
+    shared_log_settled(l);
     l->closed = true;
     shared_log_unref(l);
     if (shared.logs->len == 0) {

@@ -86,8 +86,21 @@ void block_primary_lost(void);
 void block_primary_fence(void);
 
 /** After block_primary_stop(): wait until the logs have reached the images, flushed. Call
- * before output leaves. Blocks the caller (not the block thread). */
-bool block_primary_settle(GError **errp);
+ * before output leaves. Writes that fail are tried again each second. Blocks the caller (not the
+ * block thread) for as long as it takes, unless @give_up (asked a few times a second, without
+ * the lock) says so. False: a flush failed, or it was given up; then, or after success, call
+ * block_primary_settled(). */
+bool block_primary_settle(bool (*give_up)(void), GError **errp);
+
+/** This side serves, whatever became of the logs: what fails from now on the guest is told. */
+void block_primary_settled(void);
+
+/** The first disk that block_primary_settle() waits for, or NULL; adds to @left what it has to do,
+ * which falls while it comes on; @trouble: why it does not. The caller frees both. */
+char *block_primary_unsettled(uint64_t *left, char **trouble);
+
+/** The same of block_secondary_takeover(). */
+char *block_secondary_unsettled(uint64_t *left);
 
 /* --- Secondary --- */
 

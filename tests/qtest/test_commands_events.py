@@ -32,6 +32,11 @@ def _(t):
     in_schema(t, "COLO_DECISION")  # sent: test_ownership.py
 
 
+@events("COLO_DISK_STALLED")
+def _(t):
+    in_schema(t, "COLO_DISK_STALLED")  # sent: test_disk_stall.py
+
+
 @events("COLO_DISK_MERGE")
 def _(t):
     in_schema(t, "COLO_DISK_MERGE")  # sent: unit/replication-behaviour

@@ -61,6 +61,11 @@ static void start_logging(Pair *p)
     check_disk(p, "colo-disk1", p->svm);
 }
 
+static bool never(void)
+{
+    return false;
+}
+
 /* The guests write, checkpoints come and tear, the primary applies. */
 static void live(Pair *p, int n)
 {
@@ -178,7 +183,8 @@ static void go_alone(Pair *p)
     p->no_trim = true;
     b = batch_start(p, "colo-disk0", p->pvm);
     block_primary_stop();
-    g_assert_true(block_primary_settle(&err));
+    g_assert_true(block_primary_settle(never, &err));
+    block_primary_settled();
     batch_wait(b);
     for (int i = 0; i < 5; i++) {
         batch_wait(batch_start(p, "colo-disk0", p->pvm));
@@ -267,7 +273,8 @@ static void test_bounds(void)
     g_assert_cmpint(test_io("colo-disk0", BLOCK_OP_WRITE, 0, SIZE, p->pvm), ==, 0);
     image_is(p, p->committed);
     block_primary_stop();
-    g_assert_true(block_primary_settle(&err));
+    g_assert_true(block_primary_settle(never, &err));
+    block_primary_settled();
     image_is(p, p->pvm);
     shared_log_hard = 128ull << 20;
     pair_free(p);
