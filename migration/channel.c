@@ -482,6 +482,13 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
     }
 }
 
+bool channel_peer_gone(Channel *c)
+{
+    struct pollfd pfd = {c->fd, POLLRDHUP, 0};
+
+    return c->ended || (poll(&pfd, 1, 0) > 0 && pfd.revents);
+}
+
 bool channel_ended(Channel *c)
 {
     return c->ended;

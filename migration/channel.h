@@ -114,6 +114,9 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
  * is silent before it does so, or as its process is gone. */
 bool channel_ended(Channel *c);
 
+/** The same, also where what it sent before has not been read. */
+bool channel_peer_gone(Channel *c);
+
 /** Count the peer's silence from now on: until here it had no reason to speak. By the
  * receiving thread. */
 void channel_expect(Channel *c);

@@ -232,6 +232,10 @@ static bool load(Secondary *s, GByteArray *state, GError **errp)
         return false;
     }
     colo_step("svm-restored");
+    if (colo.opts.fail_load && s->epoch >= colo.opts.fail_load) {
+        colo_error_set(errp, "no load, as asked by -colo fail-load");
+        return false;
+    }
     return load_devices(state, errp) && check_reset(errp);
 }
 

@@ -13,12 +13,14 @@
 #include "migration/arbiter.h"
 #include "migration/heartbeat.h"
 #include "migration/secondary.h"
+#include "monitor/monitor.h"
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
 #include "util/options.h"
 #include "util/trace.h"
 
+#define STATUS_NOBODY 5 /* of the process: a guest was lost */
 #define DATA_GRACE_US 300000 /* an end of all channels is told by the control channel */
 
 static void on_block_event(bool fatal, const char *message, void *opaque)
@@ -352,6 +354,40 @@ static bool take_over(Secondary *s)
     return true;
 }
 
+static void emit_load_failed(const Secondary *s, bool primary, const char *why)
+{
+    JsonObject *data = json_object_new();
+
+    json_object_set_int_member(data, "epoch", s->epoch);
+    json_object_set_boolean_member(data, "primary", primary);
+    json_object_set_string_member(data, "error", why);
+    monitor_event("COLO_LOAD_FAILED", data);
+}
+
+/* Nothing here that could serve: end, as QEMU does after a failed incoming migration. Where
+ * the pair was protected that is told, and whether anybody is left. */
+static void end_without_guest(Secondary *s, const char *why)
+{
+    bool lost = s->broken && s->epoch >= COLO_EPOCH_SAFE;
+    bool primary = !channel_peer_gone(s->ch);
+
+    colo_report("%s: %s", s->guest_off ? "ending" : "incoming migration failed", why);
+    if (lost) {
+        emit_load_failed(s, primary, why);
+    }
+    if (lost && !primary) {
+        colo_report("checkpoint %" G_GUINT64_FORMAT " cannot be loaded and the primary is gone: "
+                    "nobody serves this guest. Its disks are brought to that checkpoint: once "
+                    "you are sure of the primary, start the guest anew from them", s->epoch);
+    }
+    if (!s->guest_off) {
+        channel_try_text(s->ch, CHANNEL_FAILED, why);
+    }
+    set_channel(NULL);
+    channel_free(s->ch);
+    colo.opts.guest_shutdown(s->guest_off ? 0 : lost && !primary ? STATUS_NOBODY : 1);
+}
+
 gpointer secondary_thread(gpointer opaque)
 {
     int listen_fd = GPOINTER_TO_INT(opaque);
@@ -381,17 +417,7 @@ gpointer secondary_thread(gpointer opaque)
             err = g_steal_pointer(&load_err);
         }
         if (s.guest_off || colo.epoch < COLO_EPOCH_SAFE || s.broken) {
-            /* Nothing here that could serve: end, as QEMU does after a failed incoming
-             * migration. */
-            bool failed = !s.guest_off;
-            colo_report("%s: %s", failed ? "incoming migration failed" : "ending",
-                        err->message);
-            if (failed) {
-                channel_try_text(s.ch, CHANNEL_FAILED, err->message);
-            }
-            set_channel(NULL);
-            channel_free(s.ch);
-            colo.opts.guest_shutdown(failed ? 1 : 0);
+            end_without_guest(&s, err->message);
         } else {
             bool go = lose_primary(&s, err);
 

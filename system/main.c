@@ -187,13 +187,14 @@ static bool restart_child(bool incoming, MigrationChild *child, GError **errp)
 static bool read_options(MigrationOptions *o, GError **errp)
 {
     bool events = true;
-    uint64_t timeout = 2000, progress = 0, interval = 40;
+    uint64_t timeout = 2000, progress = 0, interval = 40, fail_load = 0;
     JsonObject *c = self.plan.colo;
     const char *mode = options_get_str(c, "mode", "colo");
 
     o->other_ram = true;
     o->tracker = options_get_str(c, "tracker", "auto");
     if (!options_get_bool(c, "verify-ram", &o->verify_ram, errp) ||
+        !options_get_uint(c, "fail-load", &fail_load, 1, G_MAXINT64, errp) ||
         !options_get_bool(c, "ignore-wishes", &o->ignore_wishes, errp) ||
         !options_get_bool(c, "checkpoint-events", &events, errp) ||
         !options_get_bool(c, "other-ram", &o->other_ram, errp) ||
@@ -203,6 +204,7 @@ static bool read_options(MigrationOptions *o, GError **errp)
         g_prefix_error(errp, "-colo: ");
         return false;
     }
+    o->fail_load = fail_load;
     o->protect_mode = migration_find_mode(mode);
     if (o->protect_mode < 0) {
         colo_error_set(errp, "-colo: Parameter 'mode' expects 'colo', 'buffered' or "

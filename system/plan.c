@@ -472,7 +472,7 @@ static bool each(const CmdLine *cl, const char *name, guint *i, const char **arg
 static bool take_colo(Plan *plan, const CmdLine *cl, GError **errp)
 {
     static const char *const own[] = {"emulator", "verify-ram", "die-at", "peer-timeout",
-                                      "progress-timeout",
+                                      "progress-timeout", "fail-load",
                                       "checkpoint-events", "nic-buffer", "ignore-wishes",
                                       "compare-always", "metrics", "mode",
                                       "buffered-interval", "tracker", "other-ram",

@@ -41,6 +41,7 @@ typedef struct MigrationChild {
 /** Options of -colo that belong to this room; see docs/system/qemu-colo.rst. */
 typedef struct MigrationOptions {
     bool verify_ram;       /* test option: compare all of RAM at each checkpoint */
+    uint64_t fail_load;    /* test option: from this epoch on no load succeeds; 0: none */
     char *die_at;          /* test option: "step" or "step:N": SIGKILL oneself at the
                             * N-th passing of that step after migration_arm_death() */
     const char *state_file; /* what this side is, kept on the disk; or NULL */

@@ -32,6 +32,11 @@ def _(t):
     in_schema(t, "COLO_DECISION")  # sent: test_ownership.py
 
 
+@events("COLO_LOAD_FAILED")
+def _(t):
+    in_schema(t, "COLO_LOAD_FAILED")  # sent: test_progress.py
+
+
 @events("COLO_DISK_STALLED")
 def _(t):
     in_schema(t, "COLO_DISK_STALLED")  # sent: test_disk_stall.py

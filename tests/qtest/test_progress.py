@@ -6,6 +6,7 @@
 
 import ctypes
 
+import colo_writer
 from colo_etcd import Etcd
 from colo_qtest import *
 
@@ -97,6 +98,59 @@ def controller_hangs_with_a_witness(b):
             hang.end()
         s.wait_state("fenced", 20)
         assert p.status()["state"] == "alone", p.status()
+
+
+FAILING = 20
+
+
+def before_failed_load(b):
+    """A pair of writers whose secondary cannot load the next checkpoint."""
+    p, s = colo_writer.pair(b, b.dir + "/p.raw", b.dir + "/s.raw", b.dir,
+                            more=["-colo", "fail-load=%d" % FAILING])
+    p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 3600000})
+    while s.status()["epoch"] < FAILING - 1:
+        before = p.status()["epoch"]
+        p.cmd("xen-colo-do-checkpoint")
+        p.wait("checkpoint", lambda: s.status()["epoch"] > before, 30)
+    return p, s
+
+
+@case
+def load_fails_twice(b):
+    """The primary serves, when it was told to; the secondary says why it ends."""
+    p, s = before_failed_load(b)
+    p.cmd("xen-colo-do-checkpoint")
+    p.wait_state("lost")
+    has_words(p.status()["error"], "no load, as asked")
+    assert s.ended(30) == 1
+    event = s.events("COLO_LOAD_FAILED")[0]["data"]
+    assert event["primary"] is True and event["epoch"] == FAILING, event
+    has_words(s.output(), "once more", "incoming migration failed")
+    p.cmd("x-colo-lost-heartbeat")
+    p.wait_state("alone")
+    assert colo_writer.writes(p)
+
+
+@case
+def load_fails_twice_and_the_primary_dies(b):
+    """Nobody is left: it is said as loudly as can be, and the disk can be started from."""
+    p, s = before_failed_load(b)
+    # All of the checkpoint comes; it is looked at when the primary is dead.
+    hang = Hang(s.process.pid, "colo-in")
+    p.cmd("xen-colo-do-checkpoint")
+    time.sleep(1.5)
+    p.process.kill()
+    p.process.wait(20)
+    hang.end()
+    assert s.ended(30) == 5, s.output()
+    event = s.events("COLO_LOAD_FAILED")[0]["data"]
+    assert event["primary"] is False and event["epoch"] == FAILING, event
+    has_words(s.output(), "nobody serves this guest")
+    again = b.host("again", "-colo", "checkpoint-events=on", "-drive",
+                   "if=ide,id=d0,driver=quorum,read-pattern=fifo,vote-threshold=1,"
+                   "children.0.driver=raw,children.0.file.filename=%s/s.raw" % b.dir)
+    again.wait_state("alone")
+    assert not os.path.exists(b.dir + "/s.raw.colo"), "the image is between two checkpoints"
 
 
 if __name__ == "__main__":
