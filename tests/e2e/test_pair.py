@@ -9,6 +9,7 @@ is done. One client is connected all the time and compares every byte. --soak SE
 faults go on (1800 for the long run: -k soak --soak 1800).
 """
 
+import heapq
 import shutil
 import signal
 import subprocess
@@ -254,27 +255,33 @@ class Soak(ByWitness):
         raise AssertionError("not protected %d s after %s: %s; %s" % (timeout, what, states, [
             h.process.output()[-1500:] for h in self.hosts.values()]))
 
+    def frames(self, who):
+        """(Time, who) of each frame that left a host, in order; there are millions."""
+        with subprocess.Popen(["tcpdump", "-tt", "-n", "-r", self.caught[who]], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:
+            for line in reader.stdout:
+                if line[:1].isdigit():
+                    yield float(line.split(None, 1)[0]), who
+
     def one_voice(self):
         """The guest's frames as they left the hosts: no more changes of host than of role."""
-        frames = []
-        for who in "ab":
-            done = subprocess.run(["tcpdump", "-tt", "-n", "-r", self.caught[who]],
-                                  capture_output=True, text=True)
-            frames += [(float(line.split()[0]), who) for line in done.stdout.splitlines()
-                       if line[:1].isdigit()]
-        frames.sort()
-        changes = sum(x[1] != y[1] for x, y in zip(frames, frames[1:]))
+        frames, changes, last = 0, 0, None
+        for _, who in heapq.merge(self.frames("a"), self.frames("b")):
+            frames += 1
+            changes += last not in (None, who)
+            last = who
         assert frames and changes <= self.changes, "%d frames, %d changes of voice, %d of role" % (
-            len(frames), changes, self.changes)
-        return len(frames)
+            frames, changes, self.changes)
+        return frames
 
     def listen(self):
-        self.caught = {who: self.capture("voice-" + who, who, "lan0", "-Q", "out", "-s", "64",
+        self.caught = {who: self.capture("voice-" + who, who, "lan0", "-Q", "out", "-s", "34",
                                          "ether src " + self.cfg.mac) for who in "ab"}
         time.sleep(0.5)
 
 
 SECONDS = 40
+EACH = 30  # seconds between two lines of progress
 
 
 @mine()
@@ -284,19 +291,33 @@ def soak(t):
         p.begin()
         p.listen()
         client = p.client("all", SECONDS + 600)
-        end = time.monotonic() + SECONDS
-        faults = 0
-        while time.monotonic() < end or faults < 2:
-            p.t.sleep(1, 3)
-            assert client.process.alive(), client.process.output()[-1500:]
-            p.heal(p.fault())
-            faults += 1
-        assert client.stop() == 0, "%s; %s" % (client.why(), p.counts)
+        begin = said = time.monotonic()
+        faults, what, longest = 0, None, 0
+        try:
+            while time.monotonic() < begin + SECONDS or faults < 2:
+                p.t.sleep(1, 3)
+                assert client.process.alive(), client.process.output()[-1500:]
+                at, what = time.monotonic(), None
+                what = p.fault()
+                p.heal(what)
+                faults += 1
+                longest = max(longest, time.monotonic() - at)
+                if time.monotonic() > said + EACH:
+                    said = time.monotonic()
+                    print("      soak: %.0f of %.0f s, %d faults, %d changes of role, protected "
+                          "again within %.1f s" % (said - begin, SECONDS, faults, p.changes,
+                                                   longest), flush=True)
+            assert client.stop() == 0, client.why()
+        except Exception:
+            print("      soak: ended after %.0f s and %d faults (%s), in or after: %s" % (
+                time.monotonic() - begin, faults, p.counts, what), flush=True)
+            raise
         p.check()
         frames = p.one_voice()
-        return "%d faults (%s), %d changes of role, %d frames, longest silence %.0f ms" % (
-            faults, ", ".join("%s %d" % c for c in sorted(p.counts.items())), p.changes, frames,
-            client.gap_ms())
+        return ("%d faults (%s), %d changes of role, protected again within %.1f s, %d frames, "
+                "longest silence %.0f ms" % (
+                    faults, ", ".join("%s %d" % c for c in sorted(p.counts.items())), p.changes,
+                    longest, frames, client.gap_ms()))
 
 
 if __name__ == "__main__":

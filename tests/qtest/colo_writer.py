@@ -62,9 +62,10 @@ def writes(host):
 
 
 def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: port,
-         shared=False):
+         shared=False, boot=True):
     """A protected pair of writers: images at these paths, the active disk in that folder; the
-    NBD connection goes to port @via(the secondary's). @shared: it is one image."""
+    NBD connection goes to port @via(the secondary's). @shared: it is one image. @boot False:
+    the primary's has been made."""
     direct = ",children.0.cache.direct=on" if shared else ""
     shared = "shared-disk=on," if shared else ""
     quorum = "if=ide,id=d0,driver=quorum,read-pattern=fifo,vote-threshold=1,"
@@ -74,7 +75,7 @@ def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: po
                    check=True)
     p = b.primary("-S", *more, "-drive", quorum +
                   "children.0.driver=raw,children.0.file.filename=" +
-                  boot_image(primary_image) + direct)
+                  (boot_image(primary_image) if boot else primary_image) + direct)
     s = b.secondary("-S", *more, "-drive", "if=none,id=parent0,driver=raw,file.filename=" +
                     boot_image(secondary_image),
                     "-drive", "if=none,id=childs0,driver=replication,mode=secondary,top-id=d0,"

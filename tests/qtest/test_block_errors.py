@@ -6,6 +6,7 @@
 import threading
 
 from colo_qtest import *
+from colo_small import almost_fill, make_room, small_disk
 from colo_writer import DONE, STATUS, boot_image, pair, word, writes
 
 
@@ -107,36 +108,6 @@ def quorum_events_as_stock(b):
         host.close()
     assert len(got["stock"]) == 2, got
     compare(got)
-
-
-def small_disk(b, name, kib):
-    """A directory that holds @kib."""
-    path = b.dir + "/" + name
-    os.mkdir(path)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dk" % kib, "colo-qtest", path],
-                          capture_output=True, text=True)
-    if done.returncode:
-        raise Skip("a tmpfs cannot be mounted here: %s" % done.stderr.strip())
-    b.closers.append(Unmount(path))
-    return path
-
-
-class Unmount:
-    def __init__(self, path):
-        self.path = path
-
-    def close(self):
-        subprocess.run(["umount", "-l", self.path], check=True)
-
-
-def almost_fill(path, kib):
-    """Leave @kib on a small_disk()."""
-    st = os.statvfs(path)
-    make_room(path, (st.f_blocks - st.f_bfree) * st.f_frsize // 1024 + kib)
-
-
-def make_room(path, kib):
-    subprocess.run(["mount", "-o", "remount,size=%dk" % kib, path], check=True)
 
 
 def io_errors(host):
