@@ -479,7 +479,7 @@ class Runner:
             for _, (_, path, name, title) in row:
                 command = [sys.executable, path, "--seed", self.options.seed,
                            "-k", "^%s$" % re.escape(title), "--number", str(number)]
-                yield self.program(command, name, 400, lambda _: [],
+                yield self.program(command, name, 900, lambda _: [],
                                    self.time_left if number else lambda: True, path)
 
     def time_left(self):

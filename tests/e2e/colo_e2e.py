@@ -62,7 +62,7 @@ class Client:
         self.out = "%s/%s.json" % (rundir, name)
         self.process = Process(name, network.wrap("c", [program, "--json", *args]), self.out)
 
-    def wait(self, timeout=300):
+    def wait(self, timeout=400):
         """Its exit status: 0 when every byte was right and no connection was lost."""
         status = self.process.wait(timeout)
         for line in self.process.output().splitlines():
@@ -119,7 +119,7 @@ class Host:
         self.process = Process("host " + self.who, self.pair.net.wrap(self.who, command),
                                "%s/output" % self.dir)
 
-    def connect(self, timeout=30):
+    def connect(self, timeout=90):
         self.qmp = QMP("%s/qmp" % self.dir, self.process, timeout)
         return self.qmp
 
@@ -209,7 +209,7 @@ class Bed:
         """A command to the guest's control port; STATUS comes back as a dictionary."""
         words = [self.t.client, *self.net.reach(host or self.cfg.ip), "--ctl", command]
         done = subprocess.run(self.net.wrap("c", words), capture_output=True, text=True,
-                              timeout=90)
+                              timeout=180)
         if done.returncode:
             raise QMPError("guest: %s: %s%s" % (command, done.stdout, done.stderr))
         return json.loads(done.stdout) if command == "STATUS" else done.stdout.strip()
@@ -226,7 +226,7 @@ class Bed:
         status = self.control("STATUS", host)
         pages = self.cfg.region * 256
         self.control("SET check=200", host)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while True:
             now = self.control("STATUS", host)
             assert now["errors"] == 0, "guest: " + now["first_error"]
@@ -397,7 +397,7 @@ class Pair(Bed):
         """Secondary failover: on COLO_EXIT (or at once), by command."""
         q = self.secondary.qmp
         if wait_exit:
-            q.wait_event("COLO_EXIT", 30)
+            q.wait_event("COLO_EXIT")
         begin = time.monotonic()
         if self.cfg.disk != "none":
             q.cmd("nbd-server-stop")
@@ -435,7 +435,7 @@ class Pair(Bed):
         """Primary failover: the secondary died."""
         q = self.primary.qmp
         if wait_exit:
-            q.wait_event("COLO_EXIT", 30)
+            q.wait_event("COLO_EXIT")
         begin = time.monotonic()
         for n in range(len(disks(self.cfg))):
             q.cmd("x-blockdev-change", {"parent": "colo-disk%d" % n, "child": "children.1"})

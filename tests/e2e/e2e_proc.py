@@ -165,7 +165,7 @@ class QMP:
     kept in .events as (time.monotonic(), event) and never lost between two waits.
     """
 
-    def __init__(self, path, process=None, timeout=30):
+    def __init__(self, path, process=None, timeout=90):
         self.path = path
         self.events = []
         self.closed = False
@@ -231,7 +231,7 @@ class QMP:
                 raise QMPError("%s: %s" % (name, e)) from None
         return ident, name
 
-    def result(self, posted, timeout=30):
+    def result(self, posted, timeout=90):
         ident, name = posted
         with self._cond:
             if not self._cond.wait_for(lambda: ident in self._answers or self.closed,
@@ -245,16 +245,16 @@ class QMP:
                            answer["error"].get("class"))
         return answer.get("return")
 
-    def cmd(self, name, arguments=None, timeout=30):
+    def cmd(self, name, arguments=None, timeout=90):
         return self.result(self.post(name, arguments), timeout)
 
-    def hmp(self, line, timeout=30):
+    def hmp(self, line, timeout=90):
         """An HMP command; whatever it prints is an error, as with drive_add and drive_del."""
         text = self.cmd("human-monitor-command", {"command-line": line}, timeout)
         if text.strip() not in ("", "OK"):
             raise QMPError("%s: %s" % (line, text.strip()))
 
-    def wait_event(self, name, timeout=30, after=0.0, match=lambda data: True):
+    def wait_event(self, name, timeout=90, after=0.0, match=lambda data: True):
         """(time, event) of the first @name that came after the moment @after."""
         def find():
             return next(((t, e) for t, e in self.events
@@ -269,7 +269,7 @@ class QMP:
             raise LateQMP("no event %s in %s s" % (name, timeout))
         return found
 
-    def wait_for(self, what, condition, timeout=30, step=0.05):
+    def wait_for(self, what, condition, timeout=90, step=0.05):
         """Until @condition(self) is true; its value."""
         end = time.monotonic() + timeout
         while True:

@@ -62,13 +62,13 @@ def cut_link(p):
 @case(repeat=10)
 def link_cut_secondary_chosen(t):
     """Both live, neither hears the other: the operator's word decides, one voice speaks."""
-    return serve_through(t, cut_link, extra=("-colo", "peer-timeout=500"))
+    return serve_through(t, cut_link, extra=("-colo", "peer-timeout=1500"))
 
 
 @case(repeat=10)
 def link_cut_primary_chosen(t):
     return serve_through(t, cut_link, secondary_dies=True,
-                         extra=("-colo", "peer-timeout=500"))
+                         extra=("-colo", "peer-timeout=1500"))
 
 
 @case(repeat=3)

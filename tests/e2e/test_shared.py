@@ -22,7 +22,7 @@ def disk(host):
     return host.qmp.cmd("query-colo-status")["disks"][0]
 
 
-def wait(what, condition, timeout=20):
+def wait(what, condition, timeout=90):
     end = time.monotonic() + timeout
     while not condition():
         within(end, lambda: "not within %d s: %s" % (timeout, what))
@@ -85,7 +85,7 @@ def shared_takeover_wants_a_fence(t):
     """Without the word that the other host is off nothing happens; nor while it still holds
     the image's locks, whatever the operator says."""
     with Pair(t, shared=True, checkpoint_delay=300,
-              extra=("-colo", "peer-timeout=500")) as p:
+              extra=("-colo", "peer-timeout=1500")) as p:
         p.start(boot=False)
         p.protect()
         client = p.client("all", 8)
@@ -102,6 +102,7 @@ def shared_takeover_wants_a_fence(t):
         wait("the primary lets go", lambda: disk(p.primary)["shared-state"] == "lost")
         # Told a lie, it finds the lock and waits for it: the host dies at last.
         p.secondary.qmp.cmd("x-colo-lost-heartbeat", {"fenced": True})
+        wait("takeover", lambda: p.secondary.qmp.cmd("query-colo-status")["state"] != "lost")
         time.sleep(0.5)
         assert p.secondary.qmp.cmd("query-colo-status")["state"] == "takeover"
         p.kill_primary("front")
