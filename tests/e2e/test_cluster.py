@@ -303,7 +303,8 @@ def node_dies_and_resource_moves(t):
         first, second = one_of(p)
         p.both(first, second)
         first.wait_ready(120)
-        client = p.client("all", 600)
+        # Token and fencing take most of 10 s, and a SYN that is lost after 7 s comes again at 15.
+        client = p.client("all", 600, "--connect-ms", "60000", "--stall-ms", "60000")
         t.sleep(2)
 
         # Moved on purpose: nobody is fenced, and no epoch is lost.
