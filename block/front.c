@@ -16,7 +16,7 @@
  * While held, a flush is answered at once, and a write about 1 ms later if the disk has
  * not taken it by then. Such an answer is early: the request lives on with its data and
  * its range, so that later overlapping requests still wait for it; a real flush waits for
- * all early writes first. Until every early one has really ended the front is unflushed,
+ * all early writes first, and for the end of the hold: what it costs is not in the pause. Until every early one has really ended the front is unflushed,
  * which keeps the epoch's output from being released. If an early write fails the guest
  * cannot be told any more: each later flush fails and protection ends.
  */
@@ -110,11 +110,13 @@ static void front_submit(FrontReq *fr)
 
 static void front_submit_flushes(BlockFront *f)
 {
-    for (GList *l = f->all.head; l && f->flushes_waiting && !f->early_writes;
-         l = l->next) {
+    GList *next;
+
+    for (GList *l = f->all.head; l && f->flushes_waiting && !f->early_writes; l = next) {
         FrontReq *fr = l->data;
 
-        if (fr->sub.op == BLOCK_OP_FLUSH && !fr->submitted) {
+        next = l->next;
+        if (fr->sub.op == BLOCK_OP_FLUSH && !fr->submitted && !(fr->early && fronts.held)) {
             f->flushes_waiting--;
             front_submit(fr);
         }
@@ -177,12 +179,14 @@ static void front_granted(BlockRange *range)
 
 static void front_flush(BlockFront *f, FrontReq *fr)
 {
-    if (f->early_writes) {
-        f->flushes_waiting++;
+    bool early = f->guest && fronts.held && !f->failed;
+
+    if (f->early_writes || early) {
+        f->flushes_waiting++; /* the disk's work can wait until the pause is over */
     } else {
         front_submit(fr);
     }
-    if (f->guest && fronts.held && !f->failed) {
+    if (early) {
         fr->early = true;
         f->early_flushes++;
         /* We are inside the submission. */
@@ -372,7 +376,6 @@ void block_front_hold_all(bool hold)
     fronts.held = hold;
     if (!hold) {
         io_source_destroy(&fronts.timer);
-        return;
     }
     g_autoptr(GList) nodes = g_hash_table_get_values(block_nodes());
     for (GList *n = nodes; n; n = n->next) {
@@ -380,6 +383,10 @@ void block_front_hold_all(bool hold)
         BlockFront *f = node->front;
 
         if (!block_front_is_guest(f)) {
+            continue;
+        }
+        if (!hold) {
+            front_submit_flushes(f);
             continue;
         }
         front_release_delayed(f);

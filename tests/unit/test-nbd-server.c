@@ -359,6 +359,21 @@ static void test_hold(void)
     slow_run(0);
     g_assert_cmpint(g_atomic_int_get(&real), ==, 1);
 
+    /* A flush that comes in the hold is the disk's only after it, and counts until then. */
+    block_primary_hold(true);
+    nbd_aio_flush(h, cb_f, 0);
+    crank(h, &flushed, 3, 1000);
+    g_assert_cmpint(flushed, ==, 3);
+    g_usleep(5000);
+    g_assert_cmpuint(slow_waiting(BLOCK_OP_FLUSH), ==, 0);
+    real = 0;
+    g_assert_false(block_primary_flushed(set_flag, &real));
+    block_primary_hold(false);
+    g_assert_cmpuint(slow_waiting(BLOCK_OP_FLUSH), ==, 1);
+    g_assert_cmpint(g_atomic_int_get(&real), ==, 0);
+    slow_run(0);
+    g_assert_cmpint(g_atomic_int_get(&real), ==, 1);
+
     /* An early write that fails: from then on no flush succeeds. */
     block_primary_hold(true);
     nbd_aio_pwrite(h, data, sizeof(data), 0, cb_w2, 0);
