@@ -25,7 +25,8 @@
 #define TRIAL_US G_USEC_PER_SEC
 #define CLOCK_BEHIND_MAX (600 * G_USEC_PER_SEC) /* more is no clock of ours */
 #define CLOCK_LEARN_MAX (100 * 1000)            /* more is no load, but a wait */
-#define CLOCK_MARGIN_MAX 1500 /* longer an SVM does not wait for its clock, in the mean */
+#define CLOCK_RISE_FIRST (12 * 1000)            /* the guess before anything was learnt */
+#define CLOCK_PERCENT 75 /* of the SVMs are to be ready in time, and wait for their clock */
 #define CLOCK_LATE (4 * 1000)
 #define CLOCK_WAIT_MAX (20 * 1000)
 
@@ -34,12 +35,13 @@
 static const char load_command[] =
     "{\"execute\":\"snapshot-load\",\"arguments\":{\"job-id\":\"" LOAD_ID "\",\"tag\":"
     "\"" VMSTATE_IMAGE_TAG "\",\"vmstate\":\"%s\",\"devices\":[\"%s\"]},\"id\":\"load\"}\n";
+static const char stop_command[] = "{\"execute\":\"stop\",\"id\":\"stop\"}\n";
+static const char status_command[] = "{\"execute\":\"query-status\",\"id\":\"st\"}\n";
 static const char jobs_command[] = "{\"execute\":\"query-jobs\",\"id\":\"jobs\"}\n";
 static const char dismiss_command[] =
     "{\"execute\":\"job-dismiss\",\"arguments\":{\"id\":\"" LOAD_ID "\"},\"id\":\"dis\"}\n";
 static const char cont_command[] = "{\"execute\":\"cont\",\"id\":\"cont\"}\n";
 
-/* The load: the emulator reads it while RAM is restored. */
 static bool ready_load(GError **errp)
 {
     char text[400];
@@ -48,13 +50,35 @@ static bool ready_load(GError **errp)
     return child_qmp_ready(colo.qmp_save, text, "load", errp);
 }
 
+/* The job of the last load goes: the next one has its id. Where there is none, because the
+ * emulator refused the load, that is no error; if it stays the next load says so. */
+static void dismiss_job(Secondary *s)
+{
+    if (s->job_left && child_qmp_send(colo.qmp, dismiss_command, NULL)) {
+        child_qmp_wait(colo.qmp, "dis", LOAD_TIMEOUT_MS, NULL);
+    }
+    s->job_left = false;
+}
+
+bool secondary_ready(Secondary *s, GError **errp)
+{
+    dismiss_job(s);
+    return ready_load(errp) &&
+           (s->standing || (child_qmp_ready(colo.qmp, stop_command, "stop", errp) &&
+                            child_qmp_ready(colo.qmp_cont, status_command, "st", errp)));
+}
+
 static JsonNode *stop_once(GError **errp)
 {
-    JsonNode *node =
-        child_qmp_query(colo.qmp, "{\"execute\":\"stop\",\"id\":\"stop\"}\n"
-                                  "{\"execute\":\"query-status\",\"id\":\"st\"}\n",
-                        "st", errp);
+    JsonNode *node = NULL;
 
+    if (child_qmp_ready(colo.qmp, stop_command, "stop", errp) &&
+        child_qmp_ready(colo.qmp_cont, status_command, "st", errp) &&
+        child_qmp_go(colo.qmp, "stop", errp) &&
+        child_qmp_wait(colo.qmp, "stop", LOAD_TIMEOUT_MS, errp) &&
+        child_qmp_go(colo.qmp_cont, "st", errp)) {
+        node = child_qmp_reply(colo.qmp_cont, "st", errp);
+    }
     if (node && json_object_get_boolean_member_with_default(json_node_get_object(node),
                                                             "running", true)) {
         colo_error_set(errp, "the emulator does not stop its guest");
@@ -99,7 +123,8 @@ static bool check_job(const char *id, GError **errp)
 {
     g_autoptr(JsonNode) jobs = NULL;
 
-    if (!child_qmp_go(colo.qmp, "jobs", errp) ||
+    if (!child_qmp_ready(colo.qmp, jobs_command, "jobs", errp) ||
+        !child_qmp_go(colo.qmp, "jobs", errp) ||
         !(jobs = child_qmp_reply(colo.qmp, "jobs", errp))) {
         return false;
     }
@@ -130,8 +155,27 @@ void secondary_clock_init(Secondary *s)
     s->ticks0 = vmstate_clock_ticks();
     s->ticks0_at = g_get_monotonic_time();
     s->clock_known = !kvm && s->ticks0;
-    s->rise_us = 12000;
-    s->rise_dev = 2000;
+    s->n_rises = 0;
+}
+
+static int compare_rises(const void *a, const void *b)
+{
+    return *(const int32_t *)a - *(const int32_t *)b;
+}
+
+/* How long it will take from now until the SVM can go on, by the last few: a quantile, as
+ * what it exceeds the usual by is lag, and one that was held up for long is no rule. */
+static int64_t expected_rise(const Secondary *s)
+{
+    int32_t sorted[SECONDARY_RISES];
+    unsigned n = MIN(s->n_rises, SECONDARY_RISES);
+
+    if (n == 0) {
+        return CLOCK_RISE_FIRST;
+    }
+    memcpy(sorted, s->rises, sizeof(sorted[0]) * n);
+    qsort(sorted, n, sizeof(sorted[0]), compare_rises);
+    return sorted[(n - 1) * CLOCK_PERCENT / 100];
 }
 
 /* Let the machine in @state wake up as late as it will: its clocks go on from what they would
@@ -139,7 +183,7 @@ void secondary_clock_init(Secondary *s)
 static void advance_clock(Secondary *s, GByteArray *state, int64_t *added)
 {
     int64_t now = g_get_monotonic_time();
-    int64_t rise = s->rise_us + MIN(s->rise_dev, CLOCK_MARGIN_MAX);
+    int64_t rise = expected_rise(s);
     int64_t behind = now + rise - s->cut_at;
     double per_us = (double)(vmstate_clock_ticks() - s->ticks0) / (now - s->ticks0_at + 1);
 
@@ -165,8 +209,7 @@ void secondary_clock_runs(Secondary *s)
         return;
     }
     if (took < CLOCK_LEARN_MAX) {
-        s->rise_dev += (ABS(took - s->rise_us) - s->rise_dev) / 8;
-        s->rise_us += (took - s->rise_us) / 8;
+        s->rises[s->n_rises++ % SECONDARY_RISES] = (int32_t)took;
     }
     /* Too early is mended by a wait, too late is not. */
     if (s->aimed_at > now && s->aimed_at - now < CLOCK_WAIT_MAX) {
@@ -176,7 +219,7 @@ void secondary_clock_runs(Secondary *s)
     s->skew = s->aimed_at - now;
 }
 
-static bool load_devices(GByteArray *state, GError **errp)
+static bool load_devices(Secondary *s, GByteArray *state, GError **errp)
 {
     g_autofree char *machine =
         g_strdup(options_get_str(colo.child.identity, "machine", ""));
@@ -189,19 +232,21 @@ static bool load_devices(GByteArray *state, GError **errp)
                              state->len, errp)) {
         return false;
     }
+    dismiss_job(s);
+    if (!ready_load(errp) ||
+        !child_qmp_ready(colo.qmp, jobs_command, "jobs", errp)) {
+        return false;
+    }
     child_qmp_forget_events(colo.qmp_save);
-    if (!ready_load(errp) || !child_qmp_go(colo.qmp_save, "load", errp) ||
+    s->job_left = true;
+    if (!child_qmp_go(colo.qmp_save, "load", errp) ||
         !child_qmp_wait(colo.qmp_save, "load", LOAD_TIMEOUT_MS, errp) ||
-        !child_qmp_ready(colo.qmp, jobs_command, "jobs", errp) ||
-        !child_qmp_hold(colo.qmp_save, dismiss_command, errp) ||
         !child_qmp_wait_event(colo.qmp_save, "JOB_STATUS_CHANGE",
                               "\"status\": \"concluded\", \"id\": \"" LOAD_ID "\"",
                               LOAD_TIMEOUT_MS, errp)) {
         return false;
     }
-    bool ok = check_job(LOAD_ID, errp);
-    return child_qmp_go(colo.qmp_save, "dis", ok ? errp : NULL) &&
-           child_qmp_wait(colo.qmp_save, "dis", LOAD_TIMEOUT_MS, ok ? errp : NULL) && ok;
+    return check_job(LOAD_ID, errp);
 }
 
 /* The load resets the machine first. A reset that writes images back into RAM (a kernel
@@ -236,7 +281,7 @@ static bool load(Secondary *s, GByteArray *state, GError **errp)
         colo_error_set(errp, "no load, as asked by -colo fail-load");
         return false;
     }
-    return load_devices(state, errp) && check_reset(errp);
+    return load_devices(s, state, errp) && check_reset(errp);
 }
 
 /* RULES 6: a load that failed is tried again, from all of the cache; it is never run. */
@@ -312,10 +357,12 @@ bool secondary_roll_back(Secondary *s, GError **errp)
     net_lock();
     proxy_rollback_begin(s->epoch);
     net_unlock();
-    if (!ready_load(errp) || !child_qmp_ready(colo.qmp_cont, cont_command, "cont", errp)) {
+    if (!secondary_ready(s, errp) || (!s->standing && !stop_svm(errp))) {
         return false;
     }
-    if (!s->standing && !stop_svm(errp)) {
+    /* Read by the emulator while RAM is restored and the devices are loaded. */
+    if (!child_qmp_ready(colo.qmp, jobs_command, "jobs", errp) ||
+        !child_qmp_ready(colo.qmp_cont, cont_command, "cont", errp)) {
         return false;
     }
     net_lock();

@@ -235,7 +235,7 @@ static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
     secondary_reset_staging(s);
     colo_step("svm-running");
     loaded[4] = g_get_monotonic_time();
-    return channel_send_u64(s->ch, CHANNEL_LOADED, loaded, 7, errp);
+    return channel_send_u64(s->ch, CHANNEL_LOADED, loaded, 7, errp) && secondary_ready(s, errp);
 }
 
 static bool note_applied(const ChannelMsg *msg, GError **errp)

@@ -9,6 +9,8 @@
 
 #include "migration/colo.h"
 
+#define SECONDARY_RISES 16
+
 typedef struct Secondary {
     Channel *ch;
     bool in_checkpoint; /* between BEGIN and the end of its load */
@@ -22,12 +24,13 @@ typedef struct Secondary {
     GByteArray *device, *proxy, *barriers;
     GByteArray *device_held; /* of the last checkpoint, while @unloaded */
     bool standing;      /* the SVM stands still since the last checkpoint */
+    bool job_left;      /* the emulator has the job of the last load */
     bool unloaded;      /* and its devices are still those of an earlier one */
     int64_t tried_at;   /* when devices were loaded last */
     int64_t cut_at;     /* our clock, us, when the PVM went on from the last checkpoint, or 0 */
     int64_t aimed_at;   /* when an SVM that was loaded must go on for its clock to be right, or 0 */
-    int64_t rise_us, rise_dev; /* from the choice of @aimed_at until it can go on: mean,
-                                * mean deviation */
+    int32_t rises[SECONDARY_RISES]; /* us from the choice of @aimed_at until it could go on */
+    unsigned n_rises;   /* how many there were; the array holds the last ones */
     int64_t risen_at;   /* when @aimed_at was chosen */
     int64_t skew;       /* us that the SVM's clock was ahead when it went on */
     uint64_t ticks0;    /* this host's TSC */
@@ -47,6 +50,10 @@ void secondary_reset_staging(Secondary *s);
 /** Bring the SVM to the checkpoint in staging, which is whole and acknowledged. After a failure
  * it must never run again. */
 bool secondary_roll_back(Secondary *s, GError **errp);
+
+/** Off the path: the commands that the next roll-back begins with go to the emulator, which
+ * reads slowly, but for their last byte each; what the last one left there is cleared away. */
+bool secondary_ready(Secondary *s, GError **errp);
 
 /** The primary is lost: give an SVM that stands the devices of the last checkpoint, so that it
  * can go on from there. False: it cannot. */
