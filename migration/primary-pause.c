@@ -9,6 +9,7 @@
  */
 #include "migration/primary.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -62,6 +63,11 @@ static bool read_device_state(Capture *cap, GError **errp)
     if (pread(colo.child.state_fd, cap->device, cap->device_len, 0) !=
         (ssize_t)cap->device_len) {
         colo_error_set(errp, "the emulator's device state cannot be read back");
+        return false;
+    }
+    /* The emulator truncates the file when it opens it, in the pause: that is done then. */
+    if (ftruncate(colo.child.state_fd, 0) < 0) {
+        colo_error_set_errno(errp, errno, "device state");
         return false;
     }
     return true;
@@ -147,15 +153,23 @@ static bool save_stopped(Capture *cap, GError **errp)
     return false;
 }
 
-/* Let the guest run again, unless it ended by itself just before the stop. */
-static bool resume(Capture *cap, GError **errp)
+/* Tell the emulator to let the guest run again; resume() waits for it. */
+static bool send_cont(GError **errp)
+{
+    return child_qmp_holds(colo.qmp_cont, "cont")
+               ? child_qmp_go(colo.qmp_cont, "cont", errp)
+               : child_qmp_send(colo.qmp_cont, cont_command, errp);
+}
+
+/* The guest runs again, unless it ended by itself just before the stop. The pause is over with
+ * the event: the vCPUs are let go right after it, the answer comes when all is done. */
+static bool resume(Capture *cap, bool sent, GError **errp)
 {
     g_autoptr(GError) err = NULL;
 
-    bool sent = child_qmp_holds(colo.qmp_cont, "cont")
-                    ? child_qmp_go(colo.qmp_cont, "cont", &err)
-                    : child_qmp_send(colo.qmp_cont, cont_command, &err);
-    if (sent && child_qmp_wait(colo.qmp_cont, "cont", 30000, &err)) {
+    int r = sent ? child_qmp_wait_either(colo.qmp_cont, "cont", "RESUME", 30000, &err) : -1;
+    cap->resumed_at = g_get_monotonic_time();
+    if (r == 1 || (r == 0 && child_qmp_wait(colo.qmp_cont, "cont", 30000, &err))) {
         return true;
     }
     g_autoptr(JsonNode) node = child_qmp_query(
@@ -165,7 +179,9 @@ static bool resume(Capture *cap, GError **errp)
         cap->running = false;
         return true;
     }
-    g_propagate_error(errp, g_steal_pointer(&err));
+    if (err) {
+        g_propagate_error(errp, g_steal_pointer(&err));
+    }
     return false;
 }
 
@@ -201,25 +217,33 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
     cap->stop_at = g_get_monotonic_time();
     ok = child_qmp_go(colo.qmp, "stop", errp) && save_stopped(cap, errp);
     cap->saved_at = g_get_monotonic_time();
+    bool cont = cap->running && !(cap->last && ok), sent = false;
     if (ok) {
         if (epoch == COLO_EPOCH_SAFE) {
             block_primary_log();
         }
         cap->n_barriers = block_primary_barriers(cap->barriers, COLO_DISKS_MAX);
-        net_lock();
-        proxy_cut(epoch);
-        net_unlock();
         if (colo.opts.verify_ram) {
             ram_hash(colo.ram);
         }
+    }
+    cap->cut_at = cap->resumed_at = g_get_monotonic_time();
+    net_lock();
+    if (cont) {
+        sent = send_cont(ok ? errp : NULL);
+    }
+    if (ok) {
+        /* While the emulator wakes up: nothing that it sends is read before, for the lock. */
+        proxy_cut(epoch);
+    }
+    net_unlock();
+    if (ok) {
         colo_step("cut");
     }
-    cap->cut_at = g_get_monotonic_time();
-    if (cap->running && !(cap->last && ok)) {
-        bool cont = resume(cap, ok ? errp : NULL);
+    if (cont) {
+        cont = resume(cap, sent, ok ? errp : NULL);
         ok = ok && cont;
     }
-    cap->resumed_at = g_get_monotonic_time();
     cap->pause_us = cap->resumed_at - cap->stop_at;
     cap->begun = false;
     net_lock();
