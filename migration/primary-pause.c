@@ -35,6 +35,7 @@ static const char cont_command[] = "{\"execute\":\"cont\",\"id\":\"cont\"}\n";
 void capture_init(Capture *cap)
 {
     memset(cap, 0, sizeof(*cap));
+    cap->priority = priority_new(colo.child.pid);
     cap->device = g_malloc(VMSTATE_IMAGE_MAX);
     memset(cap->device, 0, 1 << 20); /* no first-touch faults in the pause */
     g_snprintf(cap->save_command, sizeof(cap->save_command),
@@ -45,6 +46,7 @@ void capture_init(Capture *cap)
 
 void capture_clear(Capture *cap)
 {
+    g_clear_pointer(&cap->priority, priority_free);
     g_clear_pointer(&cap->device, g_free);
     g_clear_pointer(&cap->proxy, g_bytes_unref);
 }
@@ -212,6 +214,7 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
     net_unlock();
     block_primary_hold(true);
     colo_step("held");
+    priority_raise(cap->priority);
     cap->last_pages = 0;
     cap->last_us = 0;
     cap->stop_at = g_get_monotonic_time();
@@ -244,6 +247,7 @@ bool capture_paused(Capture *cap, uint64_t epoch, GError **errp)
         cont = resume(cap, sent, ok ? errp : NULL);
         ok = ok && cont;
     }
+    priority_restore(cap->priority);
     cap->pause_us = cap->resumed_at - cap->stop_at;
     cap->begun = false;
     net_lock();

@@ -8,9 +8,11 @@
 #define COLO_MIGRATION_PRIMARY_H
 
 #include "migration/colo.h"
+#include "migration/priority.h"
 
 /* What one checkpoint carries beside RAM; allocated once. */
 typedef struct Capture {
+    Priority *priority;
     uint8_t *device; /* VMSTATE_IMAGE_MAX bytes */
     size_t device_len;
     GBytes *proxy;

@@ -80,6 +80,8 @@ static void add_arguments(Child *c, Plan *plan, const char *incoming)
     plan_arg(plan, "-nic");
     plan_arg(plan, "none");
     plan_arg(plan, "-no-shutdown");
+    plan_arg(plan, "-name"); /* joins the user's: its threads get names, migration/priority.c */
+    plan_arg(plan, "debug-threads=on");
     if (incoming) {
         plan_arg(plan, "-incoming");
         plan_arg(plan, "%s", incoming);
