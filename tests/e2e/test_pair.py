@@ -65,7 +65,7 @@ class LooksAfterItself:
         self.start_primary(self.a)
         self.start_secondary(self.b)
         self.protected(self.a, self.b)
-        self.a.wait_ready()
+        self.a.wait_ready(180)  # it boots beside all that
 
     def pair(self, host):
         return host.qmp.cmd("query-colo-status")["pair"]
