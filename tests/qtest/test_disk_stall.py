@@ -13,7 +13,7 @@ import colo_writer
 from colo_qtest import *
 from colo_writer import writes
 
-LIMIT = 3.0
+LIMIT = 5.0
 
 
 class Storage:
@@ -152,7 +152,7 @@ def full_storage_is_tried_until_there_is_room(b):
     p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 200})
     storage.fill()
     p.wait_state("lost", 60)
-    has_words(p.status()["error"], "No space left")
+    has_words(p.status()["error"], "No space left|progress-timeout")
     p.cmd("x-colo-lost-heartbeat")
     told(p, "settle")
     p.wait("reason", lambda: "No space left" in p.status()["disk-stall"].get("error", ""))

@@ -10,7 +10,7 @@ import colo_writer
 from colo_etcd import Etcd
 from colo_qtest import *
 
-LIMIT = 3.0
+LIMIT = 5.0
 QUICK = ["-colo", "progress-timeout=%d" % (LIMIT * 1000)]
 SEIZE, INTERRUPT, DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
 
