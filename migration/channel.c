@@ -47,7 +47,7 @@ struct Channel {
     bool send_broken; /* a message was cut short: nothing may follow; under send_lock */
     uint64_t bytes_sent; /* atomic; written under send_lock */
     bool ended; /* the peer's end is closed; by the receiving thread */
-    int64_t last_rx; /* atomic enough: aligned 64 bits, read for timeouts only */
+    int64_t last_rx; /* atomic */
     uint32_t have;   /* bytes of the current message in buf */
     uint8_t buf[HEADER_BYTES + CHANNEL_PAYLOAD_MAX];
 };
@@ -67,7 +67,7 @@ Channel *channel_new(int fd, unsigned peer_timeout_ms)
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout, sizeof(user_timeout));
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-    c->last_rx = g_get_monotonic_time();
+    __atomic_store_n(&c->last_rx, g_get_monotonic_time(), __ATOMIC_RELAXED);
     return c;
 }
 
@@ -457,7 +457,7 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
         ssize_t r = raw_recv(c, c->buf + c->have, want - c->have);
         if (r > 0) {
             c->have += r;
-            c->last_rx = g_get_monotonic_time();
+            __atomic_store_n(&c->last_rx, g_get_monotonic_time(), __ATOMIC_RELAXED);
             continue;
         }
         c->ended = r == 0 || errno == ECONNRESET;
@@ -496,12 +496,12 @@ bool channel_ended(Channel *c)
 
 void channel_expect(Channel *c)
 {
-    c->last_rx = g_get_monotonic_time();
+    __atomic_store_n(&c->last_rx, g_get_monotonic_time(), __ATOMIC_RELAXED);
 }
 
 int64_t channel_silence(Channel *c)
 {
-    return g_get_monotonic_time() - c->last_rx;
+    return g_get_monotonic_time() - __atomic_load_n(&c->last_rx, __ATOMIC_RELAXED);
 }
 
 int64_t channel_rtt(Channel *c)

@@ -396,10 +396,12 @@ bool migration_child_event(const char *name, JsonObject *data)
         colo.guest_off = colo.guest_exit = false;
         g_mutex_unlock(&colo.lock);
     }
-    if (strcmp(name, "RESUME") == 0 && colo.mode == COLO_MODE_NONE) {
+    if (strcmp(name, "RESUME") == 0) {
         g_mutex_lock(&colo.lock);
-        colo.user_paused = colo.plain_incoming ? false : colo.user_paused;
-        colo.plain_incoming = false;
+        if (colo.mode == COLO_MODE_NONE) {
+            colo.user_paused = colo.plain_incoming ? false : colo.user_paused;
+            colo.plain_incoming = false;
+        }
         g_mutex_unlock(&colo.lock);
     }
     return strcmp(name, "STOP") == 0     ? show_run_state(false)
