@@ -41,11 +41,6 @@ uint64_t dirty_bitmap_granularity(const DirtyBitmap *b)
     return 1ull << b->shift;
 }
 
-uint64_t dirty_bitmap_size(const DirtyBitmap *b)
-{
-    return b->size;
-}
-
 static bool bit(const DirtyBitmap *b, uint64_t i)
 {
     return b->words[i / 64] >> (i % 64) & 1;

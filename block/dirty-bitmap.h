@@ -22,7 +22,6 @@ void dirty_bitmap_free(DirtyBitmap *b);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(DirtyBitmap, dirty_bitmap_free)
 
 uint64_t dirty_bitmap_granularity(const DirtyBitmap *b);
-uint64_t dirty_bitmap_size(const DirtyBitmap *b);
 /** Dirty bytes; the last granule counts as far as the disk goes. */
 uint64_t dirty_bitmap_bytes(const DirtyBitmap *b);
 

@@ -77,7 +77,6 @@ ssize_t chardev_recv_some(Chardev *c, uint8_t *data, size_t len);
 /* stream.c: frames to bytes and back */
 void chardev_stream_reset(Chardev *c);
 void chardev_stream_free(Chardev *c);
-void chardev_stream_flush(void *opaque);
 /** Read and deliver; false if the connection is to be closed, with *@why. */
 bool chardev_stream_read(Chardev *c, const char **why);
 /** Deliver what has been read. */

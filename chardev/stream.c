@@ -28,6 +28,8 @@ static void put_be32(uint8_t *p, uint32_t v)
     p[3] = v;
 }
 
+static void flush(void *opaque);
+
 void chardev_stream_reset(Chardev *c)
 {
     c->ohead = c->oend = c->ilen = 0;
@@ -36,7 +38,7 @@ void chardev_stream_reset(Chardev *c)
         g_clear_pointer(&c->ibuf, g_free);
         c->icap = 0;
     }
-    net_batch_remove(chardev_stream_flush, c);
+    net_batch_remove(flush, c);
 }
 
 void chardev_stream_free(Chardev *c)
@@ -55,7 +57,7 @@ static gboolean stream_writable(int fd, GIOCondition cond, gpointer opaque)
     Chardev *c = opaque;
 
     io_source_destroy(&c->out);
-    chardev_stream_flush(c);
+    flush(c);
     if (c->oend == 0 && c->h && c->h->drained) {
         net_batch_begin();
         c->h->drained(c->opaque);
@@ -64,7 +66,7 @@ static gboolean stream_writable(int fd, GIOCondition cond, gpointer opaque)
     return G_SOURCE_REMOVE;
 }
 
-void chardev_stream_flush(void *opaque)
+static void flush(void *opaque)
 {
     Chardev *c = opaque;
 
@@ -119,9 +121,9 @@ static void stream_kick(Chardev *c)
         return;
     }
     if (net_batch_active() && c->oend - c->ohead < READ_CHUNK) {
-        net_batch_add(chardev_stream_flush, c);
+        net_batch_add(flush, c);
     } else {
-        chardev_stream_flush(c);
+        flush(c);
     }
 }
 

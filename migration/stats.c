@@ -18,12 +18,13 @@ static const char *const trigger_names[COLO_TRIGGER_MAX] = {
     [COLO_TRIGGER_MODE] = "mode",
 };
 
-const char *stats_trigger_name(ColoTrigger t)
+static const char *trigger_name(ColoTrigger t)
 {
     return t < COLO_TRIGGER_MAX ? trigger_names[t] : "unknown";
 }
 
-uint64_t stats_bucket_bound(unsigned i)
+/* Upper bound of bucket @i of a histogram: 1, 2, 5, 10... times 100. */
+static uint64_t bucket_bound(unsigned i)
 {
     static const unsigned step[] = {1, 2, 5};
     uint64_t v = 10;
@@ -45,7 +46,7 @@ void stats_add(StatsSeries *s, uint64_t value)
 {
     unsigned b = 0;
 
-    while (b < STATS_BUCKETS && value >= stats_bucket_bound(b)) {
+    while (b < STATS_BUCKETS && value >= bucket_bound(b)) {
         b++;
     }
     s->buckets[b]++;
@@ -62,7 +63,8 @@ static int compare_u32(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-uint64_t stats_percentile(const StatsSeries *s, double percent)
+/* Value below which @percent of the kept values lie. */
+static uint64_t percentile(const StatsSeries *s, double percent)
 {
     size_t n = MIN(s->count, STATS_SERIES_MAX);
 
@@ -74,15 +76,15 @@ uint64_t stats_percentile(const StatsSeries *s, double percent)
     return sorted[MIN(n - 1, (size_t)(percent / 100 * n))];
 }
 
-JsonObject *stats_series_json(const StatsSeries *s)
+static JsonObject *series_json(const StatsSeries *s)
 {
     JsonObject *o = json_object_new();
 
     json_object_set_int_member(o, "count", s->count);
     json_object_set_int_member(o, "sum", s->sum);
     json_object_set_int_member(o, "last", s->last);
-    json_object_set_int_member(o, "median", stats_percentile(s, 50));
-    json_object_set_int_member(o, "p99", stats_percentile(s, 99));
+    json_object_set_int_member(o, "median", percentile(s, 50));
+    json_object_set_int_member(o, "p99", percentile(s, 99));
     json_object_set_int_member(o, "max", s->max);
     return o;
 }
@@ -97,11 +99,11 @@ void stats_to_json(const ColoStats *s, JsonObject *out)
     json_object_set_object_member(out, "triggers", t);
     json_object_set_int_member(out, "checkpoints", s->checkpoints);
     json_object_set_int_member(out, "torn-checkpoints", s->torn);
-    json_object_set_object_member(out, "pause-us", stats_series_json(&s->pause));
-    json_object_set_object_member(out, "commit-us", stats_series_json(&s->commit));
-    json_object_set_object_member(out, "lag-us", stats_series_json(&s->lag));
-    json_object_set_object_member(out, "dirty-pages", stats_series_json(&s->dirty));
-    json_object_set_object_member(out, "clock-skew-us", stats_series_json(&s->skew));
+    json_object_set_object_member(out, "pause-us", series_json(&s->pause));
+    json_object_set_object_member(out, "commit-us", series_json(&s->commit));
+    json_object_set_object_member(out, "lag-us", series_json(&s->lag));
+    json_object_set_object_member(out, "dirty-pages", series_json(&s->dirty));
+    json_object_set_object_member(out, "clock-skew-us", series_json(&s->skew));
     json_object_set_int_member(out, "clock-lost-us", s->clock_lost);
     json_object_set_int_member(out, "pauses-over-budget", s->over_budget);
     json_object_set_int_member(out, "checkpoint-bytes", s->bytes);
@@ -121,7 +123,7 @@ static JsonArray *histogram(const StatsSeries *s)
             JsonObject *o = json_object_new();
             json_object_set_int_member(o, "count", s->buckets[i]);
             if (i < STATS_BUCKETS) {
-                json_object_set_int_member(o, "below", stats_bucket_bound(i));
+                json_object_set_int_member(o, "below", bucket_bound(i));
             }
             json_array_add_object_element(a, o);
         }
@@ -154,7 +156,7 @@ static JsonObject *checkpoint_json(const StatsCheckpoint *c, bool primary)
     json_object_set_int_member(o, "clock-skew-us", c->skew);
     json_object_set_string_member(o, "mode", c->standing ? "buffered" : "colo");
     if (primary) {
-        json_object_set_string_member(o, "trigger", stats_trigger_name(c->trigger));
+        json_object_set_string_member(o, "trigger", trigger_name(c->trigger));
     }
     return o;
 }
@@ -169,7 +171,7 @@ void stats_details_to_json(const ColoStats *s, bool primary, JsonObject *out)
     JsonArray *recent = json_array_new();
 
     for (unsigned i = 0; i < G_N_ELEMENTS(all); i++) {
-        JsonObject *o = stats_series_json(all[i].series);
+        JsonObject *o = series_json(all[i].series);
         json_object_set_int_member(o, "sum", all[i].series->sum);
         json_object_set_array_member(o, "histogram", histogram(all[i].series));
         json_object_set_object_member(out, all[i].name, o);

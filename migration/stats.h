@@ -21,7 +21,7 @@ typedef struct StatsSeries {
     uint64_t count; /* all that were ever added */
     uint64_t max, sum, last;
     uint32_t ring[STATS_SERIES_MAX];
-    uint64_t buckets[STATS_BUCKETS + 1]; /* by stats_bucket_bound(), of all */
+    uint64_t buckets[STATS_BUCKETS + 1]; /* upper bounds 1, 2, 5, 10... times 100; of all */
 } StatsSeries;
 
 typedef enum ColoTrigger {
@@ -75,15 +75,8 @@ typedef struct ColoStats {
 void stats_add(StatsSeries *s, uint64_t value);
 /** The ring's next entry becomes @c. */
 void stats_note(ColoStats *s, const StatsCheckpoint *c);
-/** Upper bound of bucket @i of a histogram: 1, 2, 5, 10... times 100. */
-uint64_t stats_bucket_bound(unsigned i);
 /** The answer of query-colo-stats but for what others know. */
 void stats_details_to_json(const ColoStats *s, bool primary, JsonObject *out);
-const char *stats_trigger_name(ColoTrigger t);
-
-/** Value below which @percent of the kept values lie. */
-uint64_t stats_percentile(const StatsSeries *s, double percent);
-JsonObject *stats_series_json(const StatsSeries *s);
 void stats_to_json(const ColoStats *s, JsonObject *out);
 
 #endif

@@ -23,7 +23,7 @@ const NetProperty net_filter_properties[] = {
     {NULL},
 };
 
-const char *net_filter_direction_name(NetFilterDirection d)
+static const char *direction_name(NetFilterDirection d)
 {
     return d == NET_FILTER_ALL ? "all" : d == NET_FILTER_TX ? "tx" : "rx";
 }
@@ -152,7 +152,7 @@ JsonNode *net_filter_get(NetFilter *nf, const char *property)
         return colo_string_node(nf->nd->id);
     }
     if (g_str_equal(property, "queue")) {
-        return colo_string_node(net_filter_direction_name(nf->direction));
+        return colo_string_node(direction_name(nf->direction));
     }
     if (g_str_equal(property, "status")) {
         return colo_string_node(nf->on ? "on" : "off");

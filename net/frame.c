@@ -99,17 +99,6 @@ void frame_queue_push(FrameQueue *q, Frame *f)
     q->bytes += f->len;
 }
 
-void frame_queue_push_head(FrameQueue *q, Frame *f)
-{
-    f->next = q->head;
-    q->head = f;
-    if (!q->tail) {
-        q->tail = f;
-    }
-    q->count++;
-    q->bytes += f->len;
-}
-
 Frame *frame_queue_pop(FrameQueue *q)
 {
     Frame *f = q->head;

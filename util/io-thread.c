@@ -13,7 +13,6 @@ struct ColoIoThread {
     GMainLoop *loop;
     GThread *thread;
     GMutex lock;
-    GThread *owner; /* who holds @lock; read without it only to compare with oneself */
 };
 
 /* GLib gives the poll function no argument: the thread finds itself here. */
@@ -22,18 +21,11 @@ static __thread ColoIoThread *current_io_thread;
 void io_thread_lock(ColoIoThread *t)
 {
     g_mutex_lock(&t->lock);
-    g_atomic_pointer_set(&t->owner, g_thread_self());
 }
 
 void io_thread_unlock(ColoIoThread *t)
 {
-    g_atomic_pointer_set(&t->owner, NULL);
     g_mutex_unlock(&t->lock);
-}
-
-gboolean io_thread_locked(ColoIoThread *t)
-{
-    return g_atomic_pointer_get(&t->owner) == g_thread_self();
 }
 
 static gint io_thread_poll(GPollFD *fds, guint nfds, gint timeout)

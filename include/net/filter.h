@@ -74,6 +74,5 @@ bool net_filter_set(NetFilter *nf, const char *property, JsonNode *value, GError
 void net_filter_pass_next(NetFilter *nf, NetFilterDirection dir, Frame *f);
 
 void net_filter_set_status(NetFilter *nf, bool on);
-const char *net_filter_direction_name(NetFilterDirection d);
 
 #endif

@@ -64,7 +64,6 @@ typedef struct FrameQueue {
 } FrameQueue;
 
 void frame_queue_push(FrameQueue *q, Frame *f);      /* takes the reference */
-void frame_queue_push_head(FrameQueue *q, Frame *f); /* takes the reference */
 Frame *frame_queue_pop(FrameQueue *q);               /* gives the reference, or NULL */
 void frame_queue_clear(FrameQueue *q);
 /** Append all of @src to @dst; @src is empty afterwards. */

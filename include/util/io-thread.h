@@ -28,9 +28,6 @@ GMainContext *io_thread_context(ColoIoThread *t);
 void io_thread_lock(ColoIoThread *t);
 void io_thread_unlock(ColoIoThread *t);
 
-/** Whether the calling thread holds the lock (for assertions). */
-gboolean io_thread_locked(ColoIoThread *t);
-
 typedef gboolean (*ColoFdFunc)(int fd, GIOCondition cond, gpointer opaque);
 
 /**

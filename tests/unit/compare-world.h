@@ -134,4 +134,23 @@ static inline void expect_n(World *w, unsigned n)
         .seq = (s), .ack = (a), .data = text, .len = strlen(text), __VA_ARGS__})
 #define ACK(s, a, ...) test_tcp((TestTcp){.seq = (s), .ack = (a), __VA_ARGS__})
 
+/* A connection whose SYN|ACK has left; the next byte is ISN + 1. */
+static inline World *connected(void)
+{
+    World *w = world_new(NULL);
+
+    P(w, SYNACK(ISN));
+    S(w, SYNACK(777777));
+    expect_n(w, 1);
+    return w;
+}
+
+static inline void checkpoint(World *w, uint64_t epoch)
+{
+    compare_engine_cut(w->e, epoch);
+    compare_engine_commit(w->e, epoch, w->now);
+    compare_engine_secondary_marker(w->e, epoch);
+    compare_engine_loaded(w->e, epoch, w->now);
+}
+
 #endif

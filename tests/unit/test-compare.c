@@ -9,25 +9,6 @@
  */
 #include "compare-world.h"
 
-/* A connection whose SYN|ACK has left; the next byte is ISN + 1. */
-static World *connected(void)
-{
-    World *w = world_new(NULL);
-
-    P(w, SYNACK(ISN));
-    S(w, SYNACK(777777));
-    expect_n(w, 1);
-    return w;
-}
-
-static void checkpoint(World *w, uint64_t epoch)
-{
-    compare_engine_cut(w->e, epoch);
-    compare_engine_commit(w->e, epoch, w->now);
-    compare_engine_secondary_marker(w->e, epoch);
-    compare_engine_loaded(w->e, epoch, w->now);
-}
-
 /* --- Handshakes --- */
 
 static void test_synack(void)

@@ -49,7 +49,7 @@ static void test_queue(void)
     for (int i = 0; i < 5; i++) {
         frame_queue_push(&q, frame_from(&(char){'a' + i}, 1));
     }
-    frame_queue_push_head(&r, frame_from("zz", 2));
+    frame_queue_push(&r, frame_from("zz", 2));
     frame_queue_concat(&r, &q);
     g_assert_cmpuint(q.count, ==, 0);
     g_assert_cmpuint(r.count, ==, 6);
