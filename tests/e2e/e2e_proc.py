@@ -49,6 +49,21 @@ def within(end, what):
         raise Late(what() if callable(what) else what)
 
 
+def listens(path, popen, seconds=20):
+    """Wait until the server @popen accepts at the socket @path: its file is there earlier."""
+    end = time.monotonic() + seconds
+    while True:
+        with socket.socket(socket.AF_UNIX) as s:
+            try:
+                s.connect(path)
+                return
+            except OSError:
+                pass
+        assert popen.poll() is None, "%s does not start" % popen.args[0]
+        within(end, "%s does not listen" % popen.args[0])
+        time.sleep(0.02)
+
+
 def crashed(processes):
     """Names of those that ended by a signal of their own making: nobody is late then."""
     own = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE,

@@ -31,7 +31,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "e2e"))
 
 from e2e_proc import (LATE, QMP, Late, Process, QMPError, crashed, freeze,  # noqa: E402
-                      in_time, within)
+                      in_time, listens, within)
 
 # A peer that a busy machine keeps waiting is not dead; a test of that gives its own time.
 COLO = ("-colo", "checkpoint-events=on,peer-timeout=4000")

@@ -181,9 +181,7 @@ def io_error_is_no_lack_of_space(b):
             command += ["error-pwrite=EIO", "error-pwrite-rate=100%",
                         "error-file=%s/broken" % b.dir]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 10
-        while not os.path.exists(sock) and time.monotonic() < end:
-            time.sleep(0.01)
+        listens(sock, server)
         host = b.host(how, "-colo", "checkpoint-events=on", "-drive",
                       "if=ide,id=d0,driver=raw,file.driver=nbd,file.server.type=unix,"
                       "file.server.path=%s,werror=enospc" % sock)

@@ -66,11 +66,7 @@ def nbdkit(b, *args, size="8M", filters=()):
             popen.kill()
             popen.wait()
     b.closers.append(End)
-    end = time.monotonic() + 10
-    while not os.path.exists(sock):
-        assert popen.poll() is None, "nbdkit does not start"
-        within(end, "nbdkit does not start")
-        time.sleep(0.02)
+    listens(sock, popen)
     return popen, "nbd+unix:///?socket=" + sock
 
 
