@@ -16,9 +16,10 @@
  * While held, a flush is answered at once, and a write about 1 ms later if the disk has
  * not taken it by then. Such an answer is early: the request lives on with its data and
  * its range, so that later overlapping requests still wait for it; a real flush waits for
- * all early writes first, and for the end of the hold: what it costs is not in the pause. Until every early one has really ended the front is unflushed,
- * which keeps the epoch's output from being released. If an early write fails the guest
- * cannot be told any more: each later flush fails and protection ends.
+ * all early writes first, and for the end of the hold: what it costs is not in the pause.
+ * Until every early one has really ended the front is unflushed, which keeps the epoch's
+ * output from being released. If an early write fails the guest cannot be told any more: each
+ * later flush fails and protection ends. After the hold nothing more is answered early.
  */
 #include "block-int.h"
 
@@ -374,9 +375,7 @@ void block_front_hold_all(bool hold)
         return;
     }
     fronts.held = hold;
-    if (!hold) {
-        io_source_destroy(&fronts.timer);
-    }
+    io_source_destroy(&fronts.timer);
     g_autoptr(GList) nodes = g_hash_table_get_values(block_nodes());
     for (GList *n = nodes; n; n = n->next) {
         BlockNode *node = n->data;
@@ -400,7 +399,11 @@ void block_front_hold_all(bool hold)
             }
         }
     }
-    fronts.timer = io_thread_timer(block_thread(), 1, front_hold_tick, NULL);
+    if (hold) {
+        fronts.timer = io_thread_timer(block_thread(), 1, front_hold_tick, NULL);
+    } else {
+        g_main_context_wakeup(io_thread_context(block_thread())); /* for the flushes */
+    }
 }
 
 bool block_front_flushed_all(GSourceFunc done, void *opaque)

@@ -302,7 +302,7 @@ static void test_hold(void)
 {
     block_test_begin();
     uint8_t data[4096], back[4096];
-    int wrote = 0, flushed = 0, got = 0, wrote2 = 0;
+    int wrote = 0, flushed = 0, got = 0, wrote2 = 0, later = 0;
     gint real = 0;
 
     block_lock();
@@ -312,6 +312,7 @@ static void test_hold(void)
     struct nbd_handle *h = test_client(serve("slow"), "slow");
     nbd_completion_callback cb_w = {.callback = count_done, .user_data = &wrote};
     nbd_completion_callback cb_w2 = {.callback = count_done, .user_data = &wrote2};
+    nbd_completion_callback cb_l = {.callback = count_done, .user_data = &later};
     nbd_completion_callback cb_f = {.callback = count_done, .user_data = &flushed};
     nbd_completion_callback cb_r = {.callback = count_done, .user_data = &got};
 
@@ -373,6 +374,16 @@ static void test_hold(void)
     g_assert_cmpint(g_atomic_int_get(&real), ==, 0);
     slow_run(0);
     g_assert_cmpint(g_atomic_int_get(&real), ==, 1);
+
+    /* Then the disk alone answers, as before the first hold. */
+    nbd_aio_pwrite(h, data, sizeof(data), 0, cb_l, 0);
+    crank(h, &later, 1, 50);
+    g_assert_cmpint(later, ==, 0);
+    g_assert_cmpuint(slow_waiting(BLOCK_OP_WRITE), ==, 1);
+    g_assert_true(block_primary_flushed(set_flag, &real));
+    slow_run(0);
+    crank(h, &later, 1, 1000);
+    g_assert_cmpint(later, ==, 1);
 
     /* An early write that fails: from then on no flush succeeds. */
     block_primary_hold(true);
