@@ -368,6 +368,9 @@ void block_front_submit(BlockNode *node, void *conn, BlockRequest *req);
 /** The forwarder's queue has room again, or its forwarder died. */
 void block_front_kick_all(void);
 void block_front_hold_all(bool hold);
+/** Requests that were answered early and have not ended; *@name: of a disk that has some, valid
+ * under the lock. Block lock held. */
+unsigned block_front_unflushed(const char **name);
 bool block_front_flushed_all(GSourceFunc done, void *opaque);
 /** Whether the emulator uses @node (holds apply to its front). */
 void block_front_set_guest(BlockFront *f);

@@ -75,7 +75,7 @@ static void front_answer(FrontReq *fr, int ret)
     client->done(client, ret);
 }
 
-static unsigned front_unflushed(void)
+unsigned block_front_unflushed(const char **name)
 {
     GHashTableIter it;
     BlockNode *node;
@@ -83,16 +83,19 @@ static unsigned front_unflushed(void)
 
     g_hash_table_iter_init(&it, block_nodes());
     while (g_hash_table_iter_next(&it, NULL, (gpointer *)&node)) {
-        if (node->front) {
-            n += node->front->early_writes + node->front->early_flushes;
+        unsigned early = node->front ? node->front->early_writes + node->front->early_flushes
+                                     : 0;
+        if (early && name) {
+            *name = node->name;
         }
+        n += early;
     }
     return n;
 }
 
 static void front_check_flushed(void)
 {
-    if (fronts.flushed_fn && front_unflushed() == 0) {
+    if (fronts.flushed_fn && block_front_unflushed(NULL) == 0) {
         GSourceFunc fn = g_steal_pointer(&fronts.flushed_fn);
 
         fn(fronts.flushed_opaque);
@@ -408,7 +411,7 @@ void block_front_hold_all(bool hold)
 
 bool block_front_flushed_all(GSourceFunc done, void *opaque)
 {
-    if (front_unflushed() == 0) {
+    if (block_front_unflushed(NULL) == 0) {
         return true;
     }
     fronts.flushed_fn = done;

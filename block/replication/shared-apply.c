@@ -370,6 +370,9 @@ char *block_primary_unsettled(uint64_t *left, char **trouble)
             *left += l->items;
         }
     }
+    const char *early = NULL;
+    *left += block_front_unflushed(&early);
+    name = name ? name : g_strdup(early);
     block_unlock();
     return name;
 }

@@ -356,6 +356,6 @@ def main():
 
 
 __all__ = ["BEGIN", "HELLO", "HELLO_OK", "Host", "Late", "MACHINE", "PING", "QMPError", "RAM", "REFUSE",
-           "Skip", "case", "free_port", "freeze", "has_words", "in_time", "is_running", "json", "main", "message",
-           "os", "read_message", "shutil", "signal", "socket", "subprocess", "sys", "time",
+           "Skip", "case", "free_port", "freeze", "has_words", "in_time", "is_running", "json", "listens",
+           "main", "message", "os", "read_message", "shutil", "signal", "socket", "subprocess", "sys", "time",
            "within"]

@@ -112,6 +112,25 @@ def primary_goes_alone_on_storage_that_hangs(b):
 
 
 @case
+def answered_early_is_on_the_disk_before_output_leaves(b):
+    """An image of its own whose storage hangs: a checkpoint's pause answered a write that the
+    disk has not, and the held output may tell of it."""
+    storage = Storage(b, 160)
+    p, s = colo_writer.pair(b, storage.path + "/p.raw", b.dir + "/s.raw", b.dir,
+                            more=["-colo", "progress-timeout=%d" % (LIMIT * 1000)])
+    with storage:
+        p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 100})
+        time.sleep(1)
+        s.process.kill()
+        p.wait_state("lost")
+        p.cmd("x-colo-lost-heartbeat")
+        time.sleep(1)
+        assert p.status()["state"] == "lost", p.status()
+        told(p, "settle")
+    goes_on(p)
+
+
+@case
 def operator_serves_without_the_storage(b):
     """A word that comes after the event; none that came before."""
     storage = Storage(b, 160)
