@@ -46,6 +46,7 @@ struct Channel {
     GMutex send_lock; /* one message at a time */
     bool send_broken; /* a message was cut short: nothing may follow; under send_lock */
     uint64_t bytes_sent; /* atomic; written under send_lock */
+    bool said_exit; /* guarded by send_lock */
     bool ended; /* the peer's end is closed; by the receiving thread */
     int64_t last_rx; /* atomic */
     uint32_t have;   /* bytes of the current message in buf */
@@ -106,6 +107,28 @@ void channel_break(Channel *c)
     shutdown(c->fd, SHUT_RDWR);
     for (gint i = 0; i < g_atomic_int_get(&c->n_attached); i++) {
         channel_break(c->attached[i]);
+    }
+}
+
+void channel_linger(Channel *c, unsigned ms)
+{
+    int64_t end = g_get_monotonic_time() + ms * 1000LL;
+    uint8_t drop[4096];
+
+    if (!c->said_exit) {
+        return;
+    }
+    shutdown(c->fd, SHUT_WR);
+    for (;;) {
+        struct pollfd pfd = {c->fd, POLLIN, 0};
+        int64_t left = (end - g_get_monotonic_time() + 999) / 1000;
+        if (left <= 0 || poll(&pfd, 1, (int)left) == 0) {
+            return;
+        }
+        ssize_t r = recv(c->fd, drop, sizeof(drop), MSG_DONTWAIT);
+        if (r == 0 || (r < 0 && errno != EAGAIN && errno != EINTR)) {
+            return;
+        }
     }
 }
 
@@ -313,6 +336,7 @@ static bool send_locked(Channel *c, ChannelType type, const struct iovec *parts,
     bool begun = false;
     bool ok = send_all(c, iov, n + 1, type == CHANNEL_EXIT, &begun, errp);
     c->send_broken = !ok && begun;
+    c->said_exit |= ok && type == CHANNEL_EXIT;
     return ok;
 }
 

@@ -88,6 +88,13 @@ void channel_set_stall(Channel *c, unsigned ms);
  * thread. */
 void channel_cancel(Channel *c);
 
+/**
+ * If EXIT was sent: wait up to @ms until the peer has closed its end. A close while something is
+ * unread resets the connection, and what the peer has not read yet is lost, EXIT with it.
+ * Nobody else uses @c any more.
+ */
+void channel_linger(Channel *c, unsigned ms);
+
 /** Shut the connection down, for both sides: later calls see its end. Any thread. */
 void channel_break(Channel *c);
 

@@ -36,6 +36,7 @@
 #include "util/trace.h"
 
 #define BACKGROUND_US (500 * 1000)
+#define LINGER_MS 1000 /* the guest is served meanwhile */
 #define BUDGET_TELL_US (10 * G_USEC_PER_SEC)
 #define FIRST_LOAD_BYTES_US 256 /* slower is no memory */
 
@@ -535,6 +536,7 @@ static void close_peer(Primary *p)
     g_mutex_lock(&colo.lock);
     colo.channel = NULL;
     g_mutex_unlock(&colo.lock);
+    channel_linger(p->ch, LINGER_MS);
     channel_free(p->ch);
     p->ch = NULL;
 }

@@ -33,6 +33,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MARK = "COLO_TEST_RUN"
+LAST_S = 10  # for processes that a finished test has left
 RESULT = re.compile(r"(ok|FAIL|LATE|skip)\s+(.*)", re.IGNORECASE)
 TAP = re.compile(r"(not ok|ok) \d+\s*-?\s*(\S*)(?:.*#\s*(SKIP|TODO)\s*(.*))?", re.IGNORECASE)
 SHOWN_MAX = 20000  # bytes of a failure's output
@@ -218,7 +219,10 @@ class Runner:
                        self.options.limit or seconds)
 
     def finish(self, run, name):
-        """A test must clean up behind itself."""
+        """A test must clean up behind itself; what dies with its parent takes a moment."""
+        end = time.monotonic() + LAST_S
+        while any(marked_processes(run.mark)) and time.monotonic() < end:
+            time.sleep(0.1)
         left = sweep(run)
         Running.all.discard(run)
         if left and not Running.interrupted:

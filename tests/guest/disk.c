@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,6 +107,14 @@ static void read_only_check(uint64_t *block, uint64_t pick)
     }
 }
 
+/* Held by the background writer while a request of its may be under way. */
+static pthread_mutex_t one_round = PTHREAD_MUTEX_INITIALIZER;
+
+void disk_rest(void)
+{
+    pthread_mutex_lock(&one_round);
+}
+
 static void *writer_thread(void *opaque)
 {
     int fd = (int)(intptr_t)opaque;
@@ -120,6 +129,7 @@ static void *writer_thread(void *opaque)
             usleep(100000);
             continue;
         }
+        pthread_mutex_lock(&one_round);
         if (record_write(fd, r, 0, number)) {
             zone0[number % slots] = number + 1;
             workload.disk_written++;
@@ -141,6 +151,7 @@ static void *writer_thread(void *opaque)
             }
         }
         read_only_check((uint64_t *)block, pick >> 20);
+        pthread_mutex_unlock(&one_round);
         spent = now_us() - start;
         if (spent < 1000000 / rate) {
             usleep(1000000 / rate - spent);

@@ -158,6 +158,8 @@ size_t control_command(char *line, char *out, size_t size)
         return snprintf(out, size, bad ? "ERROR no sleep\n" : "OK\n");
     }
     if (!strncmp(line, "REBOOT", 6)) {
+        /* The kernel shuts its devices down while threads still run: their requests would fail. */
+        disk_rest();
         sync();
         reboot(RB_AUTOBOOT);
     }

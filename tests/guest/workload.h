@@ -67,6 +67,7 @@ void memory_start(void);
 void screen_start(void);
 bool disk_start(void);
 void disk_serve(int listen_fd);
+void disk_rest(void); /* no background request is under way, and none will be */
 void services_run(void) __attribute__((noreturn));
 
 /* fs.c */
