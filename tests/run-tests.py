@@ -39,6 +39,8 @@ TAP = re.compile(r"(not ok|ok) \d+\s*-?\s*(\S*)(?:.*#\s*(SKIP|TODO)\s*(.*))?", r
 SHOWN_MAX = 20000  # bytes of a failure's output
 LATE_STATUS = 75   # of a unit program
 LATE_MAX = 20
+ODD_TRIES = 3      # that must all pass after a failure that may be the machine's
+ODD_MAX = 3
 
 
 class Counts:
@@ -46,6 +48,7 @@ class Counts:
         self.passed = self.failed = self.skipped = 0
         self.failures = []
         self.forgiven = []
+        self.unsteady = []
 
     def add(self, outcome, name):
         if outcome == "ok":
@@ -182,6 +185,7 @@ class Runner:
         self.lock = threading.RLock()  # of what is printed and counted
         self.seen = set()              # names that counted
         self.late = {}                 # name: how to run it again
+        self.odd = {}                  # the same, of what failed for no grave reason
         self.again = False             # whether this is the second try
         self.build = os.path.abspath(options.build)
         self.env = dict(os.environ, COLO_BUILD=self.build, COLO_SEED=options.seed,
@@ -200,6 +204,9 @@ class Runner:
                 return  # a program that runs again, not this case's fault
             if outcome == "LATE" and (self.again or Running.interrupted):
                 outcome = "FAIL"
+            # A case that failed and whose note names nothing grave: a crash, wrong data.
+            if outcome == "FAIL" and again and not (note or self.again or Running.interrupted):
+                outcome = "ODD"
             print("%-5s %-44s %6.1f s  %s" % (outcome, name, seconds, note))
             if out:
                 text = "\n".join("    " + line for line in out)
@@ -207,8 +214,8 @@ class Runner:
                     text = text[:SHOWN_MAX // 2] + "\n    [...]\n" + text[-SHOWN_MAX // 2:]
                 print(text)
             sys.stdout.flush()
-            if outcome == "LATE":
-                self.late[name] = again
+            if outcome in ("LATE", "ODD"):
+                (self.late if outcome == "LATE" else self.odd)[name] = again
                 return
             self.seen.add(name)
             for _ in range(cases):
@@ -280,7 +287,7 @@ class Runner:
             if pending:
                 outcome, title, took, note = pending
                 again = None
-                if outcome == "LATE":
+                if outcome in ("LATE", "FAIL"):
                     def again():
                         self.script(command + one(title) if one else command, name, seconds)
                 failed = outcome in ("FAIL", "LATE")
@@ -385,6 +392,32 @@ class Runner:
                 self.result("FAIL", name, 0, "did not run again")
             elif self.counts.failed == failed:
                 self.counts.forgiven.append(name)
+
+    def odd_ones(self):
+        """Each alone, several times, all of which must pass; then it counts, once."""
+        odd, self.odd = self.odd, {}
+        if len(odd) > ODD_MAX:
+            for name in odd:
+                self.result("FAIL", name, 0, "failed, as %d others" % (len(odd) - 1))
+            return
+        if odd:
+            print("failed, and now alone, %d times: %s" % (ODD_TRIES, ", ".join(odd)),
+                  flush=True)
+        for name, again in odd.items():
+            for n in range(ODD_TRIES):
+                if Running.interrupted:
+                    return
+                self.seen.discard(name)
+                passed, failed = self.counts.passed, self.counts.failed
+                again()
+                if name not in self.seen:
+                    self.result("FAIL", name, 0, "did not run again")
+                if self.counts.failed > failed:
+                    break
+                if n < ODD_TRIES - 1:
+                    self.counts.passed = passed
+            else:
+                self.counts.unsteady.append(name)
 
     # The kinds of tests
 
@@ -494,9 +527,13 @@ class Runner:
         self.pool(task for part in (self.unit, self.fuzz, self.qtest, self.guest, self.e2e)
                   for task in part())
         self.late_ones()
+        self.odd_ones()
         c = self.counts
         if c.forgiven:
             print("late once, passed alone: " + ", ".join(c.forgiven))
+        if c.unsteady:
+            print("UNSTEADY, failed once and passed alone %d times: %s" % (
+                ODD_TRIES, ", ".join(c.unsteady)))
         if c.failures:
             print("failed: %s\nrepeat with --seed %s --only NAME" % (
                 ", ".join(dict.fromkeys(c.failures)), self.options.seed))

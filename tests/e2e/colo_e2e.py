@@ -38,7 +38,7 @@ import traceback
 from e2e_guest import (Config, TWIN_MAC, disks, image_of, make_fs_image, make_image,
                        primary_command, secondary_command, unprotected_command)
 from e2e_net import GUEST_IP, TWIN_IP, Network
-from e2e_proc import LATE, QMP, Late, LateQMP, Process, QMPError, crashed
+from e2e_proc import LATE, QMP, Late, LateQMP, Process, QMPError, crashed, grave
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BAD_CONSOLE = re.compile(r"COLO-GUEST-(ERROR|FAILED).*|Kernel panic.*|BUG: .*|"
@@ -78,8 +78,8 @@ class Client:
     def why(self):
         """What went wrong, for an assertion."""
         if not self.result or "modes" not in self.result:
-            return self.process.output()[-1500:]
-        return "; ".join("%s: %s" % (m["mode"], m["error"])
+            return "client: " + self.process.output()[-1500:]
+        return "client: " + "; ".join("%s: %s" % (m["mode"], m["error"])
                          for m in self.result["modes"] if not m["ok"])
 
     def mode(self, name):
@@ -551,7 +551,7 @@ def main(module_cases=None):
                 dead = crashed(Process.started)
                 late = isinstance(e, LATE) and not dead
                 print("%-5s %-40s %5.1f s  %s" % ("LATE" if late else "FAIL", name,
-                                                  time.monotonic() - begin, ", ".join(dead)))
+                                                  time.monotonic() - begin, grave(e, dead)))
                 traceback.print_exc(file=sys.stdout)
                 sys.stdout.flush()
     if failed:

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -35,6 +36,16 @@ class LateQMP(QMPError, Late):
 
 # What a case may raise when it is late; subprocess and socket have their own.
 LATE = (Late, subprocess.TimeoutExpired, TimeoutError)
+
+
+# Data of a client, a disk or memory, or who spoke: no repetition makes that good.
+GRAVE = re.compile(r"two voices|sp[eo]ke?|silent|wrong|broken|lost|client|(console|image) of host|"
+                   r"guest: |too early|before its", re.IGNORECASE)
+
+
+def grave(error, dead):
+    """What tests/run-tests.py must never take for the machine's doing; @dead: of crashed()."""
+    return ", ".join(dead + ["WRONG"] * bool(GRAVE.search(str(error))))
 
 
 def in_time(took, limit, what):

@@ -108,8 +108,8 @@ class Opener:
 
     def why(self):
         if not self.result:
-            return self.process.output()[-2000:]
-        return "; ".join("%s: %d of %d failed: %s" % (
+            return "client: " + self.process.output()[-2000:]
+        return "client: " + "; ".join("%s: %d of %d failed: %s" % (
             name, len(r["errors"]), r["done"], r["errors"][0])
             for name, r in self.result.items() if r["errors"])
 

@@ -31,7 +31,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "e2e"))
 
 from e2e_proc import (LATE, QMP, Late, Process, QMPError, crashed, freeze,  # noqa: E402
-                      in_time, listens, within)
+                      grave, in_time, listens, within)
 
 # A peer that a busy machine keeps waiting is not dead; a test of that gives its own time.
 COLO = ("-colo", "checkpoint-events=on,peer-timeout=4000")
@@ -347,7 +347,7 @@ def main():
             dead = crashed(Process.started)
             late = isinstance(e, LATE) and not dead
             print("%-5s %-40s %5.1f s  %s" % ("LATE" if late else "FAIL", name,
-                                              time.monotonic() - begin, ", ".join(dead)))
+                                              time.monotonic() - begin, grave(e, dead)))
             traceback.print_exc(file=sys.stdout)
             print(bed.outputs(), flush=True)
         finally:

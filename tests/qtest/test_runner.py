@@ -96,15 +96,32 @@ def late_twice_or_wrong_at_last_is_a_failure(b):
 
 @case
 def wrong_is_never_forgiven(b):
-    """An assertion, an error answer, a program that dies while it is waited for."""
+    """Of data or of who spoke, or a program that dies while it is waited for."""
     crash = """import subprocess
                 from e2e_proc import Process
                 p = Process('it', ['sh', '-c', 'kill -ABRT $$'], b.dir + '/log'); p.wait()
                 raise Late('x')"""
-    for first in ("assert 1 == 2", "raise QMPError('no')", crash):
+    for first in ("assert 1 == 2, 'two voices'", "raise QMPError('a byte is wrong')", crash):
         last, text = run(b, qtest=[("q", late_case(first))])
         assert last == "2 passed, 1 failed, 0 skipped", text
         assert "passed alone" not in text, text
+
+
+@case
+def failed_and_then_good_is_named(b):
+    """What may be the machine's doing has to pass three times, alone; a few of these at most."""
+    once = late_case("assert 1 == 2")
+    last, text = run(b, qtest=[("q", once)])
+    assert last == "3 passed, 0 failed, 0 skipped", text
+    assert "UNSTEADY, failed once and passed alone 3 times: qtest/q/third\n" in text, text
+    twice = late_case("assert 1 == 2", """if os.path.exists('%s/n'):
+                    assert 1 == 3
+                open('%s/n', 'w').close()""" % (b.dir, b.dir))
+    last, text = run(b, qtest=[("q", twice)])
+    assert last == "2 passed, 1 failed, 0 skipped" and "UNSTEADY" not in text, text
+    cases = "\n".join("@case\ndef odd%d(b):\n    assert again\n" % n for n in range(4))
+    last, text = run(b, qtest=[("q", cases)])
+    assert last == "2 passed, 4 failed, 0 skipped", text
 
 
 @case
