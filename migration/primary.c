@@ -446,12 +446,24 @@ static bool wait_trigger(Primary *p, int64_t last_us, GError **errp)
 
 /* A secondary that refuses the token must do so before it could take over: what fails until
  * then is a migration that failed, and no decision is due. The receiving thread sees to it
- * that a silent peer ends this. */
+ * that a silent peer ends this; one that pings and does nothing ends it here, as output is
+ * held meanwhile. */
 static bool wait_joined(GError **errp)
 {
+    int64_t limit = colo_progress_limit(), end = g_get_monotonic_time() + limit;
+
     g_mutex_lock(&colo.lock);
     while (!colo.peer_joined && !colo.peer_failure && !colo.want_exit && !colo.want_quit) {
-        g_cond_wait(&colo.cond, &colo.lock);
+        if (g_cond_wait_until(&colo.cond, &colo.lock, end)) {
+            continue;
+        }
+        g_autofree char *why = g_strdup_printf(
+            "the secondary answers, but has not taken the witness' token for %" G_GINT64_FORMAT
+            " ms (progress-timeout)", limit / 1000);
+        g_mutex_unlock(&colo.lock);
+        primary_lost(why);
+        g_mutex_lock(&colo.lock);
+        end = g_get_monotonic_time() + limit;
     }
     bool ok = colo.peer_joined;
     if (!ok) {
