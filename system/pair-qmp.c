@@ -75,12 +75,15 @@ static char *next_line(PairQmp *q, unsigned ms, bool *ended)
 
 static void note_event(PairQmp *q, JsonObject *o)
 {
+    const char *event = options_get_str(o, "event", "");
     JsonObject *data = options_get_obj(o, "data");
     const char *error = options_get_str(data ? data : o, "error", NULL);
 
-    if (data && error && strcmp(options_get_str(o, "event", ""), "BLOCK_JOB_COMPLETED") == 0) {
+    /* So ends one that was cut off; a copy that is whole ends as completed. */
+    bool cancelled = strcmp(event, "BLOCK_JOB_CANCELLED") == 0;
+    if (data && (cancelled || (error && strcmp(event, "BLOCK_JOB_COMPLETED") == 0))) {
         g_hash_table_insert(q->job_errors, g_strdup(options_get_str(data, "device", "")),
-                            g_strdup(error));
+                            g_strdup(cancelled ? "it was cancelled" : error));
     }
 }
 

@@ -313,7 +313,11 @@ static bool end_jobs(Pair *p, GError **errp)
         }
         g_usleep(HELD_POLL_US);
     }
-    pair_qmp_drain(p->qmp);
+    /* Why a job failed is told by an event, which the main thread sends, perhaps after the job
+     * has gone. It sends it before it answers this. */
+    if (!pair_qmp_run(p->qmp, "query-status", NULL, NULL, errp)) {
+        return false;
+    }
     for (guint i = 0; i < p->layout->disks->len; i++) {
         if (pair_qmp_job_error(p->qmp, ((PairDisk *)p->layout->disks->pdata[i])->job)) {
             set_job_error(p, errp);
