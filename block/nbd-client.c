@@ -18,6 +18,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <fcntl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 typedef struct NbdCmd {
@@ -334,8 +335,22 @@ void nbd_client_kill(NbdClient *c, const char *why)
     client_fail(c, why);
 }
 
+/* What the kernel has not sent of requests that were given up must not arrive later, when the
+ * link is mended: another connection may have written newer data by then. */
+static void drop_unsent(struct nbd_handle *h)
+{
+    struct linger at_once = {.l_onoff = 1};
+    int fd = nbd_aio_get_fd(h);
+
+    if (fd >= 0) {
+        (void)!setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    }
+}
+
 void nbd_client_free(NbdClient *c)
 {
+    bool given_up = c->error || !g_queue_is_empty(&c->in_flight);
+
     c->closed_fn = NULL;
     block_fd_free(c->watch);
     c->watch = NULL;
@@ -344,6 +359,9 @@ void nbd_client_free(NbdClient *c)
         NbdCmd *cmd = l->data;
 
         block_complete_later(g_steal_pointer(&cmd->req), -ESHUTDOWN);
+    }
+    if (c->h && given_up) {
+        drop_unsent(c->h);
     }
     if (c->h) {
         nbd_close(c->h);

@@ -7,6 +7,9 @@
  */
 #include "block-test.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -267,6 +270,86 @@ static void test_reconnect(void)
     block_test_end();
 }
 
+/* A way to a server that can be cut: then nobody reads what the client sends. */
+typedef struct Way {
+    int listener, near, far;
+    gint cut;
+} Way;
+
+static gpointer way_thread(gpointer opaque)
+{
+    Way *w = opaque;
+    g_autofree char *sock = test_path("s");
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+    g_strlcpy(addr.sun_path, sock, sizeof(addr.sun_path));
+    w->near = accept(w->listener, NULL, NULL);
+    w->far = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_assert_cmpint(connect(w->far, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
+    while (!g_atomic_int_get(&w->cut)) {
+        struct pollfd pfd[2] = {{w->near, POLLIN, 0}, {w->far, POLLIN, 0}};
+        uint8_t buf[4096];
+
+        poll(pfd, 2, 5);
+        for (int i = 0; i < 2; i++) {
+            ssize_t n = pfd[i].revents ? read(pfd[i].fd, buf, sizeof(buf)) : 0;
+            g_assert_cmpint(n, >=, 0);
+            g_assert_cmpint(write(pfd[!i].fd, buf, n), ==, n);
+        }
+    }
+    return NULL;
+}
+
+/* What was given up while the way was cut does not come when it is mended. */
+static void test_given_up(void)
+{
+    static uint8_t data[4 * MIB], rest[65536];
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(at);
+    Way w = {.near = -1};
+    ssize_t n;
+
+    if (!have_nbdkit()) {
+        return;
+    }
+    block_test_begin();
+    GPid pid = nbdkit("memory 4M");
+    w.listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    g_assert_cmpint(bind(w.listener, (struct sockaddr *)&at, len), ==, 0);
+    g_assert_cmpint(listen(w.listener, 1), ==, 0);
+    getsockname(w.listener, (struct sockaddr *)&at, &len);
+    GThread *t = g_thread_new("way", way_thread, &w);
+    test_add("node-name=n,driver=nbd,server.type=inet,server.host=127.0.0.1,server.port=%u",
+             ntohs(at.sin_port));
+    BlockNode *node = test_node("n");
+    g_assert_cmpint(test_io("n", BLOCK_OP_WRITE, 0, 512, data), ==, 0);
+    g_atomic_int_set(&w.cut, 1);
+    g_thread_join(t);
+
+    Many m = {.req = {.op = BLOCK_OP_WRITE, .bytes = sizeof(data), .data = data,
+                      .done = many_done, .opaque = &m}};
+    g_atomic_int_set(&many_left, 1);
+    block_lock();
+    block_submit(node, &m.req);
+    g_main_context_wakeup(io_thread_context(block_thread()));
+    nbd_client_kill(block_nbd_client(node), "no patience");
+    block_unlock();
+    g_assert_true(block_node_del("n", NULL));
+    while ((n = recv(w.near, rest, sizeof(rest), 0)) > 0) {
+    }
+    g_assert_cmpint(n, ==, -1);
+    g_assert_cmpint(errno, ==, ECONNRESET);
+    for (int i = 0; i < 1000 && g_atomic_int_get(&many_left); i++) {
+        g_usleep(5000);
+    }
+    g_assert_cmpint(m.ended, ==, 1);
+    close(w.near);
+    close(w.far);
+    close(w.listener);
+    stop(pid, SIGKILL);
+    block_test_end();
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -274,5 +357,6 @@ int main(int argc, char **argv)
     g_test_add_func("/block/nbd-client/secondary-refuses", test_secondary_refuses);
     g_test_add_func("/block/nbd-client/death", test_death);
     g_test_add_func("/block/nbd-client/reconnect", test_reconnect);
+    g_test_add_func("/block/nbd-client/given-up", test_given_up);
     return g_test_run();
 }
