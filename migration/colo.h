@@ -110,8 +110,8 @@ typedef struct Colo {
     /* Primary: what the receiving thread learnt. */
     uint64_t sent_epoch; /* END of it was sent, or is about to be */
     uint64_t received_epoch, loaded_epoch;
+    uint64_t joined_epoch; /* the one from which on it shares the arbiter's token, or 0 */
     char *peer_failure; /* why the peer is lost, or NULL */
-    bool peer_joined; /* it took the arbiter's token */
     bool peer_took_over;
     bool peer_guest_off; /* secondary: its last beat said that the guest has shut down */
     bool peer_silent;    /* secondary: its end of the connection is closed */

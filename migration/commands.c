@@ -261,11 +261,12 @@ QmpResult qmp_migrate(QmpRequest *req, JsonObject *args, JsonNode **ret, GError 
     colo.mode = COLO_MODE_PRIMARY;
     colo.reason = "none";
     colo.epoch = colo.sent_epoch = colo.received_epoch = colo.loaded_epoch = 0;
+    colo.joined_epoch = 0;
     colo.want_exit = colo.want_checkpoint = colo.peer_took_over = false;
     /* The words of the last round are no proof in this one. */
     colo.decided = colo.operator_vouches = false;
     colo.was_protected = false;
-    colo.peer_may_live = colo.peer_joined = false;
+    colo.peer_may_live = false;
     g_clear_pointer(&colo.peer_failure, g_free);
     g_clear_pointer(&colo.error, g_free);
     colo.said_status = NULL;

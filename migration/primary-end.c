@@ -80,7 +80,7 @@ static void handle(Channel *ch, const ChannelMsg *msg)
         break;
     case CHANNEL_TOKEN:
         g_mutex_lock(&colo.lock);
-        colo.peer_joined = true;
+        colo.joined_epoch = COLO_EPOCH_SAFE;
         g_cond_broadcast(&colo.cond);
         g_mutex_unlock(&colo.lock);
         break;

@@ -120,9 +120,9 @@ static int64_t progress_limit(uint64_t epoch)
     return colo_progress_limit() + (epoch < COLO_EPOCH_SAFE ? all : 0);
 }
 
-/* Wait until @epoch is what the secondary said last of @which (@what, for people). Its pings
- * are another thread's and prove little: it has to come on, or it counts as lost. Writes that
- * arrive there are progress, too, up to the checkpoint's barriers. */
+/* Wait until @epoch is what the secondary said last of @which (@what it then has done, for
+ * people). Its pings are another thread's and prove little: it has to come on, or it counts as
+ * lost. Writes that arrive there are progress, too, up to the checkpoint's barriers. */
 static bool wait_peer(Primary *p, const uint64_t *which, uint64_t epoch, const char *what,
                       GError **errp)
 {
@@ -138,7 +138,7 @@ static bool wait_peer(Primary *p, const uint64_t *which, uint64_t epoch, const c
         uint64_t now = block_primary_behind(p->cap.barriers, p->cap.n_barriers);
         if (now >= behind || (now == 0 && behind == UINT64_MAX)) {
             g_autofree char *why = g_strdup_printf(
-                "the secondary answers, but has not %s checkpoint %" G_GUINT64_FORMAT
+                "the secondary answers, but has not %s %" G_GUINT64_FORMAT
                 " for %" G_GINT64_FORMAT " ms (progress-timeout)", what, epoch, limit / 1000);
             primary_lost(why);
         }
@@ -360,7 +360,8 @@ static bool checkpoint(Primary *p, GError **errp)
     colo_finish_run_state(requests);
     uint64_t sent = channel_bytes_sent(p->ch);
     if (!send_checkpoint(p, epoch, errp) ||
-        !wait_peer(p, &colo.received_epoch, epoch, "taken", errp) || !wait_flushed(errp)) {
+        !wait_peer(p, &colo.received_epoch, epoch, "taken checkpoint", errp) ||
+        !wait_flushed(errp)) {
         return false;
     }
     colo_step("received");
@@ -371,7 +372,7 @@ static bool checkpoint(Primary *p, GError **errp)
     int64_t committed = g_get_monotonic_time();
     sent = channel_bytes_sent(p->ch) - sent;
     note_checkpoint(p, epoch, committed);
-    if (!wait_peer(p, &colo.loaded_epoch, epoch, "loaded", errp)) {
+    if (!wait_peer(p, &colo.loaded_epoch, epoch, "loaded checkpoint", errp)) {
         return false;
     }
     net_lock();
@@ -444,36 +445,6 @@ static bool wait_trigger(Primary *p, int64_t last_us, GError **errp)
     return due;
 }
 
-/* A secondary that refuses the token must do so before it could take over: what fails until
- * then is a migration that failed, and no decision is due. The receiving thread sees to it
- * that a silent peer ends this; one that pings and does nothing ends it here, as output is
- * held meanwhile. */
-static bool wait_joined(GError **errp)
-{
-    int64_t limit = colo_progress_limit(), end = g_get_monotonic_time() + limit;
-
-    g_mutex_lock(&colo.lock);
-    while (!colo.peer_joined && !colo.peer_failure && !colo.want_exit && !colo.want_quit) {
-        if (g_cond_wait_until(&colo.cond, &colo.lock, end)) {
-            continue;
-        }
-        g_autofree char *why = g_strdup_printf(
-            "the secondary answers, but has not taken the witness' token for %" G_GINT64_FORMAT
-            " ms (progress-timeout)", limit / 1000);
-        g_mutex_unlock(&colo.lock);
-        primary_lost(why);
-        g_mutex_lock(&colo.lock);
-        end = g_get_monotonic_time() + limit;
-    }
-    bool ok = colo.peer_joined;
-    if (!ok) {
-        colo_error_set(errp, "%s", colo.peer_failure ? colo.peer_failure
-                                                     : "protection ends on request");
-    }
-    g_mutex_unlock(&colo.lock);
-    return ok;
-}
-
 /* Before the checkpoint from which on the peer could take over: what decides between us. */
 static bool share_ownership(Primary *p, GError **errp)
 {
@@ -489,8 +460,11 @@ static bool share_ownership(Primary *p, GError **errp)
     }
     g_autofree char *token = colo.arbiter->class->protect(colo.arbiter, errp);
     colo_step("shared");
+    /* A secondary that refuses the token must do so before it could take over: what fails until
+     * then is a migration that failed, and no decision is due. */
     return token && channel_send_text(p->ch, CHANNEL_TOKEN, token, errp) &&
-           wait_joined(errp);
+           wait_peer(p, &colo.joined_epoch, COLO_EPOCH_SAFE,
+                     "taken the witness' token for checkpoint", errp);
 }
 
 static bool protect(Primary *p, GError **errp)
