@@ -344,6 +344,18 @@ bool block_job_exists(const char *id)
     return found;
 }
 
+BlockJobPhase block_job_phase(const char *id)
+{
+    block_lock();
+    BlockJob *job = job_find(id);
+    BlockJobPhase phase = !job            ? BLOCK_JOB_GONE
+                          : job->parted   ? BLOCK_JOB_PARTED
+                          : job->flushing ? BLOCK_JOB_FLUSHES
+                                          : BLOCK_JOB_WORKS;
+    block_unlock();
+    return phase;
+}
+
 /* --- Queries --- */
 
 static JsonObject *job_info(BlockJob *job, bool block)

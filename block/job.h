@@ -47,6 +47,8 @@ struct BlockJob {
     uint64_t verified, differed;
     bool ready;           /* once it was */
     bool paused, cancel, force, complete;
+    bool flushing;        /* its target is asked to make all durable */
+    bool parted;          /* it takes nothing of the guest's any more */
     bool auto_finalize, auto_dismiss;
     const char *io_status;
     char *error;

@@ -32,6 +32,7 @@ static void active_done(BlockRequest *req, int ret)
     Mirror *m = a->m;
     BlockHooked *hd = a->hd;
 
+    m->written++;
     if (ret == -EOPNOTSUPP && req->op == BLOCK_OP_ZEROES) {
         m->zeroes = m->probe = false;
     }

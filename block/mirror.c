@@ -62,6 +62,7 @@ static void op_written(BlockRequest *req, int ret)
 {
     MirrorOp *op = req->opaque;
 
+    op->m->written++;
     if (ret == -EOPNOTSUPP && req->op == BLOCK_OP_ZEROES && !op->m->ending) {
         /* As data, in pieces that the copier chooses. */
         op->m->zeroes = op->m->probe = false;
@@ -288,6 +289,7 @@ static bool at_rest(Mirror *m)
 }
 
 static void mirror_finish(Mirror *m);
+static void settle(Mirror *m);
 
 void mirror_step(Mirror *m)
 {
@@ -313,6 +315,10 @@ void mirror_step(Mirror *m)
     if (!job->ready) {
         m->first_pass = false;
         m->active = m->copy_mode != MIRROR_BACKGROUND;
+        if (!m->settled && m->written != m->durable) {
+            settle(m);
+            return;
+        }
         block_job_set_ready(job);
     }
     if (job->cancel || job->complete) {
@@ -435,11 +441,50 @@ void mirror_end(Mirror *m, char *error)
     mirror_put(m);
 }
 
+static void flush_target(Mirror *m, BlockDoneFunc done)
+{
+    m->job->flushing = true;
+    m->flush_covers = m->written;
+    m->flush.op = BLOCK_OP_FLUSH;
+    m->flush.done = done;
+    m->flush.opaque = m;
+    block_submit(m->target, &m->flush);
+}
+
+static void flush_ended(Mirror *m, int ret)
+{
+    m->job->flushing = m->flushing = false;
+    m->durable = ret < 0 ? m->durable : m->flush_covers;
+}
+
+static void settled(BlockRequest *req, int ret)
+{
+    Mirror *m = req->opaque;
+
+    flush_ended(m, ret);
+    m->settled = true;
+    if (ret < 0) {
+        mirror_end(m, g_strdup_printf("the target cannot be flushed: %s",
+                                      g_strerror(-ret)));
+    }
+    mirror_put(m);
+}
+
+/* All of a copy may have to go to the target's disk: that takes long, and is over before
+ * anybody waits for the end. */
+static void settle(Mirror *m)
+{
+    if (!m->job->flushing) {
+        m->in_flight++;
+        flush_target(m, settled);
+    }
+}
+
 static void target_flushed(BlockRequest *req, int ret)
 {
     Mirror *m = req->opaque;
 
-    m->flushing = false;
+    flush_ended(m, ret);
     io_source_destroy(&m->kill);
     if (ret < 0) {
         g_clear_pointer(&m->source->mirrored_to, g_free);
@@ -453,15 +498,6 @@ static void target_flushed(BlockRequest *req, int ret)
                                             g_strerror(-ret))
                           : NULL);
     mirror_put(m);
-}
-
-static void flush_target(Mirror *m, BlockDoneFunc done)
-{
-    m->flushing = true;
-    m->flush.op = BLOCK_OP_FLUSH;
-    m->flush.done = done;
-    m->flush.opaque = m;
-    block_submit(m->target, &m->flush);
 }
 
 /* No request of the guest is in flight. */
@@ -490,9 +526,18 @@ static void guest_excluded(BlockRange *range)
         g_free(m->source->mirrored_to);
         m->source->mirrored_to =
             nbd && !m->none ? g_strdup(nbd_client_export(nbd)) : NULL;
+        m->job->parted = true;
         block_front_include(m->source, range);
     }
-    flush_target(m, target_flushed);
+    m->flushing = true;
+    if (m->written == m->durable) {
+        m->flush_covers = m->written;
+        m->flush.done = target_flushed;
+        m->flush.opaque = m;
+        block_complete_later(&m->flush, 0);
+    } else {
+        flush_target(m, target_flushed);
+    }
 }
 
 static void mirror_exclude(Mirror *m)
@@ -507,8 +552,7 @@ static void mostly_flushed(BlockRequest *req, int ret)
 {
     Mirror *m = req->opaque;
 
-    m->flushing = false;
-    m->flushed = true;
+    flush_ended(m, ret);
     if (ret < 0) {
         mirror_end(m, g_strdup_printf("the target cannot be flushed: %s",
                                       g_strerror(-ret)));
@@ -516,12 +560,14 @@ static void mostly_flushed(BlockRequest *req, int ret)
     mirror_put(m);
 }
 
-/* The long flush comes first, while the guest still runs. */
+/* Where the guest will have to wait for what is not durable, the long flush comes first. */
 static void mirror_finish(Mirror *m)
 {
-    if (m->flushed) {
+    if (!m->job->complete || m->job->cancel || m->written == m->durable || m->mostly) {
         mirror_exclude(m);
     } else {
+        m->mostly = true;
+        m->flushing = true;
         m->in_flight++;
         flush_target(m, mostly_flushed);
     }

@@ -25,10 +25,13 @@
  * With x-verify both disks are compared by checksums after the copy (mirror-verify.c), and
  * what differs is marked: before READY.
  *
- * Phases: copying -> (comparing, copying) -> ready (bitmap empty, nothing on its way) -> ending. An end that wants
+ * Phases: copying -> (comparing, copying) -> settling (the target's flush, while the guest runs
+ * and copying goes on) -> ready (bitmap empty, nothing on its way) -> ending. An end that wants
  * both sides equal (cancel after READY, complete) shuts the guest's requests out for a
- * moment, looks whether the bitmap is still empty, takes the hook off, and flushes the
- * target. Then the job has its final state.
+ * moment, looks whether the bitmap is still empty, and takes the hook off. A cancelled job has
+ * parted then: the guest's requests go on, and what the target got since its last flush is
+ * flushed beside them. One that completes flushes before that moment and, if need be, in it:
+ * the guest goes on with the target. Then the job has its final state.
  *
  * Limits: a guest's write waits ACTIVE_PATIENCE_MS for the target, after that it only
  * sets its bits, and so do all that follow until the target answers again.
@@ -99,7 +102,11 @@ typedef struct Mirror {
     char *error;
     bool excluding, excluded; /* the guest's requests */
     BlockRange all;
-    bool flushing, flushed;
+    uint64_t written, durable; /* requests that the target has done, and those of them flushed */
+    uint64_t flush_covers;
+    bool flushing; /* for the end: nothing is copied */
+    bool settled;  /* flushed once, before READY */
+    bool mostly;   /* and once before the guest is shut out */
     BlockRequest flush;
     GSource *kill;
 } Mirror;

@@ -7,8 +7,10 @@
  * A mirror job a disk copies while the guest runs. Once all are ready the guest is stopped,
  * the jobs end (their last moment is the one of which the secondary's images are the copy), the
  * replication children take their place, and the guest runs. The forwarders' connections
- * are made before the stop; the flush of what was copied falls into it. The stop is bounded:
- * whatever does not come in time, the guest runs on and the try has failed.
+ * are made before the stop. The target's flushes are not part of it: the long one comes before a
+ * job is ready, and what of the rest the guest wrote until the stop is flushed after it, before
+ * protection begins. The stop is bounded: whatever does not come in time, the guest runs on
+ * and the try has failed.
  */
 #include "system/pair-int.h"
 
@@ -25,10 +27,13 @@
 
 #define POLL_MS 100
 #define HELD_POLL_US 500
+#define FLUSH_POLL_US 5000
 #define HELD_MAX_MS 1500
 #define CANCEL_MS 10000
 #define ASK_NBD_MS 2000
 #define STALL_MIN_MS 5000
+#define FLUSH_MAX_MS 120000 /* of a peer that answers */
+#define ASK_PEER_MS 1000
 
 /* --- Who is who --- */
 
@@ -89,7 +94,7 @@ static bool nbd_answers(Pair *p, GError **errp)
 /* --- Mirror jobs --- */
 
 typedef struct Progress {
-    unsigned there, ready;
+    unsigned there, ready, flushing;
     uint64_t done, total;
 } Progress;
 
@@ -105,6 +110,7 @@ static Progress progress(Pair *p)
             if (strcmp(options_get_str(o, "device", ""), d->job) == 0) {
                 out.there++;
                 out.ready += json_object_get_boolean_member(o, "ready");
+                out.flushing += block_job_phase(d->job) == BLOCK_JOB_FLUSHES;
                 out.done += json_object_get_int_member(o, "offset");
                 out.total += json_object_get_int_member(o, "len");
             }
@@ -215,10 +221,31 @@ static void show(Pair *p, const Progress *g)
     g_mutex_unlock(&p->lock);
 }
 
+/* A flush shows no progress. That it is one, and no hang, the peer's own word has to do for. */
+static bool peer_lives(Pair *p)
+{
+    PairRefusal r = PAIR_OK;
+    PairPeer peer;
+
+    return pair_peer_ask(p->opts.peer, p->opts.pair_port, ASK_PEER_MS, &p->key, &peer, &r, NULL) ==
+               PAIR_HEARD &&
+           strcmp(peer.state, "waiting") == 0;
+}
+
+static int64_t stall_us(Pair *p)
+{
+    return MAX(STALL_MIN_MS, 3 * p->opts.peer_timeout) * 1000LL;
+}
+
+/* Whether to wait on for flushes that began at @since or later. */
+static bool flush_may_last(Pair *p, int64_t since)
+{
+    return g_get_monotonic_time() - since < FLUSH_MAX_MS * 1000LL && peer_lives(p);
+}
+
 static bool wait_ready(Pair *p, unsigned n, GError **errp)
 {
-    int64_t stall_us = MAX(STALL_MIN_MS, 3 * p->opts.peer_timeout) * 1000LL;
-    int64_t moved = g_get_monotonic_time();
+    int64_t moved = g_get_monotonic_time(), progressed = moved;
     uint64_t last = 0;
 
     for (;;) {
@@ -235,11 +262,15 @@ static bool wait_ready(Pair *p, unsigned n, GError **errp)
         }
         if (g.done != last) {
             last = g.done;
+            moved = progressed = g_get_monotonic_time();
+        } else if (g_get_monotonic_time() - moved > stall_us(p)) {
+            if (!g.flushing || !flush_may_last(p, progressed)) {
+                colo_error_set(errp, "the secondary has %s of the disks for %d ms",
+                               g.flushing ? "not ended a flush" : "taken nothing",
+                               (int)((g_get_monotonic_time() - progressed) / 1000));
+                return false;
+            }
             moved = g_get_monotonic_time();
-        } else if (g_get_monotonic_time() - moved > stall_us) {
-            colo_error_set(errp, "the secondary has taken nothing of the disks for %d ms",
-                           (int)(stall_us / 1000));
-            return false;
         }
         g_usleep(POLL_MS * 1000);
         pair_qmp_drain(p->qmp);
@@ -295,7 +326,20 @@ static bool hold(Pair *p, GError **errp)
     return pair_qmp_run(p->qmp, "stop", NULL, NULL, errp);
 }
 
-static bool end_jobs(Pair *p, GError **errp)
+/* Whether all jobs let go of the guest's disks: gone, or parted. */
+static bool parted(Pair *p)
+{
+    for (guint i = 0; i < p->layout->disks->len; i++) {
+        BlockJobPhase phase = block_job_phase(((PairDisk *)p->layout->disks->pdata[i])->job);
+
+        if (phase != BLOCK_JOB_GONE && phase != BLOCK_JOB_PARTED) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool part_jobs(Pair *p, GError **errp)
 {
     int64_t end = g_get_monotonic_time() + HELD_MAX_MS * 1000LL;
 
@@ -306,12 +350,35 @@ static bool end_jobs(Pair *p, GError **errp)
             return false;
         }
     }
-    while (progress(p).there > 0) {
+    while (!parted(p)) {
         if (g_get_monotonic_time() > end) {
             colo_error_set(errp, "the copy of the disks does not end within %d ms", HELD_MAX_MS);
             return false;
         }
         g_usleep(HELD_POLL_US);
+    }
+    return true;
+}
+
+/* What the guest wrote until the stop is flushed over there, while it runs. */
+static bool wait_jobs(Pair *p, GError **errp)
+{
+    int64_t start = g_get_monotonic_time(), asked = start;
+
+    while (progress(p).there > 0) {
+        if (pair_quits()) {
+            colo_error_set(errp, "the process ends");
+            return false;
+        }
+        if (g_get_monotonic_time() - asked > stall_us(p)) {
+            if (!flush_may_last(p, start)) {
+                colo_error_set(errp, "the secondary has not flushed the copy of the disks in %d ms",
+                               (int)((g_get_monotonic_time() - start) / 1000));
+                return false;
+            }
+            asked = g_get_monotonic_time();
+        }
+        g_usleep(FLUSH_POLL_US);
     }
     /* Why a job failed is told by an event, which the main thread sends, perhaps after the job
      * has gone. It sends it before it answers this. */
@@ -340,13 +407,14 @@ bool pair_attach_disks(Pair *p, const PairPeer *peer, GError **errp)
         return false;
     }
     int64_t start = g_get_monotonic_time();
-    bool ok = hold(p, errp) && end_jobs(p, errp) && attach_nodes(p, errp);
+    bool ok = hold(p, errp) && part_jobs(p, errp) && attach_nodes(p, errp);
     bool held = p->held;
     pair_let_go(p);
+    int64_t pause = held ? g_get_monotonic_time() - start : 0;
+    ok = ok && wait_jobs(p, errp);
     if (ok) {
         del_targets(p);
     }
-    int64_t pause = held ? g_get_monotonic_time() - start : 0;
     g_mutex_lock(&p->lock);
     p->resync_pause_us = pause;
     g_mutex_unlock(&p->lock);

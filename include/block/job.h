@@ -30,6 +30,16 @@ typedef enum BlockJobVerb {
 
 /** Whether job @id is one of ours. */
 bool block_job_exists(const char *id);
+
+/** What is known of a job beyond QMP's words. */
+typedef enum BlockJobPhase {
+    BLOCK_JOB_GONE,
+    BLOCK_JOB_WORKS,
+    BLOCK_JOB_FLUSHES, /* the same, and for its target's flush it waits */
+    BLOCK_JOB_PARTED,  /* the target is the copy of a moment that is over; a flush may be due */
+} BlockJobPhase;
+
+BlockJobPhase block_job_phase(const char *id);
 bool block_job_command(const char *id, BlockJobVerb verb, GError **errp);
 /** @speed: bytes a second, 0 without limit. */
 bool block_job_set_speed(const char *id, int64_t speed, GError **errp);
