@@ -18,8 +18,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include <glib-unix.h>
+#include <linux/tcp.h> /* not netinet/tcp.h: that knows no tcpi_min_rtt */
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <zlib.h>
 
 #include "util/bytes.h"
@@ -530,10 +530,12 @@ int64_t channel_silence(Channel *c)
 
 int64_t channel_rtt(Channel *c)
 {
-    struct tcp_info info;
+    struct tcp_info info = {0};
     socklen_t len = sizeof(info);
+    bool known = getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 &&
+                 info.tcpi_min_rtt != UINT32_MAX;
 
-    return getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 ? info.tcpi_rtt : 0;
+    return known ? info.tcpi_min_rtt : 0;
 }
 
 uint64_t channel_bytes_sent(Channel *c)

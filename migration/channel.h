@@ -133,7 +133,8 @@ int64_t channel_silence(Channel *c);
 
 uint64_t channel_bytes_sent(Channel *c);
 
-/** Microseconds of a round trip as the kernel measured it lately; 0 if it does not know. */
+/** Microseconds of the shortest round trip that the kernel saw in the last minutes; 0 if it does
+ * not know. Not the usual one: that has the peer's delayed ACKs in it, up to 40 ms each. */
 int64_t channel_rtt(Channel *c);
 
 /** Value @i of a message of big-endian 64-bit numbers; 0 beyond its end. */

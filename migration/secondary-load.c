@@ -269,8 +269,9 @@ static bool check_reset(GError **errp)
     return n == 0;
 }
 
-/* RAM and devices of the stopped SVM to the checkpoint in cache and staging. */
-static bool load(Secondary *s, GByteArray *state, GError **errp)
+/* RAM and devices of the stopped SVM to the checkpoint in cache and staging. @added: as of
+ * advance_clock(), which comes after the pages: how many they are is not to be guessed. */
+static bool load(Secondary *s, GByteArray *state, int64_t *added, GError **errp)
 {
     s->restored = ram_restore(colo.ram, NULL, errp);
     if (s->restored < 0) {
@@ -281,6 +282,7 @@ static bool load(Secondary *s, GByteArray *state, GError **errp)
         colo_error_set(errp, "no load, as asked by -colo fail-load");
         return false;
     }
+    advance_clock(s, state, added);
     return load_devices(s, state, errp) && check_reset(errp);
 }
 
@@ -291,12 +293,10 @@ static bool load_or_retry(Secondary *s, GByteArray *state, GError **errp)
     int64_t added = 0;
 
     s->unloaded = false;
-    advance_clock(s, state, &added);
-    if (!load(s, state, &first)) {
+    if (!load(s, state, &added, &first)) {
         colo_report("loading a checkpoint failed (%s): once more", first->message);
         ram_mark_all(colo.ram);
-        advance_clock(s, state, &added);
-        if (!load(s, state, errp)) {
+        if (!load(s, state, &added, errp)) {
             return false;
         }
     }
