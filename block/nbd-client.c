@@ -9,6 +9,7 @@
  * every command in flight and stays dead: reconnecting is a decision for others (nbd-node.c).
  */
 #include "block-int.h"
+#include "util/deadline.h"
 #include "util/tls.h"
 
 #include <gio/gio.h>
@@ -248,9 +249,9 @@ NbdClient *nbd_client_new_tls(const char *path, const char *host, const char *po
     }
     int r = path ? nbd_aio_connect_unix(h, path) : nbd_aio_connect_tcp(h, host, port);
     while (r >= 0 && nbd_aio_is_connecting(h) > 0) {
-        gint64 left = (end - g_get_monotonic_time()) / 1000;
+        int left = deadline_left_ms(end);
 
-        if (left <= 0) {
+        if (left == 0) {
             colo_error_set(errp, "NBD export '%s': %s does not answer", export_name,
                            path ? path : host);
             nbd_close(h);

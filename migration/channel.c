@@ -23,6 +23,7 @@
 #include <zlib.h>
 
 #include "util/bytes.h"
+#include "util/deadline.h"
 #include "util/error.h"
 #include "util/trace.h"
 
@@ -121,8 +122,8 @@ void channel_linger(Channel *c, unsigned ms)
     shutdown(c->fd, SHUT_WR);
     for (;;) {
         struct pollfd pfd = {c->fd, POLLIN, 0};
-        int64_t left = (end - g_get_monotonic_time() + 999) / 1000;
-        if (left <= 0 || poll(&pfd, 1, (int)left) == 0) {
+        int left = deadline_left_ms(end);
+        if (left == 0 || poll(&pfd, 1, left) == 0) {
             return;
         }
         ssize_t r = recv(c->fd, drop, sizeof(drop), MSG_DONTWAIT);
@@ -208,8 +209,7 @@ static ChannelResult wait_writable(Channel *c, bool whole, int64_t *grace_end, G
     int64_t now = g_get_monotonic_time();
     *grace_end = *grace_end ? *grace_end : now + CANCEL_GRACE_US;
     struct pollfd pfd = {c->fd, POLLOUT, 0};
-    int left = MAX(0, (*grace_end - now + 999) / 1000);
-    return poll(&pfd, 1, left) > 0 ? CHANNEL_OK : CHANNEL_CANCELLED;
+    return poll(&pfd, 1, deadline_left_at(*grace_end, now)) > 0 ? CHANNEL_OK : CHANNEL_CANCELLED;
 }
 
 static ssize_t raw_send(Channel *c, struct iovec *iov, unsigned n)
@@ -249,8 +249,7 @@ bool channel_start_tls(Channel *c, TlsCreds *creds, const char *hostname, unsign
 
     while (s && (r = tls_session_handshake(s, errp)) == 0) {
         short events = tls_session_wants(s) == G_IO_IN ? POLLIN : POLLOUT;
-        int64_t left = (end - g_get_monotonic_time()) / 1000;
-        ChannelResult w = channel_wait(c, events, MAX(left, 0), errp);
+        ChannelResult w = channel_wait(c, events, deadline_left_ms(end), errp);
         if (w != CHANNEL_OK) {
             if (w != CHANNEL_ERROR) {
                 colo_error_set(errp, w == CHANNEL_TIMEOUT
@@ -493,12 +492,7 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
             colo_error_set_errno(errp, errno, "connection to the peer");
             return CHANNEL_ERROR;
         }
-        int left = -1;
-        if (timeout_ms >= 0) {
-            /* One look at the clock: MAX() would take two, and the second may be late. */
-            int64_t rest = (deadline - g_get_monotonic_time() + 999) / 1000;
-            left = MAX(0, rest);
-        }
+        int left = timeout_ms < 0 ? -1 : deadline_left_ms(deadline);
         ChannelResult w = channel_wait(c, POLLIN, left, errp);
         if (w != CHANNEL_OK) {
             return w;

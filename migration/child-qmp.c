@@ -28,6 +28,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "util/deadline.h"
 #include "util/error.h"
 #include "util/trace.h"
 
@@ -69,9 +70,8 @@ static char *next_line(ChildQmp *q, int64_t deadline, GError **errp)
             colo_error_set(errp, "the emulator's monitor sent an endless line");
             return NULL;
         }
-        int64_t left = (deadline - g_get_monotonic_time() + 999) / 1000;
         struct pollfd pfd = {q->fd, POLLIN, 0};
-        int r = poll(&pfd, 1, left > 0 ? (int)left : 0);
+        int r = poll(&pfd, 1, deadline_left_ms(deadline));
         if (r == 0) {
             colo_error_set(errp, "the emulator's monitor does not answer");
             return NULL;

@@ -24,6 +24,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "util/deadline.h"
 #include "util/error.h"
 #include "util/trace.h"
 
@@ -395,11 +396,10 @@ static void sync_done(JsonNode *ret, const GError *err, void *opaque)
 /* Read or write for at most until @deadline (monotonic us). */
 static void child_poll(gint64 deadline)
 {
-    gint64 left = (deadline - g_get_monotonic_time() + 999) / 1000;
     bool want_out = !g_queue_is_empty(child.out) && !child.fd_wait;
     struct pollfd pfd = {child.fd, POLLIN | (want_out ? POLLOUT : 0), 0};
 
-    if (poll(&pfd, 1, CLAMP(left, 0, G_MAXINT)) <= 0) {
+    if (poll(&pfd, 1, deadline_left_ms(deadline)) <= 0) {
         return;
     }
     if (pfd.revents & POLLOUT) {
@@ -466,9 +466,9 @@ static GString *first_text(GError **errp)
         if (r != JSON_STREAM_EMPTY) {
             return text;
         }
-        gint64 left = (deadline - g_get_monotonic_time()) / 1000;
+        int left = deadline_left_ms(deadline);
         struct pollfd pfd = {child.fd, POLLIN, 0};
-        if (left <= 0 || poll(&pfd, 1, left) == 0) {
+        if (left == 0 || poll(&pfd, 1, left) == 0) {
             colo_error_set(errp, "The emulator sent no QMP greeting within %d s",
                            GREETING_TIMEOUT_MS / 1000);
             return NULL;

@@ -22,6 +22,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "util/deadline.h"
 #include "util/error.h"
 #include "util/trace.h"
 
@@ -491,9 +492,9 @@ void qmp_clients_shutdown(unsigned ms)
     while (clients.list) {
         QmpClient *c = clients.list->data;
         while (!c->closed && unread(c)) {
-            gint64 left = (deadline - g_get_monotonic_time()) / 1000;
+            int left = deadline_left_ms(deadline);
             struct pollfd pfd = {c->out_fd, POLLOUT, 0};
-            if (left <= 0 || poll(&pfd, 1, left) <= 0 || !client_flush(c)) {
+            if (left == 0 || poll(&pfd, 1, left) <= 0 || !client_flush(c)) {
                 break;
             }
         }

@@ -6,6 +6,8 @@
  */
 #include "system/pair-backoff.h"
 
+#include "util/deadline.h"
+
 void pair_backoff_protected(PairBackoff *b, int64_t now)
 {
     b->protected_us = now;
@@ -38,5 +40,5 @@ void pair_backoff_reset(PairBackoff *b)
 
 unsigned pair_backoff_wait_ms(const PairBackoff *b, int64_t now)
 {
-    return b->next_us > now ? (unsigned)((b->next_us - now + 999) / 1000) : 0;
+    return (unsigned)deadline_left_at(b->next_us, now);
 }

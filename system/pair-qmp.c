@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "util/deadline.h"
 #include "util/error.h"
 #include "util/options.h"
 #include "util/trace.h"
@@ -58,9 +59,8 @@ static char *next_line(PairQmp *q, unsigned ms, bool *ended)
             g_string_erase(q->in, 0, nl + 1 - q->in->str);
             return line;
         }
-        int64_t left = (deadline - g_get_monotonic_time() + 999) / 1000;
         struct pollfd pfd = {q->fd, POLLIN, 0};
-        if (poll(&pfd, 1, MAX(0, left)) == 0) {
+        if (poll(&pfd, 1, deadline_left_ms(deadline)) == 0) {
             return NULL;
         }
         char part[4096];
@@ -93,8 +93,7 @@ static JsonObject *next_answer(PairQmp *q, unsigned ms, bool *ended)
     int64_t deadline = g_get_monotonic_time() + ms * 1000LL;
 
     for (;;) {
-        int64_t left = (deadline - g_get_monotonic_time()) / 1000;
-        g_autofree char *line = next_line(q, MAX(0, left), ended);
+        g_autofree char *line = next_line(q, deadline_left_ms(deadline), ended);
         g_autoptr(JsonObject) o = line ? options_parse(line, NULL, NULL) : NULL;
         if (!line) {
             return NULL;

@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "util/deadline.h"
 #include "util/error.h"
 
 typedef union Address {
@@ -42,9 +43,9 @@ bool net_wait(int fd, short events, gint64 end)
     struct pollfd p = {.fd = fd, .events = events};
 
     for (;;) {
-        gint64 left = (end - g_get_monotonic_time() + 999) / 1000;
-        int n = poll(&p, 1, CLAMP(left, 0, 3600000));
-        if (n > 0 || (n == 0 && left <= 0)) {
+        int left = deadline_left_ms(end);
+        int n = poll(&p, 1, left);
+        if (n > 0 || (n == 0 && left == 0)) {
             return n > 0;
         }
         if (n < 0 && errno != EINTR) {

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "monitor/json-text.h"
+#include "util/deadline.h"
 
 #define GREETING_MS 5000
 #define ANSWER_MS 30000
@@ -33,17 +34,12 @@ struct CtlQmp {
     char *version;
 };
 
-static int ms_left(gint64 end)
-{
-    return end == 0 ? 0 : MAX(0, (end - g_get_monotonic_time() + 999) / 1000);
-}
-
 static bool wait_fd(CtlQmp *q, short events, gint64 end)
 {
     struct pollfd p = {.fd = q->fd, .events = events};
     int n;
 
-    while ((n = poll(&p, 1, ms_left(end))) < 0 && errno == EINTR) {
+    while ((n = poll(&p, 1, deadline_left_ms(end))) < 0 && errno == EINTR) {
     }
     return n > 0;
 }
@@ -62,7 +58,7 @@ static bool dial(CtlQmp *q, gint64 end, GError **errp)
     q->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     while (q->fd >= 0 && connect(q->fd, (struct sockaddr *)&sa, sizeof(sa)) < 0) {
         /* A full backlog: somebody else is being served. */
-        if (errno != EAGAIN || ms_left(end) == 0) {
+        if (errno != EAGAIN || deadline_left_ms(end) == 0) {
             int e = errno;
             ctl_set_error(errp, CTL_ERROR_UNREACHABLE, "%s: %s%s", q->path, g_strerror(e),
                           e == ENOENT || e == ECONNREFUSED ? ": no qemu-colo runs there"
@@ -119,9 +115,10 @@ static JsonNode *next_value(CtlQmp *q, gint64 end, GError **errp)
             json_stream_push(q->in, buf, n);
             q->unread += n;
         }
-        if (q->unread > UNREAD_MAX || (end && ms_left(end) == 0)) {
+        if (q->unread > UNREAD_MAX || (end && deadline_left_ms(end) == 0)) {
             ctl_set_error(errp, CTL_ERROR_UNREACHABLE, "%s: %s", q->path,
-                          ms_left(end) ? "an endless answer" : "no answer among what it sends");
+                          deadline_left_ms(end) ? "an endless answer"
+                                                : "no answer among what it sends");
             return NULL;
         }
     }

@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "util/deadline.h"
 #include "util/error.h"
 #include "util/pair-wire.h"
 
@@ -221,11 +222,6 @@ unsigned pair_port_reflected(const PairPort *p)
 
 /* --- Asking --- */
 
-static int left_ms(int64_t deadline)
-{
-    return CLAMP((deadline - g_get_monotonic_time() + 999) / 1000, 0, 3600000);
-}
-
 static int connect_bounded(const struct addrinfo *a, int timeout_ms, int *err)
 {
     int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -293,7 +289,7 @@ static bool read_all(int fd, GString *text, int64_t deadline, GError **errp)
 {
     while (text->len <= PAIR_ANSWER_MAX) {
         char part[1024];
-        int left = left_ms(deadline);
+        int left = deadline_left_ms(deadline);
         struct pollfd pfd = {fd, POLLIN, 0};
 
         if (left == 0 || poll(&pfd, 1, left) == 0) {
