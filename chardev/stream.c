@@ -13,20 +13,9 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "util/bytes.h"
+
 #define READ_CHUNK (256u << 10)
-
-static uint32_t get_be32(const uint8_t *p)
-{
-    return (uint32_t)p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3];
-}
-
-static void put_be32(uint8_t *p, uint32_t v)
-{
-    p[0] = v >> 24;
-    p[1] = v >> 16;
-    p[2] = v >> 8;
-    p[3] = v;
-}
 
 static void flush(void *opaque);
 
@@ -159,9 +148,9 @@ static bool socket_send(Chardev *c, const Frame *f)
     if (!p) {
         return false;
     }
-    put_be32(p, vnet + f->len);
+    bytes_put_be(p, vnet + f->len, 4);
     if (c->vnet_hdr) {
-        put_be32(p + 4, vnet);
+        bytes_put_be(p + 4, vnet, 4);
     }
     memcpy(p + head, f->data - vnet, vnet + f->len);
     c->frames_out++;
@@ -195,7 +184,7 @@ bool chardev_send_text(Chardev *c, const char *text)
     if (!p) {
         return false;
     }
-    put_be32(p, len);
+    bytes_put_be(p, len, 4);
     memcpy(p + 4, text, len);
     c->frames_out++;
     stream_kick(c);
@@ -220,7 +209,7 @@ bool chardev_send_control(Chardev *c, const ChardevControl *msg)
     if (!p) {
         return false;
     }
-    put_be32(p, CHARDEV_CONTROL_BIT | (msg->len + 1));
+    bytes_put_be(p, CHARDEV_CONTROL_BIT | (msg->len + 1), 4);
     p[4] = msg->type;
     if (msg->len) {
         memcpy(p + 5, msg->body, msg->len);
@@ -237,7 +226,7 @@ static ssize_t item_size(Chardev *c, const uint8_t *p, size_t n, const char **wh
     if (n < 4) {
         return 0;
     }
-    uint32_t len = get_be32(p);
+    uint32_t len = bytes_get_be(p, 4);
     if (len & CHARDEV_CONTROL_BIT) {
         uint32_t body = len & ~CHARDEV_CONTROL_BIT;
         if (!c->allow_control || body == 0 || body > CHARDEV_CONTROL_MAX) {
@@ -256,7 +245,7 @@ static ssize_t item_size(Chardev *c, const uint8_t *p, size_t n, const char **wh
     if (n < 8) {
         return 0;
     }
-    uint32_t vnet = get_be32(p + 4);
+    uint32_t vnet = bytes_get_be(p + 4, 4);
     if (vnet >= len || vnet > FRAME_HEADROOM) {
         *why = "a vnet header length out of range";
         return -1;
@@ -266,7 +255,7 @@ static ssize_t item_size(Chardev *c, const uint8_t *p, size_t n, const char **wh
 
 static void deliver(Chardev *c, const uint8_t *p, size_t size, int64_t now)
 {
-    uint32_t len = get_be32(p);
+    uint32_t len = bytes_get_be(p, 4);
 
     if (len & CHARDEV_CONTROL_BIT) {
         ChardevControl msg = {.type = p[4], .len = size - 5, .body = p + 5};
@@ -275,7 +264,7 @@ static void deliver(Chardev *c, const uint8_t *p, size_t size, int64_t now)
         }
         return;
     }
-    uint32_t vnet = c->vnet_hdr ? get_be32(p + 4) : 0;
+    uint32_t vnet = c->vnet_hdr ? bytes_get_be(p + 4, 4) : 0;
     const uint8_t *bytes = p + (c->vnet_hdr ? 8 : 4);
     Frame *f = frame_new(len - vnet);
     memcpy(f->data - vnet, bytes, len);
