@@ -400,9 +400,6 @@ bool colo_restart_child(bool incoming, GError **errp)
 bool migration_init(const MigrationChild *child, const MigrationOptions *opts,
                     GError **errp)
 {
-    g_mutex_init(&colo.lock);
-    g_mutex_init(&colo.qmp_lock);
-    g_cond_init(&colo.cond);
     colo.child = *child;
     colo.opts = *opts;
     colo.checkpoint_delay = 20000;
