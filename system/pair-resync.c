@@ -125,10 +125,9 @@ static char *target_node(const PairDisk *d)
     return g_strconcat(d->job, "-target", NULL);
 }
 
-static bool add_target(Pair *p, const PairDisk *d, const char *tls, GError **errp)
+static bool add_target(Pair *p, const PairDisk *d, const char *node, const char *tls,
+                       GError **errp)
 {
-    g_autofree char *node = target_node(d);
-
     return block_node_exists(node) ||
            pair_qmp_do(p->qmp, "blockdev-add", errp,
                        "{\"driver\":\"nbd\",\"node-name\":\"%s\",\"server\":{\"type\":\"inet\","
@@ -153,10 +152,11 @@ static bool start_job(Pair *p, const PairDisk *d, const char *sync, GError **err
     const char *tls = p->opts.settings.tls_client;
 
     if (tls) {
-        return add_target(p, d, tls, errp) &&
+        g_autofree char *node = target_node(d);
+        return add_target(p, d, node, tls, errp) &&
                pair_qmp_do(p->qmp, "blockdev-mirror", errp,
-                           "{\"device\":\"%s\",\"job-id\":\"%s\",\"target\":\"%s-target\","
-                           "\"sync\":\"%s\"}", d->top, d->job, d->job, sync);
+                           "{\"device\":\"%s\",\"job-id\":\"%s\",\"target\":\"%s\","
+                           "\"sync\":\"%s\"}", d->top, d->job, node, sync);
     }
     return pair_qmp_do(p->qmp, "drive-mirror", errp,
                        "{\"device\":\"%s\",\"job-id\":\"%s\",\"target\":\"nbd://%s%s%s:%u/%s\","
