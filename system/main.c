@@ -24,6 +24,7 @@
 #include "system/pair.h"
 #include "system/plan.h"
 #include "util/error.h"
+#include "util/mm-keeper.h"
 #include "util/options.h"
 #include "util/trace.h"
 
@@ -276,6 +277,9 @@ static bool start(GError **errp)
     if (!child_start(&self.child, &self.plan, child_incoming(), errp)) {
         return false;
     }
+    if (!mm_keeper_start()) { /* a death is seen later, that is all */
+        colo_trace(system_no_keeper, "%s", g_strerror(errno));
+    }
     monitor_register_commands();
     if (!monitor_init(self.child.monitor_fd, errp)) {
         g_prefix_error(errp, "the emulator %s did not start: ", self.plan.emulator);
@@ -342,6 +346,7 @@ static int run(const CmdLine *cl, const char *argv0)
     }
     plan_clear(&self.plan);
     g_main_loop_unref(self.loop);
+    mm_keeper_stop();
     return status;
 }
 

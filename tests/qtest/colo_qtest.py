@@ -195,13 +195,17 @@ class Host:
         return self.process.output().strip()
 
     def ended(self, timeout=60):
-        """Its exit status once it ended by itself; the emulator must be gone, too."""
+        """Its exit status once it ended by itself; the emulator must go, too, and what frees the
+        memory of a process that died (util/mm-keeper.c)."""
         children = self.process.children() if self.process.alive() else []
         try:
             status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise Late("%s did not end: %s" % (self.name, self.output())) from None
+        end = time.monotonic() + timeout
         for pid in children:
+            while is_running(pid) and time.monotonic() < end:
+                time.sleep(0.01)
             assert not is_running(pid), "%s left process %d behind" % (self.name, pid)
         return status
 

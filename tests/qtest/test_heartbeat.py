@@ -326,7 +326,7 @@ def last_words(b):
         if word == "quit":
             first.cmd("quit")
         else:
-            os.kill(first.process.children()[0], signal.SIGKILL)
+            os.kill(first.process.emulator_pid(), signal.SIGKILL)
         second.wait("loss", lambda: beat(second)["state"] == "lost")
         in_time(time.monotonic() - begin, 15, "the last word")
         has_words(told(second, "COLO_HEARTBEAT_LOST", None)[0]["data"]["reason"],

@@ -185,7 +185,7 @@ def dead_emulator_asks_nobody(b):
             words = (*witness(etcd), *b.rom)
             primary, secondary = b.primary(*words), b.secondary(*words)
             b.protect(primary, secondary)
-            child = primary.process.children()[0]
+            child = primary.process.emulator_pid()
             freeze(child)
             primary.cmd("xen-colo-do-checkpoint")
             time.sleep(0.3)

@@ -36,6 +36,42 @@ def right_one(b, primary, secondary, *args):
     assert primary.runs()
 
 
+def keeper_of(process):
+    """The process id of its keeper; None where a sanitizer is built in, which has none."""
+    with open("/proc/%d/maps" % process.pid) as f:
+        text = f.read()
+    if "libasan" in text or "libtsan" in text:
+        return None
+    for pid in process.children():
+        with open("/proc/%d/comm" % pid) as f:
+            if f.read() == "colo-keeper\n":
+                return pid
+    raise AssertionError("there is no keeper")
+
+
+@case
+def killed_with_a_keeper(b):
+    """The peer sees a death before the dead one's memory is gone, whatever peer-timeout says; and
+    nothing is left of the dead."""
+    primary, secondary = b.pair("-colo", "peer-timeout=3600000")
+    keeper, emulator = keeper_of(primary.process), primary.process.emulator_pid()
+    assert emulator != primary.process.pid
+    if keeper:
+        freeze(keeper)  # so the memory stays
+    os.kill(primary.process.pid, signal.SIGKILL)
+    secondary.wait_state("lost")
+    if keeper:
+        assert is_running(keeper), "the keeper went before its process' memory"
+        with open("/proc/%d/statm" % keeper) as f:
+            assert int(f.read().split()[1]) * 4096 > 16 << 20, "there is no memory to keep"
+        os.kill(keeper, signal.SIGCONT)
+    end = time.monotonic() + 60
+    for pid in filter(None, (keeper, emulator)):
+        while is_running(pid):
+            within(end, "process %d outlives the dead" % pid)
+            time.sleep(0.01)
+
+
 @case
 def another_ram_size(b):
     primary, secondary = mismatch(b, [], ["-m", "64"], "RAM size", "33554432", "67108864")
