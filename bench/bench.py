@@ -28,7 +28,7 @@ import bench_growth  # noqa: E402
 import bench_modes  # noqa: E402
 import bench_proxy  # noqa: E402
 import colo_e2e  # noqa: E402
-from bench_svg import pauses_svg  # noqa: E402
+from bench_svg import pause_plots, svg  # noqa: E402
 from e2e_net import GUEST_IP, TWIN_IP, NetError  # noqa: E402
 from e2e_proc import QMPError  # noqa: E402
 
@@ -334,6 +334,21 @@ def show_failover(r):
           ["failed", r["failed"], "", "", ""]])
 
 
+def draw(results, facts):
+    """{name: SVG} of what was measured."""
+    plots = {}
+    if "pause" in results:
+        plots["pause"] = svg(pause_plots({n: r["points"] for n, r in results["pause"].items()}),
+                             facts)
+    if "proxy" in results:
+        plots["proxy"] = bench_proxy.proxy_svg(results["proxy"], facts)
+    if "modes" in results:
+        plots["modes"] = bench_modes.modes_svg(results["modes"], facts)
+    if {"growth-ram", "growth-dirty"} & set(results):
+        plots["growth"] = bench_growth.growth_svg(results, facts)
+    return plots
+
+
 BENCHES = {"alone": bench_alone, "front": bench_front, "twin": bench_twin,
            "front-twin": bench_front_twin, "protected": bench_protected,
            "pause": bench_pause, "failover": bench_failover, "proxy": bench_compare,
@@ -387,22 +402,18 @@ def main():
     show_services(b.results)
     if "pause" in b.results:
         show_pause(b.results["pause"])
-        with open(folder + "/pause.svg", "w") as f:
-            f.write(pauses_svg(b.results["pause"]))
     if "failover" in b.results:
         show_failover(b.results["failover"])
     if "proxy" in b.results:
         bench_proxy.show_proxy(show, b.results["proxy"])
-        with open(folder + "/proxy.svg", "w") as f:
-            f.write(bench_proxy.proxy_svg(b.results["proxy"]))
     if "modes" in b.results:
         show(*bench_modes.table(b.results["modes"]))
-        with open(folder + "/modes.svg", "w") as f:
-            f.write(bench_modes.svg(b.results["modes"]))
     if {"growth-ram", "growth-dirty"} & set(b.results):
         bench_growth.show_growth(show, b.results)
-        with open(folder + "/growth.svg", "w") as f:
-            f.write(bench_growth.growth_svg(b.results))
+    plots = draw(b.results, facts)
+    for name, text in plots.items():
+        with open("%s/%s.svg" % (folder, name), "w") as f:
+            f.write(text)
     whole = {"machine": facts, "failures": b.failures, **b.results}
     for path in (options.json, folder + "/bench.json"):
         if path:
@@ -411,7 +422,7 @@ def main():
     for failure in b.failures:
         print("FAILED: " + failure)
     print("written: %s/*.json%s; %.0f s" % (
-        folder, "".join(", %s.svg" % n for n in ("pause", "proxy", "modes") if n in b.results),
+        folder, "".join(", %s.svg" % n for n in plots),
         time.monotonic() - options.begin))
     return 1 if b.failures else 0
 

@@ -10,7 +10,7 @@ this machine, which holds both sides. The tracker looks at every page of RAM all
 import time
 
 import colo_e2e
-from bench_svg import lines_svg
+from bench_svg import Plot, svg
 
 SIZES = (512, 2048, 4096, 8192)      # MiB
 RATES = (0, 20)                      # MB/s at each size
@@ -89,15 +89,15 @@ def show_growth(show, results):
               for r in results["growth-dirty"]])
 
 
-def growth_svg(results):
+def growth_svg(results, facts=None):
     plots = []
     ram, dirty = results.get("growth-ram"), results.get("growth-dirty")
     if ram:
-        plots.append(("MiB of RAM", "guest pause, ms", {
+        plots.append(Plot("MiB of RAM", "guest pause, ms", {
             "%d MB/s %s" % (rate, q): [(r["mem"], r["pause"][q]) for r in ram
                                        if r["asked_mb_s"] == rate]
             for rate in RATES for q in ("median", "p99")}))
     if dirty:
-        plots.append(("MB/s written by the guest, 512 MiB (0 stands at 1)", "guest pause, ms", {
+        plots.append(Plot("MB/s written by the guest, 512 MiB (0 stands at 1)", "guest pause, ms", {
             q: [(r["asked_mb_s"], r["pause"][q]) for r in dirty] for q in ("median", "p99")}))
-    return lines_svg(plots)
+    return svg(plots, facts)

@@ -11,11 +11,10 @@ checkpoint's pause, commit and lag comes from query-colo-stats.
 import statistics
 import time
 
-from bench_svg import lines_svg
+from bench_svg import Plot, pause_plots, svg
 
 INTERVALS = (10, 20, 40, 100)
 LEVELS = [("colo", 0)] + [("buffered", n) for n in INTERVALS] + [("adaptive", 40)]
-PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 
 
 def label(mode, interval):
@@ -63,9 +62,8 @@ def one_mode(b, p, load, host, mode, interval):
         values = [c[name + "-us"] / 1e3 for c in watch.seen] or [0.0]
         out[name + "_ms"] = {"median": statistics.median(values),
                              "p99": value_at(values, 99), "n": len(watch.seen)}
-    # To percentiles, by time of the pause.
-    values = [c["pause-us"] / 1e3 for c in watch.seen] or [0.0]
-    out["pause_at"] = [(n, value_at(values, n)) for n in PERCENTILES]
+    start = watch.seen[0]["at-us"] if watch.seen else 0
+    out["pauses"] = [((c["at-us"] - start) / 1e6, c["pause-us"] / 1e3) for c in watch.seen]
     return out
 
 
@@ -89,8 +87,8 @@ def table(results):
     return head, rows
 
 
-def svg(results):
-    """Service against the epoch's length, and the pauses' distribution a mode."""
+def modes_svg(results, facts=None):
+    """Service against mode and length of epochs; pauses of each over time, and their CDF."""
     buffered = [r for r in results if r["mode"] == "buffered"]
     others = [r for r in results if r["mode"] != "buffered"]
 
@@ -99,8 +97,9 @@ def svg(results):
         for r in others:
             series[r["mode"]] = [(n, r[key]) for n in (INTERVALS[0], INTERVALS[-1])]
         return series
-    picked = others + [buffered[0], buffered[-1]]
-    return lines_svg([("epoch, ms", "HTTP answers a second", against("http8_per_s")),
-                      ("epoch, ms", "bulk out, MB/s", against("bulk_out_mb_s")),
-                      ("per cent of checkpoints", "guest pause up to, ms",
-                       {label(r["mode"], r["interval_ms"]): r["pause_at"] for r in picked})])
+    return svg([Plot("epoch, ms (colo and adaptive have none)", "HTTP answers a second",
+                     against("http8_per_s")),
+                Plot("epoch, ms (colo and adaptive have none)", "bulk out, MB/s",
+                     against("bulk_out_mb_s"))] +
+               pause_plots({label(r["mode"], r["interval_ms"]): r["pauses"]
+                            for r in results}), facts)

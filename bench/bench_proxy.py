@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 
-from bench_svg import lines_svg
+from bench_svg import Plot, svg
 
 STOCK = "qemu-system-x86_64"
 TABLE = [(proto, size, flows) for proto in ("tcp", "udp") for size in (64, 1500)
@@ -163,12 +163,12 @@ def show_proxy(show, r):
           for k, v in r["latency"].items()])
 
 
-def proxy_svg(r):
+def proxy_svg(r, facts=None):
     """Two plots, one below the other: by flows, by queued frames."""
     def series(rows, key):
         return {side: [(row[key], row[side]["per_core_s"] / 1e6) for row in rows
                        if side in row] for side in ("stock", "ours")}
-    return lines_svg([("flows (TCP, 64 B)", "million frames/s a core",
-                       series(r["flows"], "flows")),
-                      ("frames queued (TCP, 64 B, %d flows)" % QUEUED_FLOWS,
-                       "million frames/s a core", series(r["queued"], "queued"))])
+    return svg([Plot("flows (TCP, 64 B)", "million frames/s a core",
+                     series(r["flows"], "flows")),
+                Plot("frames queued (TCP, 64 B, %d flows)" % QUEUED_FLOWS,
+                     "million frames/s a core", series(r["queued"], "queued"))], facts)

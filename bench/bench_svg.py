@@ -3,10 +3,26 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 
+import dataclasses
 import math
+from xml.sax.saxutils import escape
 
-W, H, LEFT, TOP, BOTTOM = 760, 320, 52, 34, 40
-COLOURS = ("#2a7ab8", "#c8741a", "#8a3f9a", "#3d8b40")
+W, H, LEFT, RIGHT, TOP, BOTTOM = 760, 320, 52, 30, 34, 40
+FOOT = 40
+COLOURS = ("#2a7ab8", "#c8741a", "#8a3f9a", "#3d8b40", "#b03030", "#555555")
+# Of the machine, below each picture.
+FACTS = ("cores", "cpu", "memory_mib", "kernel", "accel", "qemu", "load_at_start", "when")
+
+
+@dataclasses.dataclass
+class Plot:
+    """@series: {name: [(x, y)]}."""
+
+    xlabel: str
+    ylabel: str
+    series: dict
+    log: bool = True     # x by its logarithm, what is below 1 stands at 1; a tick a value
+    line: bool = True    # else dots alone
 
 
 def nice(value):
@@ -19,73 +35,75 @@ def nice(value):
         step *= 10
 
 
-def pauses_svg(levels):
-    """@levels: name -> {"points": [(seconds, ms)]}; one colour each."""
-    points = [p for r in levels.values() for p in r["points"]]
-    xmax = max([p[0] for p in points], default=1) * 1.02
-    ymax = max([p[1] for p in points], default=1) * 1.1
+def distribution(values):
+    """The share of @values, in per cent, that is at most so large: points of the CDF."""
+    s = sorted(values)
+    return [(v, 100 * (i + 1) / len(s)) for i, v in enumerate(s)]
 
-    def x(v):
-        return LEFT + v / xmax * (W - LEFT - 16)
 
-    def y(v):
-        return H - BOTTOM - v / ymax * (H - TOP - BOTTOM)
-    out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" '
-           'font-family="sans-serif" font-size="12">' % (W, H),
-           '<rect width="%d" height="%d" fill="white"/>' % (W, H)]
+def scale(plot):
+    """(function from x to pixels, ticks)."""
+    xs = sorted({x for s in plot.series.values() for x, _ in s}) or [0, 1]
+    wide = W - LEFT - RIGHT
+    if plot.log:
+        low, high = math.log10(max(xs[0], 1)), math.log10(max(xs[-1], 10))
+        return lambda v: LEFT + (math.log10(max(v, 1)) - low) / ((high - low) or 1) * wide, xs
+    high = max(xs[-1], 1e-3) * 1.02
+    step = nice(high / 8)
+    return lambda v: LEFT + v / high * wide, [i * step for i in range(int(high / step) + 1)]
+
+
+def one(plot, top):
+    ymax = max([y for s in plot.series.values() for _, y in s], default=1) * 1.1 or 1
+    px, ticks = scale(plot)
+
+    def py(v):
+        return top + H - BOTTOM - v / ymax * (H - TOP - BOTTOM)
+    out = []
     step = nice(ymax / 6)
     for i in range(int(ymax / step) + 1):
         out.append('<path d="M%d %.1fH%d" stroke="#ddd"/><text x="%d" y="%.1f" '
-                   'text-anchor="end">%g</text>' % (LEFT, y(i * step), W - 16, LEFT - 6,
-                                                    y(i * step) + 4, i * step))
-    step = nice(xmax / 8)
-    for i in range(int(xmax / step) + 1):
+                   'text-anchor="end">%g</text>' % (LEFT, py(i * step), W - 16, LEFT - 6,
+                                                    py(i * step) + 4, i * step))
+    for v in ticks:
         out.append('<text x="%.1f" y="%d" text-anchor="middle">%g</text>' % (
-            x(i * step), H - BOTTOM + 16, i * step))
-    out.append('<text x="%d" y="%d" text-anchor="middle">seconds</text>' % (W // 2, H - 8))
-    out.append('<text x="8" y="18">guest pause of each checkpoint, ms</text>')
-    for n, (name, r) in enumerate(levels.items()):
+            px(v), top + H - BOTTOM + 16, v))
+    out.append('<text x="%d" y="%d" text-anchor="middle">%s</text>' % (
+        W // 2, top + H - 8, escape(plot.xlabel)))
+    out.append('<text x="8" y="%d">%s</text>' % (top + 18, escape(plot.ylabel)))
+    many = len(plot.series) > 4
+    first, wide = (210, 91) if many else (262, 122)
+    for n, (name, s) in enumerate(plot.series.items()):
         colour = COLOURS[n % len(COLOURS)]
-        dots = "".join('<circle cx="%.1f" cy="%.1f" r="2.4"/>' % (x(a), y(v))
-                       for a, v in r["points"])
-        out.append('<g fill="%s">%s<text x="%d" y="18">&#9679; %s</text></g>' % (
-            colour, dots, 300 + 120 * n, name))
-    return "\n".join(out + ["</svg>\n"])
+        if plot.line:
+            out.append('<polyline points="%s" fill="none" stroke="%s"/>' % (
+                " ".join("%.1f,%.1f" % (px(a), py(v)) for a, v in s), colour))
+        dots = "".join('<circle cx="%.1f" cy="%.1f" r="2.4"/>' % (px(a), py(v)) for a, v in s)
+        out.append('<g fill="%s">%s<text x="%d" y="%d" font-size="%d">&#9679; %s</text></g>' % (
+            colour, dots, first + wide * n, top + 18, 10 if many else 12, escape(name)))
+    return out
 
 
-def lines_svg(plots):
-    """@plots: [(x label, y label, {name: [(x, y)]})], one below the other; x by its log."""
+def svg(plots, facts=None):
+    """@plots one below the other, and the machine's @facts."""
+    high = H * len(plots) + (FOOT if facts else 0)
     out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" '
-           'font-family="sans-serif" font-size="12">' % (W, H * len(plots)),
-           '<rect width="%d" height="%d" fill="white"/>' % (W, H * len(plots))]
-    for number, (xlabel, ylabel, series) in enumerate(plots):
-        xs = sorted({x for s in series.values() for x, _ in s})
-        top, ymax = H * number, max([y for s in series.values() for _, y in s],
-                                    default=1) * 1.1
-        low, high = math.log10(max(xs[0], 1)), math.log10(max(xs[-1], 10))
-
-        def px(v):
-            return LEFT + (math.log10(max(v, 1)) - low) / (high - low) * (W - LEFT - 30)
-
-        def py(v):
-            return top + H - BOTTOM - v / ymax * (H - TOP - BOTTOM)
-        step = nice(ymax / 6)
-        for i in range(int(ymax / step) + 1):
-            out.append('<path d="M%d %.1fH%d" stroke="#ddd"/><text x="%d" y="%.1f" '
-                       'text-anchor="end">%g</text>' % (LEFT, py(i * step), W - 16, LEFT - 6,
-                                                        py(i * step) + 4, i * step))
-        for v in xs:
-            out.append('<text x="%.1f" y="%d" text-anchor="middle">%g</text>' % (
-                px(v), top + H - BOTTOM + 16, v))
-        out.append('<text x="%d" y="%d" text-anchor="middle">%s</text>' % (
-            W // 2, top + H - 8, xlabel))
-        out.append('<text x="8" y="%d">%s</text>' % (top + 18, ylabel))
-        for n, (name, s) in enumerate(series.items()):
-            colour = COLOURS[n % len(COLOURS)]
-            line = " ".join("%.1f,%.1f" % (px(a), py(v)) for a, v in s)
-            dots = "".join('<circle cx="%.1f" cy="%.1f" r="3"/>' % (px(a), py(v))
-                           for a, v in s)
-            out.append('<polyline points="%s" fill="none" stroke="%s"/><g fill="%s">%s'
-                       '<text x="%d" y="%d">&#9679; %s</text></g>' % (
-                           line, colour, colour, dots, 300 + 120 * n, top + 18, name))
+           'font-family="sans-serif" font-size="12">' % (W, high),
+           '<rect width="%d" height="%d" fill="white"/>' % (W, high)]
+    for number, plot in enumerate(plots):
+        out += one(plot, H * number)
+    known = ["%s %s" % (k, facts[k]) for k in FACTS if k in (facts or {})]
+    for n, part in enumerate((known[:4], known[4:])):
+        if part:
+            out.append('<text x="8" y="%d" font-size="11" fill="#555">%s</text>' % (
+                H * len(plots) + 14 + 16 * n, escape(", ".join(part))))
     return "\n".join(out + ["</svg>\n"])
+
+
+def pause_plots(points):
+    """Pauses over time, and their distribution; @points: {name: [(seconds, ms)]}."""
+    return [Plot("seconds", "guest pause of each checkpoint, ms", points,
+                 log=False, line=False),
+            Plot("guest pause up to, ms", "per cent of checkpoints",
+                 {name: distribution([ms for _, ms in p]) for name, p in points.items()},
+                 log=False)]
