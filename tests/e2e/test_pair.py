@@ -200,8 +200,9 @@ class Soak(ByWitness):
                            "cut link", "hand over"])
         self.counts[what] = self.counts.get(what, 0) + 1
         if what.startswith("kill"):
-            self.kill(old if "primary" in what else new,
-                      rng.choice(["front", "emulator", "both"]))
+            host = old if "primary" in what else new
+            self.kill(host, rng.choice(["front", "emulator", "both"]))
+            host.process.wait(20)
         elif what.startswith("stop"):
             host = old if "primary" in what else new
             host.process.freeze()
@@ -214,6 +215,7 @@ class Soak(ByWitness):
             self.net.mend("link", who)
         else:
             old.qmp.cmd("x-colo-switchover")
+            old.process.wait(20)
         return what
 
     def state(self, host):
