@@ -95,12 +95,14 @@ bool link_learn(Link *l, GError **errp)
         return false;
     }
     l->want_channels = multifd ? channels : 0;
+    g_mutex_lock(&colo.lock);
     l->method = multifd ? ram_method_find(method) : RAM_METHOD_NONE;
+    g_free(l->tls_creds);
+    l->tls_creds = text_or_null(o, "tls-creds");
+    g_mutex_unlock(&colo.lock);
     l->level = l->method == RAM_METHOD_ZLIB ? zlib_level : zstd_level;
     l->base_bytes = l->method != RAM_METHOD_NONE || capability(caps, "xbzrle") ? cache : 0;
-    g_free(l->tls_creds);
     g_free(l->tls_hostname);
-    l->tls_creds = text_or_null(o, "tls-creds");
     l->tls_hostname = text_or_null(o, "tls-hostname");
     return true;
 }
@@ -127,6 +129,15 @@ bool link_secure(Link *l, Channel *ch, const char *uri, GError **errp)
 
 /* --- The greeting --- */
 
+/* Figures take a look at them. */
+static void agree(Link *l, unsigned n, RamMethod method)
+{
+    g_mutex_lock(&colo.lock);
+    l->n = n;
+    l->method = method;
+    g_mutex_unlock(&colo.lock);
+}
+
 static char *session_text(const Link *l)
 {
     GString *s = g_string_new(NULL);
@@ -139,10 +150,10 @@ static char *session_text(const Link *l)
 
 void link_greet(Link *l, JsonObject *hello)
 {
-    l->n = l->want_channels;
-    if (getrandom(l->session, sizeof(l->session), 0) != sizeof(l->session)) {
-        l->n = 0; /* without a name of their own there are none */
-    }
+    /* Without a name of their own there are none. */
+    bool named = getrandom(l->session, sizeof(l->session), 0) == sizeof(l->session);
+
+    agree(l, named ? l->want_channels : 0, l->method);
     g_autofree char *session = session_text(l);
     json_object_set_int_member(hello, "channels", l->n);
     json_object_set_string_member(hello, "session", session);
@@ -167,8 +178,7 @@ bool link_read_offer(Link *l, const char *text, GError **errp)
                        options_get_str(o, "compression", "?"));
         return false;
     }
-    l->n = n;
-    l->method = ram_method_find(options_get_str(o, "compression", "none"));
+    agree(l, n, ram_method_find(options_get_str(o, "compression", "none")));
     for (unsigned i = 0; i < LINK_SESSION_BYTES; i++) {
         l->session[i] = g_ascii_xdigit_value(session[2 * i]) << 4 |
                         g_ascii_xdigit_value(session[2 * i + 1]);
@@ -274,9 +284,9 @@ void link_close(Link *l)
 {
     g_mutex_lock(&colo.lock);
     RamSender *s = g_steal_pointer(&l->sender);
+    l->n = 0;
     g_mutex_unlock(&colo.lock);
     ram_sender_free(s);
-    l->n = 0;
 }
 
 /* --- Figures --- */

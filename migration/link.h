@@ -15,7 +15,8 @@
 
 #define LINK_SESSION_BYTES 16
 
-/** Of one connection; used by the thread of the current role, but for what is said. */
+/** Of one connection; used by the thread of the current role alone, but for what link_to_json()
+ * tells: method, tls_creds, n and sender change under colo.lock. */
 typedef struct Link {
     /* As the migration parameters say, on this side. */
     unsigned want_channels; /* data channels; 0: pages go over the control channel */
@@ -28,7 +29,7 @@ typedef struct Link {
     uint8_t session[LINK_SESSION_BYTES];
     unsigned n;
     Channel *data[RAM_CHANNELS_MAX]; /* attached to the control channel */
-    RamSender *sender;               /* primary; also under colo.lock for figures */
+    RamSender *sender;               /* primary */
 } Link;
 
 /** Read the emulator's migration parameters; refuses those that we do not honour. */
