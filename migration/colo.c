@@ -471,6 +471,8 @@ void migration_child_died(void)
 {
     heartbeat_emulator_died();
     g_mutex_lock(&colo.lock);
+    colo.child_died = true; /* before the peer can answer by its win */
+    g_cond_broadcast(&colo.cond);
     Channel *c = colo.channel;
     if (c) {
         /* Said at once, so that the peer need not wait for a timeout. */

@@ -100,6 +100,7 @@ typedef struct Colo {
     bool disowned;      /* the arbiter gave the guest away: never ALONE again */
     bool decided;       /* this side was let out of protection */
     bool want_quit;     /* the process ends */
+    bool child_died;    /* the emulator has, or is about to */
     GThread *rx_thread; /* primary: that receives */
     bool yielding;      /* only its word or its end counts: its disks may go before */
     QmpRequest *switchover; /* x-colo-switchover, until it is answered */

@@ -60,7 +60,7 @@ bool colo_decide(ColoMode mode)
     }
     while (v == ARBITER_UNDECIDED && !colo.want_quit && !colo.peer_took_over &&
            !colo.disowned) {
-        if (child_qmp_ended(colo.qmp)) {
+        if (colo.child_died || child_qmp_ended(colo.qmp)) {
             /* Nothing here could serve: the win is the peer's. The process ends soon. */
             break;
         }

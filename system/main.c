@@ -19,6 +19,7 @@
 #include "monitor/monitor.h"
 #include "net/net.h"
 #include "system/child.h"
+#include "system/child-end.h"
 #include "system/cmdline.h"
 #include "system/metrics.h"
 #include "system/pair.h"
@@ -34,6 +35,8 @@ static struct {
     Child child;
     GMainLoop *loop;
     guint child_watch;
+    ChildEnd *child_end;
+    bool child_died; /* and that was told */
     char *runtime_dir;
     int status;
     bool ending;
@@ -73,19 +76,33 @@ static gboolean on_arm(gpointer opaque)
     return G_SOURCE_CONTINUE;
 }
 
-static void on_child_exit(GPid pid, gint wait_status, gpointer opaque)
+static void on_child_death(int wait_status)
 {
-    bool clean = WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0;
-
-    self.child.pid = 0;
-    if (!clean) {
+    if (!self.child_died) {
+        self.child_died = true;
         colo_report("the emulator died (%s %d)",
                     WIFSIGNALED(wait_status) ? "signal" : "status",
                     WIFSIGNALED(wait_status) ? WTERMSIG(wait_status)
                                              : WEXITSTATUS(wait_status));
         migration_child_died();
     }
+}
+
+static void on_child_exit(GPid pid, gint wait_status, gpointer opaque)
+{
+    bool clean = WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0;
+
+    self.child.pid = 0;
+    if (!clean) {
+        on_child_death(wait_status);
+    }
     request_end(clean ? 0 : 1);
+}
+
+static void watch_child(void)
+{
+    self.child_watch = g_child_watch_add(self.child.pid, on_child_exit, NULL);
+    self.child_end = child_end_watch(self.child.pid, on_child_death);
 }
 
 static bool on_child_event(const char *name, JsonObject *data, void *opaque)
@@ -172,6 +189,7 @@ static MigrationChild describe_child(bool incoming)
 static bool restart_child(bool incoming, MigrationChild *child, GError **errp)
 {
     g_source_remove(self.child_watch);
+    child_end_free(g_steal_pointer(&self.child_end));
     monitor_drop_child();
     child_stop(&self.child);
     close(self.child.state_fd);
@@ -180,7 +198,7 @@ static bool restart_child(bool incoming, MigrationChild *child, GError **errp)
         !monitor_init(self.child.monitor_fd, errp)) {
         return false;
     }
-    self.child_watch = g_child_watch_add(self.child.pid, on_child_exit, NULL);
+    watch_child();
     *child = describe_child(incoming);
     return true;
 }
@@ -285,7 +303,7 @@ static bool start(GError **errp)
         g_prefix_error(errp, "the emulator %s did not start: ", self.plan.emulator);
         return false;
     }
-    self.child_watch = g_child_watch_add(self.child.pid, on_child_exit, NULL);
+    watch_child();
     /* A pair waits for nobody: its secondary may come at any time. */
     if (!pair_on() && !chardev_wait_ready(poll_main, NULL)) {
         colo_error_set(errp, "ended while waiting for a chardev's client (wait=on)");
@@ -333,6 +351,7 @@ static int run(const CmdLine *cl, const char *argv0)
     metrics_stop();
     pair_stop();
     migration_shutdown();
+    child_end_free(g_steal_pointer(&self.child_end));
     child_stop(&self.child);
     monitor_shutdown();
     pair_join();

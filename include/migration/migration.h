@@ -77,7 +77,7 @@ bool migration_listen(const char *uri, GError **errp);
 /** Let die-at count from now on (SIGUSR1). */
 void migration_arm_death(void);
 
-/** The child is gone: tell the peer at once. Main thread, just before exit. */
+/** The child is gone, or about to be: tell the peer at once. Main thread, before exit, once. */
 void migration_child_died(void);
 
 /** The mode of protection called @name ("colo", "buffered", "adaptive"), or -1. */

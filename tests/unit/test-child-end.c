@@ -1,0 +1,197 @@
+/*
+ * The death of a process with much memory is known before it is over, and an end in order is none.
+ *
+ * Copyright (c) 2026 the qemu-colo developers
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <fcntl.h>
+#include <glib.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "system/child-end.h"
+
+#define MEMORY (256u << 20)
+#define TRIES 20
+
+/* The test's own (main thread). */
+static struct {
+    int calls, status;
+    bool early; /* and the process was not over */
+    pid_t pid;
+} seen;
+
+static gpointer idle(gpointer opaque)
+{
+    for (;;) {
+        pause();
+    }
+    return NULL;
+}
+
+/* Named as a thread of the emulator is; ends the process when it is told so. */
+static void be_emulator(int fd)
+{
+    char c = 'r';
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    memset(mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), 1,
+           MEMORY);
+    g_thread_unref(g_thread_new("IO mon_iothread", idle, NULL));
+    g_thread_unref(g_thread_new("CPU 0/TCG", idle, NULL));
+    if (write(fd, &c, 1) != 1 || read(fd, &c, 1) != 1) {
+        _exit(9);
+    }
+    exit(c);
+}
+
+static pid_t start(int *ours)
+{
+    int sv[2];
+    char c;
+
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv), ==, 0);
+    pid_t pid = fork();
+    g_assert_cmpint(pid, >=, 0);
+    if (pid == 0) {
+        close(sv[0]);
+        be_emulator(sv[1]);
+    }
+    close(sv[1]);
+    g_assert_cmpint(read(sv[0], &c, 1), ==, 1);
+    *ours = sv[0];
+    return pid;
+}
+
+static void died(int wait_status)
+{
+    siginfo_t info = {0};
+
+    seen.calls++;
+    seen.status = wait_status;
+    g_assert_cmpint(waitid(P_PID, seen.pid, &info, WEXITED | WNOHANG | WNOWAIT), ==, 0);
+    seen.early = info.si_pid == 0;
+}
+
+static void reaped(GPid pid, gint wait_status, gpointer status)
+{
+    *(int *)status = wait_status;
+}
+
+static gboolean too_late(gpointer opaque)
+{
+    g_printerr("late: it did not end\n");
+    exit(75);
+}
+
+/* Ends it by a signal, or with @status, and serves the main loop until it is reaped. */
+static int end(int sig, char status)
+{
+    int fd, got = -1;
+
+    memset(&seen, 0, sizeof(seen));
+    seen.pid = start(&fd);
+    g_autoptr(ChildEnd) e = child_end_watch(seen.pid, died);
+    guint limit = g_timeout_add_seconds(60, too_late, NULL);
+    g_child_watch_add(seen.pid, reaped, &got);
+    if (sig) {
+        kill(seen.pid, sig);
+    } else {
+        g_assert_cmpint(write(fd, &status, 1), ==, 1);
+    }
+    while (got == -1) {
+        g_main_context_iteration(NULL, TRUE);
+    }
+    g_source_remove(limit);
+    close(fd);
+    return got;
+}
+
+static bool kernel_tells(void)
+{
+    int fd = syscall(SYS_pidfd_open, getpid(), O_EXCL);
+
+    if (fd < 0) {
+        g_test_skip("a kernel before 6.9: deaths are seen when they are over");
+        return false;
+    }
+    close(fd);
+    return true;
+}
+
+/* Its peer may be told while its memory is still being taken down. */
+static void test_known_before_it_is_over(void)
+{
+    int early = 0;
+
+    if (!kernel_tells()) {
+        return;
+    }
+    for (int i = 0; i < TRIES && !early; i++) {
+        int status = end(SIGKILL, 0);
+        g_assert_true(WIFSIGNALED(status));
+        /* Whoever reaps it at once may do so before it is asked. */
+        g_assert_cmpint(seen.calls, <=, 1);
+        if (seen.calls) {
+            g_assert_cmpint(seen.status, ==, status);
+        }
+        early += seen.early;
+    }
+    if (!early) {
+        g_printerr("late: each of %d deaths was known when it was over, not before\n", TRIES);
+        exit(75);
+    }
+}
+
+static void test_end_in_order_is_no_death(void)
+{
+    int status = end(0, 0);
+
+    g_assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    g_assert_cmpint(seen.calls, ==, 0);
+}
+
+static void test_failure_is_a_death(void)
+{
+    int status = end(0, 3);
+
+    g_assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 3);
+    g_assert_cmpint(seen.calls, <=, 1);
+    if (seen.calls) {
+        g_assert_cmpint(seen.status, ==, status);
+    }
+}
+
+static void test_nothing_after_free(void)
+{
+    int fd;
+
+    memset(&seen, 0, sizeof(seen));
+    seen.pid = start(&fd);
+    child_end_free(child_end_watch(seen.pid, died));
+    child_end_free(NULL);
+    kill(seen.pid, SIGKILL);
+    waitpid(seen.pid, NULL, 0);
+    while (g_main_context_iteration(NULL, FALSE)) {
+    }
+    g_assert_cmpint(seen.calls, ==, 0);
+    close(fd);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/child-end/known_before_it_is_over", test_known_before_it_is_over);
+    g_test_add_func("/child-end/end_in_order_is_no_death", test_end_in_order_is_no_death);
+    g_test_add_func("/child-end/failure_is_a_death", test_failure_is_a_death);
+    g_test_add_func("/child-end/nothing_after_free", test_nothing_after_free);
+    return g_test_run();
+}
