@@ -95,6 +95,9 @@ static WaitClass wait_class(const CompareFlow *fl)
         }
         return compare_is_query(&fl->key) ? WAIT_QUERY : WAIT_DATA;
     }
+    if (fl->fifo.head && fl->fifo.head->kind == ITEM_RST && fl->p_fin) {
+        return WAIT_BLOCKED;
+    }
     if (fl->fifo.head) {
         return compare_tcp_has_part(fl) ? WAIT_PART : WAIT_DATA;
     }

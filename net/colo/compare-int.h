@@ -77,7 +77,9 @@ typedef enum WaitClass {
     WAIT_QUERY,  /* datagrams with random contents: soon hopeless */
     WAIT_ACK,    /* only an ACK is owed; delayed ACKs take their time. Or the SVM alone
                     has reset the connection */
-    WAIT_BLOCKED, /* a window is owed to a client that cannot send: compare_timeout */
+    WAIT_BLOCKED, /* a window is owed to a client that cannot send: compare_timeout. Or only
+                    the PVM has reset a connection whose end the client has: who forgot it
+                    first, as both have but so much room for such, nobody waits for */
     WAIT_WINDOW,  /* only a wider window is owed: no time limit */
     WAIT_PART,    /* the next frame's front is vouched for, and may leave by itself soon */
     WAIT__MAX,
@@ -112,6 +114,7 @@ struct CompareFlow {
     bool told_isn, synack_out; /* the rewriter knows; the PVM's SYN|ACK is vouched for */
     bool norewrite;            /* its segments are signed */
     bool part_known;
+    bool p_fin;
     uint8_t wscale, closed, s_rst;
     uint16_t p_win, s_win, vnet_len;
     uint32_t epoch_start; /* stream position where offsets are counted from */

@@ -71,6 +71,7 @@ static void begin_connection(CompareEngine *e, CompareFlow *fl)
     fl->has_ts = fl->norewrite = fl->told_isn = fl->synack_out = fl->part_known = false;
     fl->wscale = 255;
     fl->closed = 0;
+    fl->p_fin = false;
     fl->s_rst = 0;
     fl->s_log_known = false;
     fl->n_sack = 0;
@@ -128,6 +129,7 @@ void compare_tcp_learn(CompareEngine *e, CompareFlow *fl, const Frame *f, const 
     fl->norewrite |= p->has_md5;
     if (p->flags & TCP_FIN) {
         fl->closed = MAX(fl->closed, 1);
+        fl->p_fin = true;
     }
     edge = tcp_edge_of(fl, p);
     if (!fl->p_known) {

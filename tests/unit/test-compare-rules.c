@@ -417,6 +417,48 @@ static void test_lone_reset(void)
     world_free(w);
 }
 
+static void fin(World *w, uint32_t client_ack)
+{
+    P(w, ACK(ISN + 1, client_ack, .flags = TCP_FIN | TCP_ACK));
+    S(w, ACK(ISN + 1, client_ack, .flags = TCP_FIN | TCP_ACK));
+    expect_n(w, 1);
+}
+
+/* Both have closed the connection, and one has forgotten it before the other: its client
+ * has the end of the stream, and gets the reset with the next checkpoint that comes. */
+static void test_reset_after_the_end(void)
+{
+    World *w = connected();
+
+    fin(w, CL);
+    P(w, ACK(ISN + 2, 0, .flags = TCP_RST));
+    expect_none(w);
+    compare_engine_tick(w->e, w->now + 2 * G_USEC_PER_SEC);
+    g_assert_cmpuint(w->triggers, ==, 0);
+    expect_none(w);
+    compare_engine_tick(w->e, w->now + 3 * G_USEC_PER_SEC); /* compare_timeout */
+    g_assert_cmpuint(w->triggers, ==, 1);
+    expect_none(w);
+    checkpoint(w, 1);
+    expect_n(w, 1);
+    world_free(w);
+
+    w = connected(); /* before its end somebody waits for it */
+    P(w, ACK(ISN + 1, 0, .flags = TCP_RST));
+    compare_engine_tick(w->e, w->now + 100000);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    world_free(w);
+
+    w = connected(); /* and for bytes before it, whatever follows them */
+    P(w, DATA(ISN + 1, "abcd", CL));
+    P(w, ACK(ISN + 5, CL, .flags = TCP_FIN | TCP_ACK));
+    P(w, ACK(ISN + 6, 0, .flags = TCP_RST));
+    compare_engine_tick(w->e, w->now + 100000);
+    g_assert_cmpuint(w->triggers, ==, 1);
+    expect_none(w);
+    world_free(w);
+}
+
 /* The PVM reads on, the SVM does not: the client stands still, but not for ever. */
 static void test_blocked_client(void)
 {
@@ -462,6 +504,7 @@ int main(int argc, char **argv)
     T("guest-asks", test_guest_asks);
     T("storm", test_storm);
     T("lone-reset", test_lone_reset);
+    T("reset-after-the-end", test_reset_after_the_end);
     T("blocked-client", test_blocked_client);
     return g_test_run();
 }
