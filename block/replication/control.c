@@ -16,6 +16,7 @@
 #define WAIT_SLICE_MS 100
 /* How long the end of the program waits for a disk that makes no progress. */
 #define SETTLE_STILL_MS 10000
+#define QUIET_MS 5000
 
 /* Room singleton, guarded by the block lock. */
 static struct {
@@ -585,6 +586,32 @@ bool block_secondary_settle(GError **errp)
     return ok;
 }
 
+/* Requests of its own, which outlive neither it nor the nodes below. */
+static bool is_busy(const BlockSecondary *s)
+{
+    return s->spilling || s->applying || s->merging || s->flushing || s->active_flushing ||
+           s->overlay_writes;
+}
+
+/* Nobody sends anything any more. What hangs for longer than this is left to its fate. */
+static void wait_quiet(const GPtrArray *all)
+{
+    int64_t end = g_get_monotonic_time() + QUIET_MS * 1000;
+    bool busy = true;
+
+    while (busy && g_get_monotonic_time() < end) {
+        busy = false;
+        block_lock();
+        for (guint i = 0; i < all->len; i++) {
+            busy |= is_busy(all->pdata[i]);
+        }
+        block_unlock();
+        if (busy) {
+            g_usleep(1000);
+        }
+    }
+}
+
 /* The image now holds exactly the last checkpoint; whoever stops here leaves it usable.
  */
 void block_secondary_end(void)
@@ -606,6 +633,7 @@ void block_secondary_end(void)
         colo_report("%s; its image stays marked", err->message);
         settled = false;
     }
+    wait_quiet(all);
     for (guint i = 0; settled && i < all->len; i++) {
         BlockSecondary *s = all->pdata[i];
 

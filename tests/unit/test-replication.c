@@ -11,6 +11,7 @@
 
 #include "../../block/replication/journal.h"
 
+#include <malloc.h>
 #include <sys/resource.h>
 
 static void run_model(const char *format, uint32_t seed, int steps)
@@ -621,6 +622,40 @@ static void test_daemon_killed(void)
     pair_free(p);
 }
 
+static gpointer wake_later(gpointer pid)
+{
+    g_usleep(300000);
+    kill(GPOINTER_TO_INT(pid), SIGCONT);
+    return NULL;
+}
+
+/* The log's data is on its way to a hidden disk that hangs when all ends: what is in flight
+ * comes back before the disk is forgotten. */
+static void test_end_while_spilling(void)
+{
+    pair_log_memory = "0";
+    Pair *p = pair_new(test_seed(), "qcow2");
+    uint8_t block[4096];
+
+    pair_log_memory = NULL;
+    mallopt(M_PERTURB, 0x55); /* memory that was freed shows it */
+    start(p);
+    g_autofree char *text =
+        test_run("pgrep -P %d -f 'qemu-storage-daemon.*%s/hidden'", (int)getpid(), test_dir);
+    int pid = atoi(text);
+    g_assert_cmpint(pid, >, 1);
+    kill(pid, SIGSTOP);
+    memset(block, 0x42, sizeof(block));
+    g_assert_cmpint(test_io("colo-disk0", BLOCK_OP_WRITE, 0, sizeof(block), block), ==, 0);
+    take_barrier(p);
+    wait_arrived(&p->barrier);
+    GThread *t = g_thread_new("wake", wake_later, GINT_TO_POINTER(pid));
+    block_shutdown();
+    g_thread_join(t);
+    pair_free_closed(p);
+    mallopt(M_PERTURB, 0);
+}
+
 /* --- A large commit --- */
 
 typedef struct Prober {
@@ -825,6 +860,7 @@ int main(int argc, char **argv)
     g_test_add_func("/block/replication/journal-flush", test_journal_flush);
     g_test_add_func("/block/replication/journal-full", test_journal_full);
     g_test_add_func("/block/replication/daemon-killed", test_daemon_killed);
+    g_test_add_func("/block/replication/end-while-spilling", test_end_while_spilling);
     g_test_add_func("/block/replication/large-commit", test_large_commit);
     return g_test_run();
 }
