@@ -10,6 +10,12 @@ secondary and is protected by itself. Clients: an open-loop stream of
 one record a millisecond, whose silences of 5 ms and more are told, and HTTP over new connections;
 every byte is compared. All frames of the guest are caught at both hosts: one voice at every moment.
 
+Two guests that share the cores of one machine keep step badly, so a client meets silences while
+all is well, too: each is held for the twin's frame. So these are told apart: the client gap,
+which is the longest silence between the death and the moment when the dead side is started
+again, counted from its beginning, be that before the death; the part of it after the death; the
+longest of the second before the death; and the longest until protected again.
+
 --phases shows where the time goes, by trace points of the side that takes over, each as
 milliseconds after the kill: it sees the death; the witness has answered; the disk may serve;
 the first frame is out. A client that was silent longer than that has waited for a timer of its
@@ -47,7 +53,7 @@ def phases(host, died):
 
 
 def one(p, number, kind):
-    """(moment of the death, seconds until protected again)."""
+    """(Moments of the death and of the other's new start, seconds until protected, phases)."""
     old, new = p.primary, p.secondary
     p.kill(old, kind)
     died = p.killed_at
@@ -55,11 +61,30 @@ def one(p, number, kind):
     old.process.wait(20)
     time.sleep(0.3)
     when = phases(new, died)
+    again = time.monotonic()
     p.start_secondary(old)
     seconds = p.protected(new, old)
     p.changes += 1
     p.t.sleep(0.2, 0.8)
-    return died, seconds, when
+    return died, again, seconds, when
+
+
+SILENCES = (("gap_ms", "client gap"), ("after_ms", "... of it after the death"),
+            ("before_ms", "... in the second before the death"),
+            ("back_ms", "... until protected again"))
+
+
+def silences(kill, gaps):
+    """{name: the client's longest silence, ms} of a kill; what the client does not tell is 0."""
+    died, again, back = kill["died"], kill["again"], kill["again"] + kill["back_s"]
+    spans = [(g["at"], g["at"] + g["ms"] / 1e3) for g in gaps]
+
+    def longest(found):
+        return max((1e3 * (end - begin) for begin, end in found), default=0)
+    now = [s for s in spans if s[1] > died and s[0] < again]
+    return {"gap_ms": longest(now), "after_ms": longest((max(a, died), b) for a, b in now),
+            "before_ms": longest(s for s in spans if died - 1 <= s[0] and s[1] <= died),
+            "back_ms": longest(s for s in spans if again <= s[0] < back)}
 
 
 def measure(options):
@@ -77,37 +102,40 @@ def measure(options):
         done = []
         for n in range(options.kills):
             kind = KINDS[n % len(KINDS)] if options.kind == "all" else options.kind
-            died, seconds, when = one(p, n, kind)
-            done.append({"kind": kind, "died": died, "back_s": seconds, "phases": when})
+            died, again, seconds, when = one(p, n, kind)
+            done.append({"kind": kind, "died": died, "again": again, "back_s": seconds,
+                         "phases": when})
             print("%4d  %-8s protected again after %.1f s" % (n + 1, kind, seconds), flush=True)
         for client in (stream, http):
             assert client.stop() == 0, client.why()
         p.check()
         frames = p.one_voice()
         gaps = stream.mode("stream")["gaps"]
-        for d, after in zip(done, [d["died"] for d in done[1:]] + [float("inf")]):
-            d["gap_ms"] = max((g["ms"] for g in gaps if d["died"] - 0.05 <
-                               g["at"] + g["ms"] / 1e3 < min(after, d["died"] + 8)), default=0)
+        for d in done:
+            d.update(silences(d, gaps))
         return {"kills": done, "frames": frames, "http": http.mode("http")["ops"]
                 if "ops" in http.mode("http") else None}
 
 
 def show(result):
     kills = result["kills"]
+
+    def spread(values):
+        g = sorted(values)
+        return "median %.1f ms, p90 %.1f, worst %.1f" % (
+            statistics.median(g), g[min(len(g) - 1, int(len(g) * 0.9))], g[-1])
     for kind in (None, *KINDS):
-        g = sorted(k["gap_ms"] for k in kills if kind in (None, k["kind"]))
-        if g:
-            print("%-9s %3d kills: client gap median %.0f ms, p90 %.0f, worst %.0f; protected again "
-                  "after %.1f s (median)" % (kind or "all", len(g), statistics.median(g),
-                                             g[min(len(g) - 1, int(len(g) * 0.9))], g[-1],
-                                             statistics.median(k["back_s"] for k in kills
-                                                               if kind in (None, k["kind"]))))
+        these = [k for k in kills if kind in (None, k["kind"])]
+        if not these:
+            continue
+        print("%s: %d kills, protected again after %.1f s (median)" % (
+            kind or "all", len(these), statistics.median(k["back_s"] for k in these)))
+        for name, words in SILENCES:
+            print("    %-36s %s" % (words, spread(k[name] for k in these)))
     for name, _ in PHASES:
-        g = sorted(k["phases"][name] for k in kills if name in k["phases"])
+        g = [k["phases"][name] for k in kills if name in k["phases"]]
         if g:
-            print("%-9s %3d kills: median %.1f ms after the kill, p90 %.1f, worst %.1f"
-                  % (name, len(g), statistics.median(g), g[min(len(g) - 1, int(len(g) * 0.9))],
-                     g[-1]))
+            print("%-9s %3d kills: after the kill %s" % (name, len(g), spread(g)))
     print("0 bytes wrong or lost; %d frames of the guest, never from two hosts at once"
           % result["frames"])
 

@@ -40,7 +40,7 @@ typedef struct Gap {
     double ms;
 } Gap;
 
-#define MAX_GAPS 1024 /* a hundred failovers, and what else happens meanwhile */
+#define MAX_GAPS 8192 /* a hundred failovers, and what else happens meanwhile */
 
 /* One thread's run of one mode, and what came of it. */
 typedef struct Run {
