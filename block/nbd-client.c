@@ -7,6 +7,10 @@
  * libnbd sends commands in the order of the calls and never blocks here. Its completion
  * callbacks run inside its own lock, so they only queue. A connection that ends fails
  * every command in flight and stays dead: reconnecting is a decision for others (nbd-node.c).
+ *
+ * Each connection has a name, which it says in a meta context that other servers do not know;
+ * it says, too, which ones of before are gone: after a link was cut the server may not have
+ * heard (docs/interop/nbd-barrier.rst).
  */
 #include "block-int.h"
 #include "util/deadline.h"
@@ -35,6 +39,7 @@ struct NbdClient {
     char *export_name;
     char *error;
     bool ready;
+    char *name; /* of the connection */
     GQueue in_flight; /* NbdCmd */
     uint64_t size;
     bool read_only, can_zero, can_trim, can_fua, can_flush, has_status;
@@ -44,6 +49,42 @@ struct NbdClient {
     JsonObject *where; /* of block_nbd_open(), with the export's name */
     TlsCreds *tls; /* or NULL; held so that they are seen to be in use */
 };
+
+/* Room singleton. */
+static struct {
+    GMutex lock;
+    char instance[17];
+    uint64_t serial;
+    uint64_t gone[NBD_GONE_MAX]; /* a ring */
+    unsigned n_gone;
+} names;
+
+/* A new connection's name; @context: how the server is told. */
+static char *new_name(char **context)
+{
+    g_mutex_lock(&names.lock);
+    if (!*names.instance) {
+        g_snprintf(names.instance, sizeof(names.instance), "%08x%08x", g_random_int(),
+                   g_random_int());
+    }
+    char *name = g_strdup_printf("%s.%" PRIu64, names.instance, ++names.serial);
+    g_autoptr(GString) text = g_string_new(NBD_NAME_CONTEXT);
+    g_string_append(text, name);
+    for (unsigned i = 0; i < MIN(names.n_gone, NBD_GONE_MAX); i++) {
+        g_string_append_printf(text, ",%" PRIu64, names.gone[i]);
+    }
+    g_mutex_unlock(&names.lock);
+    *context = g_string_free(g_steal_pointer(&text), FALSE);
+    return name;
+}
+
+static void name_gone(const char *name)
+{
+    g_mutex_lock(&names.lock);
+    names.gone[names.n_gone++ % NBD_GONE_MAX] =
+        g_ascii_strtoull(strchr(name, '.') + 1, NULL, 10);
+    g_mutex_unlock(&names.lock);
+}
 
 static void client_fail(NbdClient *c, const char *why)
 {
@@ -132,24 +173,29 @@ static void client_event(void *opaque, GIOCondition cond)
     client_update(c);
 }
 
-static NbdClient *client_alloc(struct nbd_handle *h, const char *export_name)
+static NbdClient *client_alloc(struct nbd_handle *h, const char *export_name, char *name)
 {
     NbdClient *c = g_new0(NbdClient, 1);
 
     c->h = h;
+    c->name = name;
     c->export_name = g_strdup(export_name);
     g_queue_init(&c->in_flight);
     return c;
 }
 
-/* A handle that asks for what we need, or NULL. */
-static struct nbd_handle *client_handle(const char *export_name, GError **errp)
+/* A handle that asks for what we need, or NULL; the connection's @name. */
+static struct nbd_handle *client_handle(const char *export_name, char **name, GError **errp)
 {
     struct nbd_handle *h = nbd_create();
+    g_autofree char *context = NULL;
+    g_autofree char *mine = new_name(&context);
 
     if (h && nbd_set_export_name(h, export_name) == 0 &&
         nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
+        nbd_add_meta_context(h, context) == 0 &&
         nbd_set_pread_initialize(h, false) == 0) {
+        *name = g_steal_pointer(&mine);
         return h;
     }
     colo_error_set(errp, "NBD export '%s': %s", export_name, nbd_get_error());
@@ -184,7 +230,8 @@ static NbdClient *client_adopt(NbdClient *c, unsigned ms, GError **errp)
 
 NbdClient *nbd_client_new(int fd, const char *export_name, unsigned ms, GError **errp)
 {
-    struct nbd_handle *h = client_handle(export_name, errp);
+    g_autofree char *name = NULL;
+    struct nbd_handle *h = client_handle(export_name, &name, errp);
 
     if (!h) {
         close(fd);
@@ -196,7 +243,7 @@ NbdClient *nbd_client_new(int fd, const char *export_name, unsigned ms, GError *
         nbd_close(h);
         return NULL;
     }
-    return client_adopt(client_alloc(h, export_name), ms, errp);
+    return client_adopt(client_alloc(h, export_name, g_steal_pointer(&name)), ms, errp);
 }
 
 /* --- TLS --- */
@@ -229,6 +276,7 @@ NbdClient *nbd_client_new_tls(const char *path, const char *host, const char *po
 {
     gint64 end = g_get_monotonic_time() + (gint64)ms * 1000;
     const char *own = tls_creds_own_only(tls);
+    g_autofree char *name = NULL;
     struct nbd_handle *h;
 
     if (own) {
@@ -242,7 +290,7 @@ NbdClient *nbd_client_new_tls(const char *path, const char *host, const char *po
                              "verify-peer=off", tls_creds_id(tls));
         return NULL;
     }
-    h = client_handle(export_name, errp);
+    h = client_handle(export_name, &name, errp);
     if (!h || !handle_set_tls(h, tls, errp)) {
         nbd_close(h);
         return NULL;
@@ -267,7 +315,7 @@ NbdClient *nbd_client_new_tls(const char *path, const char *host, const char *po
         nbd_close(h);
         return NULL;
     }
-    NbdClient *c = client_alloc(h, export_name);
+    NbdClient *c = client_alloc(h, export_name, g_steal_pointer(&name));
     c->tls = tls_creds_ref(tls);
     return client_adopt(c, ms, errp);
 }
@@ -331,6 +379,11 @@ const char *nbd_client_export(NbdClient *c)
     return c->export_name;
 }
 
+const char *nbd_client_name(NbdClient *c)
+{
+    return c->name;
+}
+
 void nbd_client_kill(NbdClient *c, const char *why)
 {
     client_fail(c, why);
@@ -369,6 +422,8 @@ void nbd_client_free(NbdClient *c)
     }
     tls_creds_unref(c->tls);
     g_clear_pointer(&c->where, json_object_unref);
+    name_gone(c->name);
+    g_free(c->name);
     g_free(c->export_name);
     g_free(c->error);
     g_free(c);

@@ -69,6 +69,8 @@ typedef struct NbdConn {
     struct NbdServed *payload; /* the write whose data is being received */
     size_t payload_got;
 
+    char name[40]; /* what its client calls it, or "" */
+
     GQueue out; /* NbdOut */
     bool blocked; /* a request or an option waits in the stage for room */
     unsigned in_flight;
@@ -112,6 +114,9 @@ NbdExport *nbd_listener_find(NbdListener *l, const char *name);
 /** Export @i of the listener, or NULL behind the last. */
 NbdExport *nbd_listener_export(NbdListener *l, unsigned i);
 void nbd_listener_forget(NbdListener *l, NbdConn *c);
+/** @context, of @len bytes: if it is a connection's name, it is @c's, and those that its client
+ * says are gone are closed. */
+void nbd_conn_name(NbdConn *c, const char *context, size_t len);
 /** nbd_server_kick() from the loop. */
 void nbd_server_kick_later(void);
 uint16_t nbd_export_flags(NbdExport *e);

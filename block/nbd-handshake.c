@@ -185,6 +185,9 @@ static void opt_meta_context(NbdConn *c, const uint8_t *data)
             return;
         }
         found |= context_matches(p + 4, len, list);
+        if (!list) {
+            nbd_conn_name(c, (const char *)p + 4, len);
+        }
         p += 4 + len;
     }
     if (p != end) {

@@ -89,6 +89,51 @@ TlsCreds *nbd_listener_tls(NbdListener *l)
     return l->tls;
 }
 
+void *nbd_server_find_conn(BlockNode *node, const char *name, bool *named)
+{
+    *named = false;
+    for (guint i = 0; servers.user && i < servers.user->conns->len; i++) {
+        NbdConn *c = servers.user->conns->pdata[i];
+
+        if (c->export && c->export->node == node && *c->name) {
+            *named = true;
+            if (!strcmp(c->name, name)) {
+                return c;
+            }
+        }
+    }
+    return NULL;
+}
+
+void nbd_conn_name(NbdConn *c, const char *context, size_t len)
+{
+    size_t head = strlen(NBD_NAME_CONTEXT);
+
+    if (c->guest || len < head || memcmp(context, NBD_NAME_CONTEXT, head)) {
+        return;
+    }
+    g_autofree char *text = g_strndup(context + head, len - head);
+    g_auto(GStrv) parts = g_strsplit(text, ",", NBD_GONE_MAX + 2);
+    const char *dot = parts[0] ? strchr(parts[0], '.') : NULL;
+    if (!dot || strlen(parts[0]) >= sizeof(c->name)) {
+        return;
+    }
+    g_strlcpy(c->name, parts[0], sizeof(c->name));
+    for (unsigned i = 1; parts[i]; i++) {
+        g_autofree char *gone =
+            g_strdup_printf("%.*s%s", (int)(dot + 1 - parts[0]), parts[0], parts[i]);
+
+        for (guint k = c->listener->conns->len; k > 0; k--) {
+            NbdConn *old = c->listener->conns->pdata[k - 1];
+
+            if (old != c && !strcmp(old->name, gone)) {
+                colo_trace(block_nbd_gone, "%s", gone);
+                nbd_conn_close(old);
+            }
+        }
+    }
+}
+
 void nbd_listener_forget(NbdListener *l, NbdConn *c)
 {
     g_ptr_array_remove_fast(l->conns, c);

@@ -105,6 +105,8 @@ void block_secondary_peer_disks(JsonArray *disks)
             options_get_bool(o, "mirrored", &mirrored, NULL);
             g_free(s->peer_generation);
             s->peer_generation = g_strdup(options_get_str(o, "generation", NULL));
+            g_free(s->peer_connection);
+            s->peer_connection = g_strdup(options_get_str(o, "connection", NULL));
             s->peer_mirrored = mirrored;
         }
     }
@@ -204,6 +206,13 @@ static bool secondary_can_start(BlockSecondary *s, GError **errp)
                        s->parent->name, s->parent->name);
         return false;
     }
+    bool named = false;
+    if (s->peer_connection && !nbd_server_find_conn(s->parent, s->peer_connection, &named) &&
+        named) {
+        colo_error_set(errp, "disk '%s': the NBD connection that the primary replicates on is not "
+                             "here; attach its node anew", s->parent->name);
+        return false;
+    }
     if (s->parent->torn && !s->peer_mirrored) {
         colo_error_set(errp,
                        "disk '%s': its image '%s' was left between two checkpoints; bring "
@@ -212,6 +221,25 @@ static bool secondary_can_start(BlockSecondary *s, GError **errp)
         return false;
     }
     return true;
+}
+
+/* The connection that replicates: the one that the primary named, whatever else is left of
+ * earlier rounds. Through what hides names, the one that has written. NULL: the first that will. */
+static void *replicating_conn(BlockSecondary *s)
+{
+    void *conn = NULL;
+    bool named = false;
+
+    if (s->peer_connection) {
+        conn = nbd_server_find_conn(s->parent, s->peer_connection, &named);
+    }
+    if (!named && g_hash_table_size(s->conns) == 1) {
+        GHashTableIter it;
+
+        g_hash_table_iter_init(&it, s->conns);
+        g_hash_table_iter_next(&it, &conn, NULL);
+    }
+    return conn;
 }
 
 bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
@@ -263,12 +291,7 @@ bool block_secondary_start(BlockReplicationFunc fn, void *opaque, GError **errp)
         overlay_clear_all(s->overlay);
         s->generation++;
         s->asked = false;
-        if (g_hash_table_size(s->conns) == 1) {
-            GHashTableIter it;
-
-            g_hash_table_iter_init(&it, s->conns);
-            g_hash_table_iter_next(&it, &s->conn, NULL);
-        }
+        s->conn = replicating_conn(s);
         s->state = SECONDARY_LOGGING;
         colo_trace(block_secondary_start, "%s: %" PRIu64 " requests so far",
                    s->parent->name, secondary_arrivals(s));

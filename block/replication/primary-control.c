@@ -434,6 +434,7 @@ JsonArray *block_primary_disks(void)
         JsonObject *o = json_object_new();
 
         json_object_set_string_member(o, "disk", nbd_client_export(p->client));
+        json_object_set_string_member(o, "connection", nbd_client_name(p->client));
         json_object_set_int_member(o, "size", p->node->size);
         json_object_set_boolean_member(o, "shared", p->is_shared);
         if (!p->generation) {

@@ -79,6 +79,7 @@ struct BlockSecondary {
     char *export_name;
     char *marker; /* path, while it exists */
     char *peer_generation; /* what the primary calls the moment when both are equal */
+    char *peer_connection; /* what it calls the connection that replicates, or NULL */
     bool peer_mirrored;    /* the primary made our image equal by a mirror */
     GQueue peer_flushes;   /* BlockRequest: until what was committed is on the image */
     bool shared;   /* the image is the primary's, too */

@@ -55,6 +55,7 @@ static void secondary_close(BlockNode *node)
     g_free(s->top_id);
     g_free(s->export_name);
     g_free(s->peer_generation);
+    g_free(s->peer_connection);
     g_free(s->marker);
     g_free(s->error);
     s->closed = true;

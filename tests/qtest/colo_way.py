@@ -16,16 +16,17 @@ class Way:
     """Connections to a port of address @at go through here, to the same port of @to. While it is
     cut, what is on its way stands still, as do new connections; mend(broken=True) closes those
     that were there. @rate: bytes a second towards @to, of each port in @narrow; @flush_s: how
-    long an NBD flush is held back, requests behind it are not."""
+    long an NBD flush is held back, requests behind it are not. While it is @deaf, @to does not
+    hear that a connection has ended."""
 
     def __init__(self, bed, at, to, ports, narrow=(), nbd=()):
         self.to, self.narrow, self.nbd = to, narrow, nbd
-        self.rate, self.flush_s, self.flushes = None, 0, []
+        self.rate, self.flush_s, self.flushes, self.deaf = None, 0, [], False
         self.open = threading.Event()
         self.open.set()
         self.over = False
         self.lock = threading.Lock()
-        self.ends, self.listeners = [], []
+        self.ends, self.listeners, self.alive = [], [], set()
         for port in ports:
             s = socket.create_server((at, port))
             self.listeners.append(s)
@@ -51,11 +52,13 @@ class Way:
             far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.lock:
                 self.ends += [near, far]
+                if port in self.nbd:
+                    self.alive.add(far)
             self.thread(self.pump_nbd if port in self.nbd else self.pump, near, far, port)
             self.thread(self.pump, far, near, None)
 
     def breaks(self, *ends):
-        for s in ends:
+        for s in ends[:1] if self.deaf else ends:
             try:
                 s.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -75,9 +78,17 @@ class Way:
                     break
                 self.pass_on(data, other, port)
             self.open.wait()
-            other.shutdown(socket.SHUT_WR)
+            if not self.deaf:
+                other.shutdown(socket.SHUT_WR)
         except OSError:
             self.breaks(one, other)
+        with self.lock:
+            self.alive.discard(one)
+
+    def servers(self):
+        """NBD connections that the server has not closed."""
+        with self.lock:
+            return len(self.alive)
 
     def pump_nbd(self, one, other, port):
         """The same, message by message."""

@@ -9,7 +9,7 @@ The guest writes to its disk all the time, and is looked at whatever is waited f
 """
 
 from colo_pair import ADDRESS, PairBed, protected
-from colo_qtest import case, has_words, in_time, main, os, signal, time, within
+from colo_qtest import case, has_words, in_time, main, os, shutil, signal, time, within
 from colo_way import Way
 from colo_writer import boot_image
 
@@ -20,7 +20,7 @@ SIZE = 64
 class Watched:
     """Host a of a pair whose way goes through ours; how long its guest stood."""
 
-    def __init__(self, bed, rate=None, flush_s=0):
+    def __init__(self, bed, rate=None, flush_s=0, copied=False):
         self.bed, self.p = bed, PairBed(bed, disk=False)
         p = self.p
         p.disk, p.rom, p.way = True, [], "127.0.0.3"
@@ -33,13 +33,19 @@ class Watched:
                 f.write(bed.rng.randbytes(MIB))
         with open(p.image["b"], "wb") as f:
             f.truncate(SIZE * MIB)
-        self.a = p.primary("a", "peer-timeout=1000")  # nobody is there, so it may start
+        self.a = p.primary("a", "peer-timeout=1000,auto-protect=" + ("off" if copied else "on"))
+        # Nobody was there, so it may start.
+        if copied:
+            self.a.wait("the guest writes", lambda: self.a.count() > 10)
+            self.a.cmd("stop")
+            shutil.copy(p.image["a"], p.image["b"])
         self.way = Way(bed, p.way, ADDRESS["b"], p.ports.values(), narrow=[p.ports["nbd"]],
                        nbd=[p.ports["nbd"]])
         self.way.rate, self.way.flush_s = rate, flush_s
         self.b = p.secondary("b", "peer-timeout=1000")
         self.count, self.longest = self.a.count(), 0.0
-        self.a.wait("the guest writes", lambda: self.a.count() > 10)
+        if not copied:
+            self.a.wait("the guest writes", lambda: self.a.count() > 10)
         self.moved = time.monotonic()
 
     def look(self):
@@ -70,6 +76,13 @@ class Watched:
         self.spend(0.5)
         s = self.pair()
         assert 0 < s["resync-pause-us"] < 1500000, s
+        self.equal()
+        in_time(self.longest, 2, "the guest's longest stand")
+        return "longest stand %.2f s, at the end of the copy %.3f s" % (
+            self.longest, s["resync-pause-us"] / 1e6)
+
+    def equal(self):
+        a, b, p = self.a, self.b, self.p
         assert a.cmd("query-block-jobs") == []
         a.cmd("stop")
         b.wait("stands", lambda: b.run_state() == "paused")
@@ -80,9 +93,6 @@ class Watched:
         with open(p.image["a"], "rb") as f, open(p.image["b"], "rb") as g:
             for i in range(SIZE):
                 assert f.read(MIB) == g.read(MIB), "the disks differ, MiB %d" % i
-        in_time(self.longest, 2, "the guest's longest stand")
-        return "longest stand %.2f s, at the end of the copy %.3f s" % (
-            self.longest, s["resync-pause-us"] / 1e6)
 
 
 @case
@@ -134,6 +144,40 @@ def slow_flush_is_not_in_the_stop(bed):
     note = w.finish()
     assert len(w.way.flushes) >= 2, w.way.flushes
     return note
+
+
+@case
+def connection_of_before_is_not_taken_for_the_new_one(bed):
+    """By hand: the primary gave a connection up while the way was cut, and the secondary has not
+    heard of it. What replicates is the one that the primary made then, and the old one goes."""
+    w = Watched(bed, copied=True)
+    a, b, p = w.a, w.b, w.p
+
+    def attach(name):
+        said = a.cmd("human-monitor-command", {"command-line": (
+            "drive_add -n buddy driver=replication,mode=primary,file.driver=nbd,file.host=%s,"
+            "file.port=%d,file.export=parent0,node-name=%s" % (p.way, p.ports["nbd"], name))})
+        assert not said.strip(), said
+        a.cmd("x-blockdev-change", {"parent": "colo-disk0", "node": name})
+    attach("rep0")
+    a.cmd("cont")
+    begun = a.count()
+    a.wait("the guest writes", lambda: a.count() > begun + 20)
+    a.cmd("stop")
+    w.way.deaf = True
+    a.cmd("x-blockdev-change", {"parent": "colo-disk0", "child": "children.1"})
+    a.cmd("human-monitor-command", {"command-line": "drive_del rep0"})
+    assert w.way.servers() == 1, w.way.servers()
+    attach("rep1")
+    a.wait("the old one to be closed", lambda: w.way.servers() == 1)
+    a.x_colo()
+    a.cmd("migrate", {"uri": "tcp:%s:%d" % (ADDRESS["b"], p.ports["migrate"])})
+    a.wait_state("protected")
+    b.wait_state("protected")
+    w.spend(2)
+    assert a.status()["state"] == b.status()["state"] == "protected", a.status()
+    w.way.deaf = False
+    w.equal()
 
 
 if __name__ == "__main__":
