@@ -281,6 +281,17 @@ void block_front_free(BlockFront *f)
     f->closed = true;
     if (g_queue_is_empty(&f->all)) {
         g_free(f);
+        return;
+    }
+    /* Nobody will come for them when the hold is over. What was answered early has not come true,
+     * and is told. */
+    for (GList *l = f->all.head; l && f->flushes_waiting; l = l->next) {
+        FrontReq *fr = l->data;
+
+        if (fr->sub.op == BLOCK_OP_FLUSH && !fr->submitted) {
+            f->flushes_waiting--;
+            front_submit(fr);
+        }
     }
 }
 

@@ -175,6 +175,10 @@ void colo_state_file_note(const char *what);
 void colo_disk_wait_begin(const char *what);
 void colo_disk_wait_end(void);
 
+/** Wait until what was answered early is on the disk; false: @stop said that it is not waited for
+ * any more. @what: as of colo_disk_wait_begin() if nobody has begun, else NULL. */
+bool colo_disk_wait_flushed(const char *what, bool (*stop)(void));
+
 /** They have failed for good: told at once. */
 void colo_disk_wait_failed(const char *why);
 

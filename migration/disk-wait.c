@@ -1,15 +1,17 @@
 /*
- * The disks at the end of protection: what a storage that hangs holds up is told.
+ * The disks at a checkpoint's and at protection's end: what a storage that hangs holds up is told.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Before a side that has won may speak, its disks must hold what that speech may tell of: the
  * secondary's log and overlay (block_secondary_takeover()), the primary's log of shared disks
- * (block_primary_settle()). A storage that hangs cannot be hastened, and serving without it would
+ * (block_primary_settle()). The same holds of a checkpoint's end: what its pause answered early is
+ * on the primary's disk before output leaves (colo_disk_wait_flushed()). A storage that hangs cannot be hastened, and serving without it would
  * promise clients what one more death takes back. So the wait has no end of its own: it ends with
  * the storage's return, with the process, and on the primary with a second word of the
- * operator. What is bounded is the silence about it: if nothing comes on for
+ * operator; at a checkpoint with protection, so with a word to either side: the secondary's disk may
+ * be well. What is bounded is the silence about it: if nothing comes on for
  * progress-timeout, COLO_DISK_STALLED is sent, and query-colo-status has "disk-stall" until it
  * does.
  *
@@ -23,10 +25,15 @@
 #include "util/trace.h"
 
 #define LOOK_MS 250
+#define FLUSHED_US 5000 /* how soon another end of the wait is seen */
+
+/* Taken before colo.lock, and by nobody who holds that: events go out in the order of what they
+ * tell. */
+static GMutex telling;
 
 /* Room singleton; guarded by colo.lock. */
 static struct {
-    const char *what; /* takeover, settle; NULL: nobody waits */
+    const char *what; /* takeover, settle, checkpoint; NULL: nobody waits */
     uint64_t round;
     uint64_t left;
     int64_t since; /* nothing has come on since then */
@@ -50,7 +57,7 @@ static void emit(const char *what, const char *device, bool stalled, int64_t us,
     monitor_event("COLO_DISK_STALLED", data);
 }
 
-/* Under the lock, which is given up for it: say that it goes on. */
+/* Under both locks; colo.lock is given up for it: say that it goes on. */
 static void tell_end_locked(void)
 {
     bool told = stall.told;
@@ -67,8 +74,8 @@ static void tell_end_locked(void)
     }
 }
 
-/* Under the lock, which is given up for it: say that it does not. Words of before were none about
- * that. */
+/* Under both locks; colo.lock is given up for it: say that it does not. Words of before were none
+ * about that. */
 static void tell_stall_locked(const char *device, const char *trouble)
 {
     const char *what = stall.what;
@@ -81,10 +88,13 @@ static void tell_stall_locked(const char *device, const char *trouble)
         colo.want_exit = false;
     }
     g_mutex_unlock(&colo.lock);
+    bool settles = !strcmp(what, "settle"), checkpoint = !strcmp(what, "checkpoint");
     colo_report("disk '%s' holds up the %s for %" G_GINT64_FORMAT " s: %s; this side does not "
                 "serve until it comes on%s", device, what, us / G_USEC_PER_SEC,
                 trouble ? trouble : "its storage does not answer",
-                *what == 's' ? ", or x-colo-lost-heartbeat says that it shall all the same" : "");
+                settles      ? ", or x-colo-lost-heartbeat says that it shall all the same"
+                : checkpoint ? "; x-colo-lost-heartbeat to the secondary lets that one serve"
+                             : "");
     emit(what, device, true, us, trouble);
     g_mutex_lock(&colo.lock);
 }
@@ -96,6 +106,7 @@ static gboolean look(gpointer opaque)
     g_autofree char *p = block_primary_unsettled(&left, &trouble);
     g_autofree char *device = p ? g_steal_pointer(&p) : block_secondary_unsettled(&left);
 
+    g_mutex_lock(&telling);
     g_mutex_lock(&colo.lock);
     bool ours = stall.what && stall.round == round;
     if (!ours || !device || stall.failed) {
@@ -110,6 +121,7 @@ static gboolean look(gpointer opaque)
         tell_stall_locked(device, trouble);
     }
     g_mutex_unlock(&colo.lock);
+    g_mutex_unlock(&telling);
     return ours;
 }
 
@@ -119,12 +131,14 @@ void colo_disk_wait_failed(const char *why)
     g_autofree char *trouble = NULL;
     g_autofree char *device = block_primary_unsettled(&left, &trouble);
 
+    g_mutex_lock(&telling);
     g_mutex_lock(&colo.lock);
     stall.failed = true;
     if (!stall.told) {
         tell_stall_locked(device ? device : "?", why);
     }
     g_mutex_unlock(&colo.lock);
+    g_mutex_unlock(&telling);
 }
 
 bool colo_disk_wait_overridden_locked(void)
@@ -134,6 +148,7 @@ bool colo_disk_wait_overridden_locked(void)
 
 void colo_disk_wait_begin(const char *what)
 {
+    g_mutex_lock(&telling);
     g_mutex_lock(&colo.lock);
     stall.what = what;
     stall.left = 0;
@@ -141,15 +156,45 @@ void colo_disk_wait_begin(const char *what)
     stall.since = g_get_monotonic_time();
     gpointer round = GSIZE_TO_POINTER(++stall.round);
     g_mutex_unlock(&colo.lock);
+    g_mutex_unlock(&telling);
     g_timeout_add(LOOK_MS, look, round);
 }
 
 void colo_disk_wait_end(void)
 {
+    g_mutex_lock(&telling);
     g_mutex_lock(&colo.lock);
     tell_end_locked();
     stall.what = NULL;
     g_mutex_unlock(&colo.lock);
+    g_mutex_unlock(&telling);
+}
+
+static gboolean on_flushed(gpointer opaque)
+{
+    g_mutex_lock(&colo.lock);
+    g_cond_broadcast(&colo.cond);
+    g_mutex_unlock(&colo.lock);
+    return G_SOURCE_REMOVE;
+}
+
+bool colo_disk_wait_flushed(const char *what, bool (*stop)(void))
+{
+    bool waits = false, ok;
+
+    while (!(ok = block_primary_flushed(on_flushed, NULL)) && !stop()) {
+        if (what && !waits) {
+            colo_disk_wait_begin(what);
+            waits = true;
+        }
+        g_mutex_lock(&colo.lock);
+        g_cond_wait_until(&colo.cond, &colo.lock, g_get_monotonic_time() + FLUSHED_US);
+        g_mutex_unlock(&colo.lock);
+    }
+    if (waits) {
+        colo_disk_wait_end();
+    }
+    return ok;
 }
 
 void colo_disk_wait_describe_locked(JsonObject *status)

@@ -16,7 +16,6 @@
 #include "util/trace.h"
 
 #define FAILED_LOOK_US (200 * 1000)
-#define FLUSH_LOOK_US 1000
 
 /* Whether the peer may say @msg now: RECEIVED of what END was sent for, then LOADED. */
 static bool in_turn_locked(const ChannelMsg *msg)
@@ -178,11 +177,6 @@ static bool stop_waiting(void)
     return stop;
 }
 
-static gboolean look_again(gpointer opaque)
-{
-    return G_SOURCE_REMOVE;
-}
-
 /* What leaves soon may tell of writes that only our memory has, or that were answered early in a
  * pause (RULES 11): they reach the disk before. Where
  * that fails for good, or takes longer than the operator likes, a word that he gives once he was
@@ -192,9 +186,7 @@ static bool settle_disks(void)
     g_autoptr(GError) err = NULL;
 
     colo_disk_wait_begin("settle");
-    while (!block_primary_flushed(look_again, NULL) && !stop_waiting()) {
-        g_usleep(FLUSH_LOOK_US);
-    }
+    colo_disk_wait_flushed(NULL, stop_waiting);
     bool ok = block_primary_settle(stop_waiting, &err);
     if (!ok && !stop_waiting()) {
         colo_disk_wait_failed(err->message);

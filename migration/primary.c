@@ -155,26 +155,20 @@ static bool wait_peer(Primary *p, const uint64_t *which, uint64_t epoch, const c
     return ok;
 }
 
-static gboolean on_flushed(gpointer opaque)
+static bool protection_ends(void)
 {
     g_mutex_lock(&colo.lock);
-    g_cond_broadcast(&colo.cond);
+    bool ends = colo.peer_failure || colo.want_exit || colo.want_quit;
     g_mutex_unlock(&colo.lock);
-    return G_SOURCE_REMOVE;
+    return ends;
 }
 
 /* RULES 11: flushes that were answered early are a condition of release. */
 static bool wait_flushed(GError **errp)
 {
-    while (!block_primary_flushed(on_flushed, NULL)) {
-        g_mutex_lock(&colo.lock);
-        bool stop = colo.peer_failure || colo.want_exit || colo.want_quit;
-        g_cond_wait_until(&colo.cond, &colo.lock, g_get_monotonic_time() + 5000);
-        g_mutex_unlock(&colo.lock);
-        if (stop) {
-            colo_error_set(errp, "protection ended while the disk was flushed");
-            return false;
-        }
+    if (!colo_disk_wait_flushed("checkpoint", protection_ends)) {
+        colo_error_set(errp, "protection ended while the disk was flushed");
+        return false;
     }
     /* A flush that failed is reported as a fatal error of the disk, which stands here. */
     g_mutex_lock(&colo.lock);

@@ -235,7 +235,9 @@ static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
     secondary_reset_staging(s);
     colo_step("svm-running");
     loaded[4] = g_get_monotonic_time();
-    return channel_send_u64(s->ch, CHANNEL_LOADED, loaded, 7, errp) && secondary_ready(s, errp);
+    /* The load's job goes, whether the peer hears of it or not. */
+    bool said = channel_send_u64(s->ch, CHANNEL_LOADED, loaded, 7, errp);
+    return secondary_ready(s, said ? errp : NULL) && said;
 }
 
 static bool note_applied(const ChannelMsg *msg, GError **errp)

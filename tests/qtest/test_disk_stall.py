@@ -87,7 +87,7 @@ def told(host, during):
     assert event["seconds"] >= LIMIT - 1, event
     s = host.status()
     assert s["disk-stall"]["during"] == during, s
-    assert s["state"] == ("takeover" if during == "takeover" else "lost"), s
+    assert s["state"] == {"takeover": "takeover", "checkpoint": "protected"}.get(during, "lost"), s
     has_words(host.output(), "holds up the %s" % during)
     return event
 
@@ -128,6 +128,30 @@ def answered_early_is_on_the_disk_before_output_leaves(b):
         assert p.status()["state"] == "lost", p.status()
         told(p, "settle")
     goes_on(p)
+
+
+@case
+def protected_primary_on_storage_that_hangs(b):
+    """It stays protected and says what holds its output up; the storage's return ends that, or a
+    word to the secondary, whose disk is well."""
+    storage = Storage(b, 160)
+    p, s = colo_writer.pair(b, storage.path + "/p.raw", b.dir + "/s.raw", b.dir,
+                            more=["-colo", "progress-timeout=%d" % (LIMIT * 1000)])
+    with storage:
+        p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 100})
+        assert "error" not in told(p, "checkpoint")
+        has_words(p.output(), "x-colo-lost-heartbeat to the secondary")
+    p.wait("event", lambda: stalls(p)[-1]["stalled"] is False)
+    assert "disk-stall" not in p.status()
+    begun = p.status()["checkpoints"]
+    p.wait("checkpoints", lambda: p.status()["checkpoints"] > begun)
+    assert p.status()["state"] == s.status()["state"] == "protected" and writes(p)
+    with storage:
+        p.wait("event", lambda: stalls(p)[-1]["stalled"], LIMIT + 30)
+        s.cmd("x-colo-lost-heartbeat")
+        s.wait_state("alone")
+        p.wait_state("fenced")
+        assert writes(s)
 
 
 @case
