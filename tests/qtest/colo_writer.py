@@ -14,35 +14,37 @@ from colo_qtest import free_port
 DONE, STATUS = 0x8000, 0x8004  # writes begun, and BIOS's last word on one
 
 
-def boot_sector():
+def boot_sector(sectors=1):
     """
+    Writes @sectors at a time.
+
         xor ax,ax; mov ds,ax; mov es,ax; mov ss,ax; mov sp,0x7c00
     l:  inc dword [DONE]; add dword [lba],8; and dword [lba],0x1fff8
-        mov word [dap+2],1    (the BIOS leaves 0 there after an error)
+        mov word [dap+2],sectors    (the BIOS leaves 0 there after an error)
         mov cx,0xffff; loop $; loop $                       (about 1 ms)
         mov si,dap; mov ax,0x4300; mov dl,0x80; int 0x13; jc f; mov ah,0
     f:  mov [STATUS],ah; jmp l
-    dap: db 16,0; dw 1; dw DONE; dw 0; lba: dq 0
+    dap: db 16,0; dw sectors; dw DONE; dw 0; lba: dq 0
     """
     head = bytes.fromhex("31c08ed88ec08ed0bc007c")
     dap = 0x7c00 + 0x60
     lba = (dap + 8).to_bytes(2, "little").hex()
     body = bytes.fromhex(
         "66ff060080" "668306" + lba + "08" "668126" + lba + "f8ff0100"
-        "c706" + (dap + 2).to_bytes(2, "little").hex() + "0100"
+        "c706" + (dap + 2).to_bytes(2, "little").hex() + "%02x00" % sectors +
         "b9ffffe2fee2fe" "be" + dap.to_bytes(2, "little").hex() + "b80043" "b280" "cd13" "7202" "b400"
         "88260480")
     loop = bytes([0xeb, (-len(body) - 2) & 0xff])
     code = head + body + loop
     assert len(code) < 0x60
-    code += bytes(0x60 - len(code)) + bytes.fromhex("10000100" "0080" "0000") + bytes(8)
+    code += bytes(0x60 - len(code)) + bytes.fromhex("1000%02x00" "0080" "0000" % sectors) + bytes(8)
     return code + bytes(510 - len(code)) + b"\x55\xaa"
 
 
-def boot_image(path, mib=64):
+def boot_image(path, mib=64, sectors=1):
     with open(path, "wb") as f:
         f.truncate(mib << 20)
-        f.write(boot_sector())
+        f.write(boot_sector(sectors))
     return path
 
 
@@ -62,7 +64,7 @@ def writes(host):
 
 
 def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: port,
-         shared=False, boot=True):
+         shared=False, boot=True, sectors=1):
     """A protected pair of writers: images at these paths, the active disk in that folder; the
     NBD connection goes to port @via(the secondary's). @shared: it is one image. @boot False:
     the primary's has been made."""
@@ -75,9 +77,9 @@ def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: po
                    check=True)
     p = b.primary("-S", *more, "-drive", quorum +
                   "children.0.driver=raw,children.0.file.filename=" +
-                  (boot_image(primary_image) if boot else primary_image) + direct)
+                  (boot_image(primary_image, sectors=sectors) if boot else primary_image) + direct)
     s = b.secondary("-S", *more, "-drive", "if=none,id=parent0,driver=raw,file.filename=" +
-                    boot_image(secondary_image),
+                    boot_image(secondary_image, sectors=sectors),
                     "-drive", "if=none,id=childs0,driver=replication,mode=secondary,top-id=d0,"
                     + shared + "file.driver=qcow2,file.file.filename=%s/active,file.backing.driver=qcow2,"
                     "file.backing.file.filename=%s/hidden,file.backing.backing=parent0" % (

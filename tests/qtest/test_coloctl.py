@@ -448,7 +448,8 @@ def both_come_back(b):
 @case
 def takeover_is_on_disk_before_it_speaks(b):
     """The host dies in the middle of its takeover, before and after it was written down."""
-    for step, role in (("takeover-disk", "protected-secondary"), ("takeover-noted", "alone")):
+    for step, role in (("takeover-disk", "protected-secondary"), ("takeover-noted", "alone"),
+                       ("takeover-running", "alone")):
         for who in "ab":
             shutil.rmtree("%s/%s" % (b.dir, who), ignore_errors=True)
         vm = Vm(b, disk=False, colo_options="die-at=" + step)

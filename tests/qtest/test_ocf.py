@@ -134,6 +134,29 @@ def one_that_hangs_is_not_stopped(b):
 
 
 @case
+def what_hangs_dies_with_its_keeper(b):
+    """Nothing that could serve once it wakes is left by a coloctl that was killed: so it is a
+    stopped one, and stop has nothing to end."""
+    ra = Agent(b)
+    ra("start", SUCCESS)
+    pids = ra.family()
+    try:
+        for pid in pids[1:]:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(pids[0], signal.SIGKILL)
+        end = time.monotonic() + 30
+        while any(is_running(pid) for pid in pids):
+            within(end, lambda: "left: %s" % [pid for pid in pids if is_running(pid)])
+            time.sleep(0.05)
+        ra("monitor", NOT_RUNNING)
+        ra("stop", SUCCESS)
+    finally:
+        for pid in pids[1:]:
+            if is_running(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@case
 def stop_needs_neither_file_nor_sense(b):
     """The file is gone, then coloctl: what runs is ended all the same."""
     ra = Agent(b)

@@ -427,5 +427,33 @@ def secondary_dies_in_the_switchover(bed):
         a.close()
 
 
+@case
+def primary_dies_in_the_switchover(bed):
+    """Before its word the secondary waits for one; with it, it may have taken over by itself. In
+    either case the guest goes on."""
+    for step in ("yielding", "yielded"):
+        p = PairBed(bed, disk=False)
+        a, b = p.primary("a", "die-at=" + step), p.secondary("b")
+        protected(a, b)
+        os.kill(a.process.pid, signal.SIGUSR1)
+        counted = a.count()
+        try:
+            a.cmd("x-colo-switchover")
+        except (QMPError, OSError):
+            pass
+        a.process.wait(30)
+        has_words(a.output(), "dying at step " + step)
+        if step == "yielding":
+            b.wait_state("lost")
+            assert not p.ask("b")["serves"]
+        else:
+            b.wait("the end of protection", lambda: b.status()["state"] in ("lost", "alone"))
+        if b.status()["state"] == "lost":
+            b.cmd("x-colo-lost-heartbeat")
+        b.wait_state("alone")
+        assert b.runs() and b.count() >= counted, step
+        b.close()
+
+
 if __name__ == "__main__":
     raise SystemExit(main())
