@@ -75,6 +75,15 @@ def shared_pair(b, storage):
                             more=["-colo", "progress-timeout=%d" % (LIMIT * 1000)])
 
 
+def without_secondary(b):
+    """Shared storage, and the primary of a pair on it that waits for a word."""
+    storage = Storage(b, 160)
+    p, s = shared_pair(b, storage)
+    s.process.kill()
+    p.wait_state("lost")
+    return storage, p
+
+
 def stalls(host):
     return [e["data"] for e in host.events("COLO_DISK_STALLED")]
 
@@ -101,10 +110,7 @@ def goes_on(host):
 
 @case
 def primary_goes_alone_on_storage_that_hangs(b):
-    storage = Storage(b, 160)
-    p, s = shared_pair(b, storage)
-    s.process.kill()
-    p.wait_state("lost")
+    storage, p = without_secondary(b)
     with storage:
         p.cmd("x-colo-lost-heartbeat")
         assert "error" not in told(p, "settle")
@@ -157,10 +163,7 @@ def protected_primary_on_storage_that_hangs(b):
 @case
 def operator_serves_without_the_storage(b):
     """A word that comes after the event; none that came before."""
-    storage = Storage(b, 160)
-    p, s = shared_pair(b, storage)
-    s.process.kill()
-    p.wait_state("lost")
+    storage, p = without_secondary(b)
     with storage:
         for _ in range(3):
             p.cmd("x-colo-lost-heartbeat")
@@ -174,10 +177,7 @@ def operator_serves_without_the_storage(b):
 
 @case
 def process_ends_while_its_storage_hangs(b):
-    storage = Storage(b, 160)
-    p, s = shared_pair(b, storage)
-    s.process.kill()
-    p.wait_state("lost")
+    storage, p = without_secondary(b)
     with storage:
         p.cmd("x-colo-lost-heartbeat")
         told(p, "settle")

@@ -358,6 +358,23 @@ def pause_survives_a_takeover(b):
     secondary.wait("guest runs", secondary.runs)
 
 
+def takeover_of_a_stopped_guest(primary, secondary):
+    """It stays as it was in the last checkpoint."""
+    primary.process.kill()
+    secondary.qmp.wait_event("COLO_EXIT")
+    secondary.cmd("x-colo-lost-heartbeat")
+    secondary.wait_state("alone")
+    assert not secondary.runs(), "the takeover resurrected the guest"
+
+
+def rolled_back(primary, secondary, key):
+    """What the secondary's guest alone does, when told so by @key, ends with a checkpoint."""
+    before = primary.status()["checkpoints"]
+    secondary.key(key)
+    primary.wait("checkpoint", lambda: primary.status()["checkpoints"] > before)
+    secondary.wait("guest runs", secondary.runs)
+
+
 @case
 def guest_shutdown_ends_both(b):
     primary, secondary = b.pair()
@@ -385,21 +402,14 @@ def guest_shutdown_with_no_shutdown(b):
     time.sleep(1)
     assert primary.process.alive() and secondary.process.alive()
     assert not secondary.runs(), "the secondary's guest runs on"
-    primary.process.kill()
-    secondary.qmp.wait_event("COLO_EXIT")
-    secondary.cmd("x-colo-lost-heartbeat")
-    secondary.wait_state("alone")
-    assert not secondary.runs(), "the takeover resurrected the guest"
+    takeover_of_a_stopped_guest(primary, secondary)
 
 
 @case
 def guest_shutdown_on_the_secondary_alone(b):
     """A mismatch: it is rolled back and goes on."""
     primary, secondary = b.pair()
-    before = primary.status()["checkpoints"]
-    secondary.key("s")
-    primary.wait("checkpoint", lambda: primary.status()["checkpoints"] > before)
-    secondary.wait("guest runs", secondary.runs)
+    rolled_back(primary, secondary, "s")
     assert primary.runs() and not secondary.events("SHUTDOWN")
 
 
@@ -413,11 +423,7 @@ def guest_panics(b):
     epoch = primary.status()["epoch"]
     secondary.wait("the end", lambda: secondary.status()["epoch"] > epoch)
     assert primary.process.alive() and not secondary.runs(), "the secondary's guest runs on"
-    primary.process.kill()
-    secondary.qmp.wait_event("COLO_EXIT")
-    secondary.cmd("x-colo-lost-heartbeat")
-    secondary.wait_state("alone")
-    assert not secondary.runs(), "the takeover resurrected the guest"
+    takeover_of_a_stopped_guest(primary, secondary)
     # A reset is how both go on, here as in QEMU.
     secondary.cmd("system_reset")
     secondary.cmd("cont")
@@ -428,10 +434,7 @@ def guest_panics(b):
 def guest_panics_on_the_secondary_alone(b):
     """A mismatch: it is rolled back and goes on."""
     primary, secondary = b.pair("-device", "pvpanic")
-    before = primary.status()["checkpoints"]
-    secondary.key("p")
-    primary.wait("checkpoint", lambda: primary.status()["checkpoints"] > before)
-    secondary.wait("guest runs", secondary.runs)
+    rolled_back(primary, secondary, "p")
     assert primary.runs() and not secondary.events("GUEST_PANICKED")
 
 
@@ -439,10 +442,7 @@ def guest_panics_on_the_secondary_alone(b):
 def guest_sleeps_on_the_secondary_alone(b):
     """It is woken, and rolled back."""
     primary, secondary = b.pair()
-    before = primary.status()["checkpoints"]
-    secondary.key("z")
-    primary.wait("checkpoint", lambda: primary.status()["checkpoints"] > before)
-    secondary.wait("guest runs", secondary.runs)
+    rolled_back(primary, secondary, "z")
     assert primary.runs() and not primary.events("SUSPEND")
     assert primary.status()["state"] == "protected"
 

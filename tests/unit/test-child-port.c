@@ -142,6 +142,27 @@ static void test_hold(void)
     end(out, guest);
 }
 
+/* Numbered frames until the outside is not read any more; how many. */
+static uint32_t put_all(int out)
+{
+    uint32_t sent = 0;
+
+    for (int idle = 0; idle < 10;) {
+        uint8_t b[4 + 60] = {0};
+
+        b[3] = 60;
+        memcpy(b + 4 + 14, &sent, 4);
+        if (send(out, b, sizeof(b), MSG_DONTWAIT) == sizeof(b)) {
+            sent++;
+            idle = 0;
+        } else {
+            settle();
+            idle++;
+        }
+    }
+    return sent;
+}
+
 /* More than the socket takes: what waits behind it is taken back as well. */
 static void test_backlog(void)
 {
@@ -175,18 +196,8 @@ static void test_backlog(void)
     g_assert_cmpuint(want, ==, 1500);
     g_assert_cmpuint(stat("dropped-full"), ==, 0);
     /* A guest that never reads: the outside is made to wait. */
-    uint8_t b[64] = {0};
-    b[3] = 60;
-    unsigned sent = 0;
-    for (int idle = 0; idle < 10;) {
-        if (send(out, b, 64, MSG_DONTWAIT) == 64) {
-            sent++;
-            idle = 0;
-        } else {
-            settle();
-            idle++;
-        }
-    }
+    uint8_t b[64];
+    unsigned sent = put_all(out);
     g_assert_cmpuint(stat("tx-frames"), <, 1500 + 3000);
     g_assert_cmpuint(stat("dropped-full"), ==, 0);
     unsigned got = 0;
@@ -210,23 +221,12 @@ static void test_release_hears_again(void)
 {
     enum { N = 3000, READ = 600 }; /* READ is too little for the socket to say so */
     int out, guest;
-    uint32_t x, sent = 0, got = 0;
+    uint32_t x, got = 0;
     make(&out, &guest);
     struct timeval tv = {.tv_sec = 60};
     setsockopt(out, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
-    for (int idle = 0; idle < 8;) {
-        uint8_t b[4 + 60] = {0};
-        b[3] = 60;
-        memcpy(b + 4 + 14, &sent, 4);
-        if (send(out, b, 64, MSG_DONTWAIT) == 64) {
-            sent++;
-            idle = 0;
-        } else {
-            settle();
-            idle++;
-        }
-    }
-    g_assert_cmpuint(sent, >, 1024 + 256); /* the outside is not read any more */
+    uint32_t sent = put_all(out);
+    g_assert_cmpuint(sent, >, 1024 + 256);
     for (; got < READ; got++) {
         g_assert_cmpint(take(guest, &x), ==, 60);
         g_assert_cmpuint(x, ==, got);
