@@ -107,7 +107,7 @@ void ram_commit(Ram *r)
                COLO_PAGE_SIZE);
         mark(r, page);
     }
-    ram_epoch_begin(r);
+    ram_staging_end(r);
 }
 
 static void mark_runs(const PageRun *runs, unsigned n, void *opaque)

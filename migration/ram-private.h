@@ -32,6 +32,8 @@ struct Ram {
 
 void *ram_map_private(uint64_t size, GError **errp);
 void ram_staging_clear(Ram *r);
+/** Empty it at the end of an epoch whose pages it had. */
+void ram_staging_end(Ram *r);
 uint8_t *ram_staging_slot(Ram *r, uint64_t page);
 uint64_t ram_page_hash(const uint8_t *page);
 

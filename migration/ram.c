@@ -6,7 +6,9 @@
  *
  * Staging is address space for all of RAM, of which only as much is populated as recent
  * epochs needed, doubled: a page beyond that costs a page fault in the pause, never an
- * error. A page that is fetched twice in an epoch keeps its slot, so that staging is
+ * error. That grows by steps, as a checkpoint may be waiting: a first touch takes 5 to 20 us
+ * a page, and all at once it held one up for half a second after the guest had booted. What
+ * an epoch has copied is populated by that. A page that is fetched twice in an epoch keeps its slot, so that staging is
  * bounded by RAM and each page travels once.
  */
 #include "migration/ram-private.h"
@@ -20,6 +22,7 @@
 #include "util/trace.h"
 
 #define STAGING_MIN_PAGES (32u << 20 >> COLO_PAGE_SHIFT)
+#define STAGING_STEP_PAGES (8u << 20 >> COLO_PAGE_SHIFT)
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -126,10 +129,20 @@ uint8_t *ram_staging_slot(Ram *r, uint64_t page)
     return r->staging + ((uint64_t)(r->slot_of[page] - 1) << COLO_PAGE_SHIFT);
 }
 
-void ram_epoch_begin(Ram *r)
+void ram_staging_end(Ram *r)
 {
     r->peak = MAX(r->n_staged, r->peak - r->peak / 16);
+    if (r->n_staged > r->populated) {
+        __atomic_store_n(&r->populated, r->n_staged, __ATOMIC_RELAXED);
+    }
+    ram_staging_clear(r);
+}
+
+void ram_populate(Ram *r)
+{
     uint64_t want = MIN(r->pages, MAX(STAGING_MIN_PAGES, r->peak * 2));
+
+    want = MIN(want, MAX(STAGING_MIN_PAGES, r->populated + STAGING_STEP_PAGES));
     if (want > r->populated) {
         uint8_t *from = r->staging + (r->populated << COLO_PAGE_SHIFT);
         uint64_t bytes = (want - r->populated) << COLO_PAGE_SHIFT;
@@ -137,7 +150,12 @@ void ram_epoch_begin(Ram *r)
             __atomic_store_n(&r->populated, want, __ATOMIC_RELAXED); /* a query reads it */
         }
     }
-    ram_staging_clear(r);
+}
+
+void ram_epoch_begin(Ram *r)
+{
+    ram_staging_end(r);
+    ram_populate(r);
 }
 
 static void capture_runs(const PageRun *runs, unsigned n, void *opaque)

@@ -23,8 +23,12 @@ void ram_free(Ram *r);
 
 /* --- Primary --- */
 
-/** Populate staging for what recent epochs needed, empty it. Outside the pause. */
+/** Empty staging, ram_populate(). Outside the pause. */
 void ram_epoch_begin(Ram *r);
+
+/** Populate staging by one step towards what recent epochs needed: some 10 ms at most, but for
+ * the first time. Where no guest stands and waits. */
+void ram_populate(Ram *r);
 
 /** Fetch what was dirtied and copy it to staging. Returns pages fetched, or -1. Copies of
  * pages fetched before in this epoch are replaced. Does not allocate. @stopped: the guest

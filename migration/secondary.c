@@ -237,7 +237,11 @@ static bool complete(Secondary *s, const ChannelMsg *msg, GError **errp)
     loaded[4] = g_get_monotonic_time();
     /* The load's job goes, whether the peer hears of it or not. */
     bool said = channel_send_u64(s->ch, CHANNEL_LOADED, loaded, 7, errp);
-    return secondary_ready(s, said ? errp : NULL) && said;
+    bool ok = secondary_ready(s, said ? errp : NULL) && said;
+    if (ok) {
+        ram_populate(colo.ram); /* not before: the SVM stood */
+    }
+    return ok;
 }
 
 static bool note_applied(const ChannelMsg *msg, GError **errp)

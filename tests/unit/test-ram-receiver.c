@@ -11,9 +11,11 @@
 #include <unistd.h>
 
 #include "migration/ram-codec.h"
+#include "migration/ram-private.h"
 #include "migration/ram-receiver.h"
 
 #define PAGES 64
+#define BIG 65536
 #define CHANNELS 2
 #define STALL_MS 30000
 
@@ -194,6 +196,45 @@ static void test_order(void)
     world_free(&w);
 }
 
+static uint64_t populated(Ram *r)
+{
+    uint64_t staging, cache;
+
+    ram_memory(r, &staging, &cache);
+    return (staging - 2 * BIG * sizeof(uint32_t)) >> COLO_PAGE_SHIFT;
+}
+
+/* A commit is made while the SVM stands, and a checkpoint may wait for the begin of an epoch:
+ * neither populates staging for what a large epoch lets expect, all at once. */
+static void test_staging_grows_by_steps(void)
+{
+    const uint64_t n = 12000, first = (32 << 20) >> COLO_PAGE_SHIFT;
+    const uint64_t step = (8 << 20) >> COLO_PAGE_SHIFT;
+    int fd = memfd_create("ram", MFD_CLOEXEC);
+
+    g_assert_no_errno(ftruncate(fd, BIG * COLO_PAGE_SIZE));
+    RamMap *map = ram_map_new();
+    ram_map_add(map, "ram", fd, BIG * COLO_PAGE_SIZE, COLO_PAGE_SIZE, true, NULL)->own_fd = true;
+    g_assert_true(ram_map_finish(map, NULL));
+    Ram *r = ram_new(map, NULL, NULL);
+    ram_epoch_begin(r);
+    g_assert_true(ram_cache_init(r, NULL));
+    g_assert_cmpuint(populated(r), ==, first);
+    for (uint64_t p = 0; p < n; p++) {
+        ram_staging_slot(r, p);
+    }
+    ram_commit(r);
+    g_assert_cmpuint(populated(r), ==, n); /* what came was touched by that */
+    uint64_t before = n;
+    for (int i = 0; i < 20; i++, before = populated(r)) {
+        ram_populate(r);
+        g_assert_cmpuint(populated(r), <=, before + step);
+    }
+    g_assert_cmpuint(populated(r), ==, 2 * n);
+    ram_free(r);
+    ram_map_free(map);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -202,5 +243,6 @@ int main(int argc, char **argv)
     g_test_add_func("/ram-receiver/nobody-inside", test_nobody_inside);
     g_test_add_func("/ram-receiver/mark-before-begin", test_mark_before_begin);
     g_test_add_func("/ram-receiver/order", test_order);
+    g_test_add_func("/ram-receiver/staging-grows-by-steps", test_staging_grows_by_steps);
     return g_test_run();
 }
