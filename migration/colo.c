@@ -17,6 +17,7 @@
 #include "migration/heartbeat.h"
 #include "monitor/monitor.h"
 #include "net/net.h"
+#include "net/proxy.h"
 #include "util/error.h"
 #include "util/options.h"
 #include "util/trace.h"
@@ -469,6 +470,11 @@ bool migration_peer(bool yank)
 
 void migration_child_died(void)
 {
+    /* Before anybody hears of it: of what is on its way here nothing may leave any more, as the
+     * peer speaks within milliseconds of the word. */
+    net_lock();
+    proxy_silence();
+    net_unlock();
     heartbeat_emulator_died();
     g_mutex_lock(&colo.lock);
     colo.child_died = true; /* before the peer can answer by its win */
