@@ -263,9 +263,7 @@ static inline int wait_trigger(ProxyTrigger t, int ms)
     for (int i = 0; i < ms && !g_atomic_int_get(&triggers[t]); i += 2) {
         g_usleep(2000);
     }
-    int n = g_atomic_int_get(&triggers[t]);
-    g_atomic_int_set(&triggers[t], 0);
-    return n;
+    return (int)g_atomic_int_and((guint *)&triggers[t], 0); /* none may come in between */
 }
 
 /* The primary's part of a checkpoint between stop and cont; its state. */
