@@ -227,7 +227,7 @@ static void paint(GString *text)
 
     /* No wrapping: a long line is cut by the terminal. */
     fputs("\033[H\033[?7l", stdout);
-    for (int i = 0; lines[i] && i < rows; i++) {
+    for (int i = 0; i < rows && lines[i]; i++) {
         printf("%s\033[K\n", lines[i]);
     }
     fputs("\033[J\033[?7h", stdout);

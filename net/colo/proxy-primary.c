@@ -330,7 +330,7 @@ void proxy_compare_isn(ColoCompare *c, const FlowKey *k, uint32_t pvm, uint32_t 
 
     p = flow_key_put(p, k);
     p = proxy_put_int(p, pvm, 4);
-    p = proxy_put_int(p, svm, 4);
+    proxy_put_int(p, svm, 4);
     ChardevControl msg = {CHARDEV_CTL_ISN, ISN_BODY, body};
     EACH_LINK (l) {
         if (l->cmp == c && l->mirror && !chardev_send_control(l->mirror->out, &msg)) {
