@@ -29,9 +29,9 @@ def ctl(b, *words, expect=OK, timeout=60, **kw):
 
 
 def port_base(b):
-    """Below the ports that the kernel gives to others, and free on both hosts."""
+    """A thousand ports of this program's, free on both hosts."""
     while True:
-        base = b.rng.randrange(1200, 3100) * 10
+        base = FIRST_PORT + b.rng.randrange(0, PORTS - 1000, 10)
         try:
             for address in ("127.0.0.1", "127.0.0.2"):
                 for port in (1, 3, 4, 5, 995, 996, 997, 998, 999):

@@ -67,6 +67,8 @@ def guest_rom():
     return bytes(rom)
 
 
+PLACE = int(os.environ.get("COLO_TEST_PLACE", "") or random.randrange(4)) % 4
+FIRST_PORT, PORTS = 10000 + 5000 * PLACE, 5000  # of this program, where others run beside it
 _ports = None
 
 
@@ -77,10 +79,8 @@ def free_port():
     """
     global _ports
     if not _ports:
-        place = int(os.environ.get("COLO_TEST_PLACE", "") or random.randrange(4)) % 4
-        first = 10000 + 5000 * place
-        _ports = itertools.cycle(range(first, first + 5000))
-        for _ in range(os.getpid() % 5000):
+        _ports = itertools.cycle(range(FIRST_PORT, FIRST_PORT + PORTS))
+        for _ in range(os.getpid() % PORTS):
             next(_ports)
     while True:
         port = next(_ports)
@@ -359,7 +359,7 @@ def main():
     return 1 if failed else 0
 
 
-__all__ = ["BEGIN", "HELLO", "HELLO_OK", "Host", "Late", "MACHINE", "PING", "QMPError", "RAM", "REFUSE",
-           "Skip", "case", "free_port", "freeze", "has_words", "in_time", "is_running", "json", "listens",
-           "main", "message", "os", "read_message", "shutil", "signal", "socket", "subprocess", "sys", "time",
-           "within"]
+__all__ = ["BEGIN", "FIRST_PORT", "HELLO", "HELLO_OK", "Host", "Late", "MACHINE", "PING", "PORTS",
+           "QMPError", "RAM", "REFUSE", "Skip", "case", "free_port", "freeze", "has_words", "in_time",
+           "is_running", "json", "listens", "main", "message", "os", "read_message", "shutil", "signal",
+           "socket", "subprocess", "sys", "time", "within"]

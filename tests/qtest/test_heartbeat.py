@@ -182,6 +182,10 @@ def sign(data, key=KEY):
     return data[:64] + hmac.new(key, data[:64], hashlib.sha256).digest()
 
 
+def other_byte(data, i):
+    return data[:i] + bytes([data[i] ^ 0x55]) + data[i + 1:]
+
+
 @case
 def what_is_wrong_is_refused_and_counted(b):
     """Forged, malformed, reflected, replayed, misdirected, strange: each is counted by its
@@ -194,8 +198,8 @@ def what_is_wrong_is_refused_and_counted(b):
     assert not any(counts().values()), counts()
     theirs = link.seen[1][-1]
     swapped = theirs[:24] + struct.pack(">Q", 99) + theirs[32:]
-    bad = {"forged": [sign(theirs, b"another key than the two have"), theirs[:95] + b"\0",
-                      theirs[:50] + b"\xff" + theirs[51:]],
+    bad = {"forged": [sign(theirs, b"another key than the two have"), other_byte(theirs, 95),
+                      other_byte(theirs, 50)],
            "malformed": [b"", b"x", theirs[:95], theirs + b"x", b"\0" * BEAT, os.urandom(BEAT),
                          sign(theirs[:5] + b"\x63" + theirs[6:])],
            "reflected": [link.seen[0][-1], link.seen[0][-2]],

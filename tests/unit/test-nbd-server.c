@@ -91,7 +91,7 @@ static void test_stock_tools(void)
     test_add("id=d0,driver=raw,file.filename=%s", path);
     test_add("id=ro,driver=raw,file.filename=%s,read-only=on", ro);
     g_autoptr(JsonObject) addr =
-        test_opts("type=inet,data.host=127.0.0.1,data.port=10909");
+        test_opts("type=inet,data.host=127.0.0.1,data.port=9909");
     block_nbd_server_start(addr, NULL, 0, &err);
     g_assert_no_error(err);
     g_assert_false(block_nbd_server_start(addr, NULL, 0, NULL));
@@ -102,24 +102,24 @@ static void test_stock_tools(void)
     g_assert_false(block_nbd_server_add("ro", "third", true, NULL));
     g_assert_false(block_nbd_server_add("none", NULL, true, NULL));
 
-    g_autofree char *list = test_run("nbdinfo --list nbd://127.0.0.1:10909");
+    g_autofree char *list = test_run("nbdinfo --list nbd://127.0.0.1:9909");
     g_assert_nonnull(strstr(list, "export=\"d0\""));
     g_assert_nonnull(strstr(list, "export=\"other\""));
     g_assert_nonnull(strstr(list, "base:allocation"));
     g_autofree char *io = test_run(
         "qemu-io -f raw -c 'write -P 0x5a 1M 2M' -c 'write -z 2M 64k' -c 'flush' "
         "-c 'read -P 0x5a 1M 1M' -c 'read -P 0 2M 64k' -c 'read -P 0 0 1M' "
-        "nbd://127.0.0.1:10909/d0");
+        "nbd://127.0.0.1:9909/d0");
     g_assert_null(strstr(io, "failed"));
-    g_autofree char *map = test_run("nbdinfo --map nbd://127.0.0.1:10909/d0");
+    g_autofree char *map = test_run("nbdinfo --map nbd://127.0.0.1:9909/d0");
     g_assert_nonnull(strstr(map, "hole,zero"));
-    g_free(test_run("nbdcopy nbd://127.0.0.1:10909/d0 %s", copy));
+    g_free(test_run("nbdcopy nbd://127.0.0.1:9909/d0 %s", copy));
     test_file_read(path, a, 8 * MIB);
     test_file_read(copy, b, 8 * MIB);
     g_assert_cmpmem(a, 8 * MIB, b, 8 * MIB);
     memset(b, 0x77, 4 * MIB);
     g_file_set_contents(copy, (char *)b, 8 * MIB, NULL);
-    g_free(test_run("nbdcopy --flush %s nbd://127.0.0.1:10909/d0", copy));
+    g_free(test_run("nbdcopy --flush %s nbd://127.0.0.1:9909/d0", copy));
     test_file_read(path, a, 8 * MIB);
     g_assert_cmpmem(a, 8 * MIB, b, 8 * MIB);
 
