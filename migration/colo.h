@@ -102,6 +102,7 @@ typedef struct Colo {
     bool want_quit;     /* the process ends */
     bool child_died;    /* the emulator has, or is about to */
     GThread *rx_thread; /* primary: that receives */
+    uint64_t peer_storage; /* what its images have got, as it said when it waited for them last */
     bool yielding;      /* only its word or its end counts: its disks may go before */
     QmpRequest *switchover; /* x-colo-switchover, until it is answered */
     bool run_state_changed;

@@ -84,6 +84,11 @@ static void handle(Channel *ch, const ChannelMsg *msg)
         g_mutex_unlock(&colo.lock);
         break;
     case CHANNEL_PING:
+        if (msg->len >= sizeof(uint64_t)) {
+            g_mutex_lock(&colo.lock);
+            colo.peer_storage = channel_msg_u64(msg, 0);
+            g_mutex_unlock(&colo.lock);
+        }
         break;
     case CHANNEL_EXIT:
         g_mutex_lock(&colo.lock);

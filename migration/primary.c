@@ -130,8 +130,15 @@ static bool wait_peer(Primary *p, const uint64_t *which, uint64_t epoch, const c
     uint64_t behind = UINT64_MAX;
 
     g_mutex_lock(&colo.lock);
+    uint64_t storage = colo.peer_storage;
     while (*which < epoch && !colo.peer_failure && !colo.want_exit && !colo.want_quit) {
         if (g_cond_wait_until(&colo.cond, &colo.lock, end)) {
+            continue;
+        }
+        if (storage != colo.peer_storage) {
+            /* It waits for a slow disk, which comes on. */
+            storage = colo.peer_storage;
+            end = g_get_monotonic_time() + limit;
             continue;
         }
         g_mutex_unlock(&colo.lock);

@@ -45,6 +45,8 @@ void secondary_reset_staging(Secondary *s)
 
 /* --- Transfer --- */
 
+#define PROGRESS_US 250000 /* how often the primary is told that the disks come on */
+
 /* Between END and RECEIVED: a look at what else the primary has to say, for at most
  * @timeout_ms; its death tears the checkpoint. */
 static bool heed(Secondary *s, int timeout_ms, GError **errp)
@@ -76,7 +78,7 @@ static bool heed(Secondary *s, int timeout_ms, GError **errp)
     return true;
 }
 
-/* Wait for the disks. */
+/* Wait for the disks. A slow storage is no hang, as long as it comes on: the primary is told. */
 static bool wait_barriers(Secondary *s, GError **errp)
 {
     BlockBarrier barriers[COLO_DISKS_MAX];
@@ -85,9 +87,20 @@ static bool wait_barriers(Secondary *s, GError **errp)
     if (!barriers_unpack(s->barriers->data, s->barriers->len, barriers, &n, errp)) {
         return false;
     }
+    uint64_t told = block_secondary_progress();
+    int64_t next = g_get_monotonic_time() + PROGRESS_US;
     while (!block_secondary_arrived(barriers, n, NULL, NULL)) {
         if (!heed(s, 1, errp)) {
             return false;
+        }
+        if (g_get_monotonic_time() < next) {
+            continue;
+        }
+        uint64_t now = block_secondary_progress();
+        uint64_t be = GUINT64_TO_BE(now);
+        next = g_get_monotonic_time() + PROGRESS_US;
+        if (now != told && channel_try_bytes(s->ch, CHANNEL_PING, &be, sizeof(be))) {
+            told = now;
         }
     }
     return true;

@@ -97,6 +97,7 @@ static void apply_written(BlockRequest *req, int ret)
         secondary_fail(op->s, "a checkpoint cannot be written to the image: %s",
                        g_strerror(-ret));
     } else {
+        op->s->applied += req->bytes;
         log_map_remove(op->layer->map, req->offset, req->offset + req->bytes, op->entry);
     }
     g_free(w);

@@ -528,6 +528,19 @@ bool block_secondary_takeover(GError **errp)
 }
 
 /* What @s has yet to write. A wait is given up when this stands still. */
+uint64_t block_secondary_progress(void)
+{
+    uint64_t all = 0;
+
+    block_lock();
+    g_autoptr(GPtrArray) secs = secondaries();
+    for (guint i = 0; i < secs->len; i++) {
+        all += ((BlockSecondary *)secs->pdata[i])->applied;
+    }
+    block_unlock();
+    return all;
+}
+
 static uint64_t left_of(BlockSecondary *s)
 {
     return s->log.memory + s->log.spilled + s->applying + s->through +

@@ -108,6 +108,7 @@ struct BlockSecondary {
     bool asked;        /* for a checkpoint, since the last one */
     unsigned applying; /* pieces in flight, of all layers */
     uint64_t apply_bytes;
+    uint64_t applied; /* bytes that came to the image, ever */
     GSource *apply_idle, *stage_idle, *garbage_idle;
     GPtrArray *garbage; /* LogLayer, to be freed bit by bit */
 

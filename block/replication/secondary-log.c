@@ -80,6 +80,7 @@ static void through_done(BlockRequest *sub, int ret)
     BlockSecondary *s = w->s;
     BlockRequest *orig = w->orig;
 
+    s->applied += ret < 0 ? 0 : w->sub.bytes;
     g_free(w);
     s->through--;
     if (s->closed) {

@@ -99,7 +99,10 @@ void block_primary_settled(void);
  * which falls while it comes on; @trouble: why it does not. The caller frees both. */
 char *block_primary_unsettled(uint64_t *left, char **trouble);
 
-/** The same of block_secondary_takeover(). */
+/** How many bytes the images have taken, ever: grows while their storage comes on. */
+uint64_t block_secondary_progress(void);
+
+/** As block_primary_unsettled(), of block_secondary_takeover(). */
 char *block_secondary_unsettled(uint64_t *left);
 
 /* --- Secondary --- */

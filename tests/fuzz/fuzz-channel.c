@@ -151,6 +151,11 @@ JsonArray *block_secondary_disks(void)
     return a;
 }
 
+uint64_t block_secondary_progress(void)
+{
+    return 0;
+}
+
 bool block_secondary_arrived(const BlockBarrier *barriers, unsigned n, GSourceFunc done,
                              void *opaque)
 {

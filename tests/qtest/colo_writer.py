@@ -64,10 +64,10 @@ def writes(host):
 
 
 def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: port,
-         shared=False, boot=True, sectors=1):
+         shared=False, boot=True, sectors=1, file=None):
     """A protected pair of writers: images at these paths, the active disk in that folder; the
     NBD connection goes to port @via(the secondary's). @shared: it is one image. @boot False:
-    the primary's has been made."""
+    the primary's has been made. @file: how the secondary reaches its image, if not by its path."""
     direct = ",children.0.cache.direct=on" if shared else ""
     shared = "shared-disk=on," if shared else ""
     quorum = "if=ide,id=d0,driver=quorum,read-pattern=fifo,vote-threshold=1,"
@@ -78,8 +78,9 @@ def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: po
     p = b.primary("-S", *more, "-drive", quorum +
                   "children.0.driver=raw,children.0.file.filename=" +
                   (boot_image(primary_image, sectors=sectors) if boot else primary_image) + direct)
-    s = b.secondary("-S", *more, "-drive", "if=none,id=parent0,driver=raw,file.filename=" +
-                    boot_image(secondary_image, sectors=sectors),
+    boot_image(secondary_image, sectors=sectors)
+    s = b.secondary("-S", *more, "-drive", "if=none,id=parent0,driver=raw," +
+                    (file or "file.filename=" + secondary_image),
                     "-drive", "if=none,id=childs0,driver=replication,mode=secondary,top-id=d0,"
                     + shared + "file.driver=qcow2,file.file.filename=%s/active,file.backing.driver=qcow2,"
                     "file.backing.file.filename=%s/hidden,file.backing.backing=parent0" % (

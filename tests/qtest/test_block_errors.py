@@ -359,6 +359,51 @@ def slow_way_of_the_disk_is_no_hang(b):
 
 
 @case
+def slow_storage_of_the_secondary_is_no_hang(b):
+    """Its image takes what was committed so slowly that a checkpoint waits for it longer than
+    progress-timeout: as it comes on, the pair stays protected."""
+    if not os.access("/usr/bin/nbdkit", os.X_OK):
+        raise Skip("nbdkit is not installed")
+    sock, rate = b.dir + "/nbd.sock", b.dir + "/rate"
+
+    def set_rate(text):
+        with open(rate + ".new", "w") as f:
+            f.write(text + "\n")
+        os.rename(rate + ".new", rate)
+    set_rate("8G")
+    boot_image(b.dir + "/s.raw")
+    server = subprocess.Popen(["nbdkit", "-f", "-U", sock, "--filter=rate", "file",
+                               b.dir + "/s.raw", "rate=8G", "rate-file=" + rate])
+    try:
+        listens(sock, server)
+        # The primary's own disk, which is waited for as well, is one that never is slow.
+        p, s = pair(b, small_disk(b, "quick", 80 << 10) + "/p.raw", b.dir + "/s.raw", b.dir,
+                    file="file.driver=nbd,file.server.type=unix,file.server.path=" + sock,
+                    more=["-colo", "progress-timeout=3000"])
+        set_rate("400K")
+        p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 500})
+        made, since, longest = p.status()["checkpoints"], time.monotonic(), 0
+        end = since + 120
+        while longest < 7:
+            assert p.status()["state"] == s.status()["state"] == "protected", p.status()["error"]
+            full = s.status()["disks"][0]["log-layers"] >= 8  # as many as may wait
+            if p.status()["checkpoints"] != made or not full:
+                made, since = p.status()["checkpoints"], time.monotonic()
+            longest = max(longest, time.monotonic() - since)
+            within(end, lambda: "no checkpoint waited: %s %s" % (p.status(), s.status()))
+            time.sleep(0.1)
+        set_rate("8G")
+        p.wait("a checkpoint", lambda: p.status()["checkpoints"] > made)
+        assert p.status()["state"] == s.status()["state"] == "protected", p.status()
+    finally:
+        set_rate("8G")
+        for host in b.hosts:
+            host.process.kill()
+        server.kill()
+        server.wait()
+
+
+@case
 def nodes_are_told_of(b):
     """query-named-block-nodes and query-block: our nodes, replication's state in them."""
     image, active, hidden = (b.dir + "/" + n for n in ("image", "active", "hidden"))
