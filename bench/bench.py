@@ -151,11 +151,23 @@ def bench_front_twin(b):
     return unprotected(b, "front-twin", None, True, ("-colo", "checkpoint-events=on"))
 
 
+def settle(p):
+    """The guest has booted under protection: what it wrote then is no matter of the figures."""
+    q = p.primary.qmp
+    delay = q.cmd("query-migrate-parameters")["x-checkpoint-delay"]
+    want = q.cmd("query-colo-status")["checkpoints"] + 2
+    p.set_delay(500)
+    q.wait_for("two checkpoints", lambda q: q.cmd("query-colo-status")["checkpoints"] >= want, 60)
+    p.set_delay(delay)
+    time.sleep(0.5)
+
+
 def bench_protected(b):
     with colo_e2e.Pair(b.test("protected"), **QUIET) as p:
         p.label = "protected"
         p.start(boot=False)
         p.protect()
+        settle(p)
         result = services(b, p, [GUEST_IP],
                           lambda: p.primary.qmp.cmd("query-colo-status"))
         result["status"] = p.primary.qmp.cmd("query-colo-status")
@@ -212,6 +224,38 @@ def bench_pause(b):
             b.say("pause: %s" % name)
             levels[name] = one_level(b, p, dirty)
         return levels
+
+
+# What protection takes while the guest does nothing
+
+def cpu_seconds(pid):
+    with open("/proc/%d/stat" % pid) as f:
+        words = f.read().rsplit(")", 1)[1].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def bench_idle(b):
+    """Per cent of a core, of qemu-colo and of its emulator, on either side."""
+    with colo_e2e.Pair(b.test("idle"), **{**QUIET, "checkpoint_delay": 1000}) as p:
+        p.start(boot=False)
+        p.protect()
+        time.sleep(4)
+        pids = {"%s, %s" % (side, what): pid for side, host in
+                (("primary", p.a), ("secondary", p.b)) for what, pid in
+                (("qemu-colo", host.process.pid), ("emulator", host.process.emulator_pid()))}
+        before, begin = {k: cpu_seconds(pid) for k, pid in pids.items()}, time.monotonic()
+        checkpoints = p.primary.qmp.cmd("query-colo-status")["checkpoints"]
+        time.sleep(max(10, b.options.pause_seconds))
+        spent = time.monotonic() - begin
+        out = {k: 100 * (cpu_seconds(pid) - before[k]) / spent for k, pid in pids.items()}
+        out["checkpoints_per_s"] = \
+            (p.primary.qmp.cmd("query-colo-status")["checkpoints"] - checkpoints) / spent
+        return out
+
+
+def show_idle(r):
+    show(["an idle guest, %.1f checkpoints/s" % r["checkpoints_per_s"], "% of a core"],
+         [[k, "%.1f" % v] for k, v in r.items() if k != "checkpoints_per_s"])
 
 
 # Failover
@@ -351,7 +395,7 @@ def draw(results, facts):
 
 BENCHES = {"alone": bench_alone, "front": bench_front, "twin": bench_twin,
            "front-twin": bench_front_twin, "protected": bench_protected,
-           "pause": bench_pause, "failover": bench_failover, "proxy": bench_compare,
+           "pause": bench_pause, "idle": bench_idle, "failover": bench_failover, "proxy": bench_compare,
            "modes": bench_modes_,
            "growth-ram": bench_growth.measure_ram, "growth-dirty": bench_growth.measure_dirty}
 
@@ -402,6 +446,8 @@ def main():
     show_services(b.results)
     if "pause" in b.results:
         show_pause(b.results["pause"])
+    if "idle" in b.results:
+        show_idle(b.results["idle"])
     if "failover" in b.results:
         show_failover(b.results["failover"])
     if "proxy" in b.results:
