@@ -33,7 +33,7 @@
 static void put(uint8_t **p, uint64_t v, unsigned bytes)
 {
     while (bytes--) {
-        *(*p)++ = v >> (8 * bytes);
+        *(*p)++ = bytes < sizeof(v) ? v >> (8 * bytes) : 0;
     }
 }
 
