@@ -46,7 +46,7 @@ static inline void wait_arrived(BlockBarrier *b)
 
     block_wait_init(&w);
     if (!block_secondary_arrived(b, 1, wake, &w)) {
-        g_assert_cmpint(block_wait(&w, 10000), ==, 0);
+        g_assert_cmpint(block_wait(&w, 25000), ==, 0);
     }
 }
 
