@@ -5,10 +5,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
 One guest, two hosts, an etcd. --kills N times: the side that serves dies (its qemu-colo, its
-emulator, or both), the other asks the witness and takes over; the dead side is started again as a
-secondary and is protected by itself. Clients: an open-loop stream of
-one record a millisecond, whose silences of 5 ms and more are told, and HTTP over new connections;
-every byte is compared. All frames of the guest are caught at both hosts: one voice at every moment.
+emulator, or both; or its host vanishes from the network), the other asks the witness and takes
+over; the dead side is started again as a secondary and is protected by itself. Clients: an
+open-loop stream of one record a millisecond, whose silences of 5 ms and more are told, and HTTP
+over new connections; every byte is compared. All frames of the guest are caught at both hosts:
+one voice at every moment.
 
 Two guests that share the cores of one machine keep step badly, so a client meets silences while
 all is well, too: each is held for the twin's frame. So these are told apart: the client gap,
@@ -36,6 +37,7 @@ import colo_e2e  # noqa: E402
 import test_pair  # noqa: E402
 
 KINDS = ("front", "emulator", "both")
+VANISH = "vanish"  # its cables first, so that no socket tells of it: --peer-timeout counts then
 PHASES = (("seen", r"migration_state protected -> lost"), ("witness", r"migration_verdict "),
           ("disk", r"migration_step takeover-noted"), ("voice", r"proxy_takeover "))
 TRACE = "colo:migration_state", "colo:migration_verdict", "colo:migration_step", "colo:proxy_takeover"
@@ -55,10 +57,16 @@ def phases(host, died):
 def one(p, number, kind):
     """(Moments of the death and of the other's new start, seconds until protected, phases)."""
     old, new = p.primary, p.secondary
-    p.kill(old, kind)
-    died = p.killed_at
+    cables = ("link", "lan") if kind == VANISH else ()
+    began = time.monotonic()
+    for cable in cables:
+        p.net.cut(cable, old.who)
+    p.kill(old, "both" if cables else kind)
+    died = began if cables else p.killed_at
     p.wait_alone(new)
     old.process.wait(20)
+    for cable in cables:
+        p.net.mend(cable, old.who)
     time.sleep(0.3)
     when = phases(new, died)
     again = time.monotonic()
@@ -124,7 +132,7 @@ def show(result):
         g = sorted(values)
         return "median %.1f ms, p90 %.1f, worst %.1f" % (
             statistics.median(g), g[min(len(g) - 1, int(len(g) * 0.9))], g[-1])
-    for kind in (None, *KINDS):
+    for kind in (None, *KINDS, VANISH):
         these = [k for k in kills if kind in (None, k["kind"])]
         if not these:
             continue
@@ -143,7 +151,7 @@ def show(result):
 def main():
     parser = colo_e2e.arguments()
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--kind", default="all", choices=("all", *KINDS))
+    parser.add_argument("--kind", default="all", choices=("all", *KINDS, VANISH))
     parser.add_argument("--peer-timeout", type=int, default=1000)
     parser.add_argument("--delay", type=int, default=1000, help="x-checkpoint-delay, ms")
     parser.add_argument("--mem", type=int, default=256)
