@@ -132,6 +132,7 @@ def way_that_flaps_in_the_copy(bed):
                 w.pair()["attempts"] > failures + 1)
         failures += 1
         s = w.pair()
+        in_time(s["attempts"] - failures, 1, "the next try, and to see this one's end")
         assert s["state"] == "backoff" and s["attempts"] == failures, w.brief()
         waits.append(s["next-try-ms"])
     assert all(ms <= 1000 << n for n, ms in enumerate(waits)), waits
