@@ -326,7 +326,7 @@ static bool take_over(Secondary *s)
     colo_disk_wait_begin("takeover");
     bool disks = block_secondary_takeover(&err);
     colo_disk_wait_end();
-    if (!disks || !secondary_rise_again(s, &err)) {
+    if (!disks) {
         takeover_failed(err);
         return false;
     }
@@ -335,6 +335,12 @@ static bool take_over(Secondary *s)
      * protection began; if it cannot now, serving counts more. */
     colo_state_file_note("alone");
     colo_step("takeover-noted");
+    /* As late as can be: a disk may take long to write that down, and the guest's clock, which is
+     * set here, would be behind by it. */
+    if (!secondary_rise_again(s, &err)) {
+        takeover_failed(err);
+        return false;
+    }
     net_lock();
     proxy_takeover();
     net_unlock();
