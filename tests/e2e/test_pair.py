@@ -240,7 +240,8 @@ class Soak(ByWitness):
             time.sleep(0.1)
             states = {who: self.state(host) for who, host in self.hosts.items()}
             serving = [who for who, s in states.items() if s and (
-                s["state"] == "alone" or (s["state"] != "lost" and s["mode"] == "primary"))]
+                s["state"] == "alone" or
+                (s["state"] not in ("lost", "fenced") and s["mode"] == "primary"))]
             assert len(serving) < 2, "two serve after %s: %s" % (what, states)
             for who, host in self.hosts.items():
                 if not host.process.alive() and serving and who not in serving:
