@@ -138,6 +138,13 @@ void colo_request_checkpoint(ColoTrigger trigger, const char *detail)
     g_mutex_unlock(&colo.lock);
 }
 
+void colo_silence(void)
+{
+    net_lock();
+    proxy_silence();
+    net_unlock();
+}
+
 void colo_emit_exit(ColoMode mode, const char *reason)
 {
     JsonObject *data = json_object_new();
@@ -472,9 +479,7 @@ void migration_child_died(void)
 {
     /* Before anybody hears of it: of what is on its way here nothing may leave any more, as the
      * peer speaks within milliseconds of the word. */
-    net_lock();
-    proxy_silence();
-    net_unlock();
+    colo_silence();
     heartbeat_emulator_died();
     g_mutex_lock(&colo.lock);
     colo.child_died = true; /* before the peer can answer by its win */

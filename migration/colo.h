@@ -158,6 +158,10 @@ bool colo_decide(ColoMode mode);
  * heartbeat's lease, if there is a heartbeat. Waits until it is up. */
 bool colo_lease_begin(GError **errp);
 
+/** A primary's output is held from now on, also what is on its way here; in other roles this does
+ * nothing. Any thread, under neither the lock nor the net lock. */
+void colo_silence(void);
+
 /** How long (us) the peer may still speak, and this side may not ask. The lock is held. */
 int64_t colo_lease_left(ColoMode mode);
 

@@ -96,9 +96,7 @@ static void handle(Channel *ch, const ChannelMsg *msg)
         g_cond_broadcast(&colo.cond);
         g_mutex_unlock(&colo.lock);
         /* At once: the checkpoint's thread may be busy for long. */
-        net_lock();
-        proxy_silence();
-        net_unlock();
+        colo_silence();
         primary_lost("the secondary took over");
         break;
     case CHANNEL_DEATH:
@@ -276,9 +274,7 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
 
     if (was_protected) {
         /* At the process' end, too: the emulator outlives the channel by a moment. */
-        net_lock();
-        proxy_silence();
-        net_unlock();
+        colo_silence();
         heartbeat_set_silent(true);
     }
     if (was_protected && !quit) {

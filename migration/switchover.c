@@ -14,8 +14,6 @@
 #include "migration/arbiter.h"
 #include "migration/primary.h"
 #include "monitor/monitor.h"
-#include "net/net.h"
-#include "net/proxy.h"
 #include "qapi-commands.h"
 #include "util/error.h"
 #include "util/options.h"
@@ -82,9 +80,7 @@ bool primary_yield(Channel *ch, GError **errp)
     int64_t end = g_get_monotonic_time() + colo.opts.peer_timeout * 1000LL;
 
     colo_step("yielding");
-    net_lock();
-    proxy_silence();
-    net_unlock();
+    colo_silence();
     g_mutex_lock(&colo.lock);
     colo.yielding = true;
     g_mutex_unlock(&colo.lock);
