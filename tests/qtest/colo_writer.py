@@ -63,10 +63,10 @@ def writes(host):
     return False
 
 
-def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: port,
+def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: "127.0.0.1",
          shared=False, boot=True, sectors=1, file=None):
     """A protected pair of writers: images at these paths, the active disk in that folder; the
-    NBD connection goes to port @via(the secondary's). @shared: it is one image. @boot False:
+    NBD connection goes to address @via(its port). @shared: it is one image. @boot False:
     the primary's has been made. @file: how the secondary reaches its image, if not by its path."""
     direct = ",children.0.cache.direct=on" if shared else ""
     shared = "shared-disk=on," if shared else ""
@@ -91,7 +91,7 @@ def pair(b, primary_image, secondary_image, active, more=(), via=lambda port: po
     s.cmd("nbd-server-add", {"device": "parent0", "writable": True})
     p.cmd("human-monitor-command", {"command-line": (
         "drive_add -n buddy driver=replication,mode=primary," + shared + "file.driver=nbd,"
-        "file.host=127.0.0.1,file.port=%d,file.export=parent0,node-name=rep0" % via(port))})
+        "file.host=%s,file.port=%d,file.export=parent0,node-name=rep0" % (via(port), port))})
     p.cmd("x-blockdev-change", {"parent": "d0", "node": "rep0"})
     p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 1000})
     b.protect(p, s)

@@ -3,10 +3,9 @@
 # Copyright (c) 2026 the qemu-colo developers
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-import threading
-
 from colo_qtest import *
 from colo_small import almost_fill, make_room, small_disk
+from colo_way import Way
 from colo_writer import DONE, STATUS, boot_image, pair, word, writes
 
 
@@ -114,7 +113,7 @@ def io_errors(host):
     return [e["data"] for e in host.events("BLOCK_IO_ERROR")]
 
 
-def same_event(host, stock):
+def same_event(host):
     """What BLOCK_IO_ERROR says, without the names that the emulator made up."""
     host.wait("BLOCK_IO_ERROR", lambda: io_errors(host))
     data = dict(io_errors(host)[0])
@@ -122,7 +121,7 @@ def same_event(host, stock):
     return data
 
 
-def disk(b, path, werror, iface="ide"):
+def disk(path, werror, iface="ide"):
     return ["-drive", "if=%s,id=d0,driver=raw,file.driver=file,file.filename=%s%s" % (
         iface, path, ",werror=" + werror if werror else "")]
 
@@ -133,8 +132,8 @@ def full_disk_stops_the_guest(b):
     said = {}
     for name, extra in (("stock", []), ("ours", ["-colo", "checkpoint-events=on"])):
         path = small_disk(b, name + "-disk", 512)
-        host = b.host(name, *extra, *disk(b, boot_image(path + "/d.raw"), ""))
-        said[name] = same_event(host, name == "stock")
+        host = b.host(name, *extra, *disk(boot_image(path + "/d.raw"), ""))
+        said[name] = same_event(host)
         host.wait("io-error", lambda: host.run_state() == "io-error")
         stood = word(host, DONE)
         time.sleep(0.2)
@@ -158,8 +157,8 @@ def full_disk_is_reported_or_ignored(b):
         for policy in "report", "ignore":
             path = small_disk(b, iface + policy, 512)
             host = b.host(iface + policy, "-colo", "checkpoint-events=on",
-                          *disk(b, boot_image(path + "/d.raw"), policy, iface))
-            data = same_event(host, False)
+                          *disk(boot_image(path + "/d.raw"), policy, iface))
+            data = same_event(host)
             assert data["action"] == policy, data
             assert writes(host) and host.run_state() == "running"
             told = set()
@@ -191,7 +190,7 @@ def io_error_is_no_lack_of_space(b):
                 open(b.dir + "/broken", "w").close()
             else:
                 server.kill()
-            data = same_event(host, False)
+            data = same_event(host)
             assert not data.get("nospace") and data["action"] == "report", data
             host.wait("guest is told", lambda: word(host, STATUS) & 0xff)
             assert host.run_state() == "running"
@@ -211,7 +210,7 @@ def full_disk_stops_the_pair(b):
     path = small_disk(b, "full", 80 << 10)
     p, s = pair(b, path + "/p.raw", b.dir + "/s.raw", b.dir)
     almost_fill(path, 1024)
-    same_event(p, False)
+    same_event(p)
     p.wait("io-error", lambda: p.run_state() == "io-error")
     s.wait("the secondary stops", lambda: s.run_state() == "paused")
     stood = word(p, DONE), word(s, DONE)
@@ -233,7 +232,7 @@ def stopped_pair_fails_over_stopped(b):
     path = small_disk(b, "full", 80 << 10)
     p, s = pair(b, path + "/p.raw", b.dir + "/s.raw", b.dir)
     almost_fill(path, 1024)
-    same_event(p, False)
+    same_event(p)
     s.wait("the secondary stops", lambda: s.run_state() == "paused")
     p.process.kill()
     s.wait_state("lost")
@@ -289,49 +288,6 @@ def full_active_disk_of_the_secondary(b):
     return "%s, %d errors over there, longest stall %.2f s" % (state, len(io_errors(s)), longest)
 
 
-class SlowWay:
-    """Connections to a port go through here, towards it at @rate bytes a second."""
-
-    def __init__(self, port):
-        self.to, self.rate = port, None
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        self.ends = [self.listener]
-        self.thread(self.accept)
-
-    def thread(self, fn, *args):
-        threading.Thread(target=fn, args=args, daemon=True).start()
-
-    def accept(self):
-        try:
-            while True:
-                near, _ = self.listener.accept()
-                far = socket.create_connection(("127.0.0.1", self.to))
-                near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
-                self.ends += [near, far]
-                self.thread(self.pump, near, far, True)
-                self.thread(self.pump, far, near, False)
-        except OSError:
-            pass  # closed
-
-    def pump(self, one, other, slow):
-        try:
-            while True:
-                data = one.recv(16 << 10)
-                if not data:
-                    break
-                other.sendall(data)
-                if slow and self.rate:
-                    time.sleep(len(data) / self.rate)
-            other.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
-
-    def close(self):
-        for s in self.ends:
-            s.close()
-
-
 @case
 def slow_way_of_the_disk_is_no_hang(b):
     """Writes that the checkpoint needs take longer than progress-timeout: as they come on, it
@@ -339,9 +295,8 @@ def slow_way_of_the_disk_is_no_hang(b):
     ways = []
 
     def via(port):
-        ways.append(SlowWay(port))
-        b.closers.append(ways[0])
-        return ways[0].port
+        ways.append(Way(b, "127.0.0.2", "127.0.0.1", [port], narrow=[port]))
+        return "127.0.0.2"
     p, s = pair(b, b.dir + "/p.raw", b.dir + "/s.raw", b.dir, via=via,
                 more=["-colo", "progress-timeout=2000"])
     p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 3600000})
@@ -371,13 +326,15 @@ def slow_storage_of_the_secondary_is_no_hang(b):
             f.write(text + "\n")
         os.rename(rate + ".new", rate)
     set_rate("8G")
-    boot_image(b.dir + "/s.raw")
+    # What is slow is slow by its rate alone, and the primary's own disk, which is waited for as
+    # well, never is: the machine's disk may have other work.
+    quick = small_disk(b, "quick", 160 << 10)
+    boot_image(quick + "/s.raw")
     server = subprocess.Popen(["nbdkit", "-f", "-U", sock, "--filter=rate", "file",
-                               b.dir + "/s.raw", "rate=8G", "rate-file=" + rate])
+                               quick + "/s.raw", "rate=8G", "rate-file=" + rate])
     try:
         listens(sock, server)
-        # The primary's own disk, which is waited for as well, is one that never is slow.
-        p, s = pair(b, small_disk(b, "quick", 80 << 10) + "/p.raw", b.dir + "/s.raw", b.dir,
+        p, s = pair(b, quick + "/p.raw", quick + "/s.raw", b.dir,
                     file="file.driver=nbd,file.server.type=unix,file.server.path=" + sock,
                     more=["-colo", "progress-timeout=3000"])
         set_rate("400K")
