@@ -54,7 +54,7 @@ def phases(host, died):
     return found
 
 
-def one(p, number, kind):
+def kill_once(p, kind):
     """(Moments of the death and of the other's new start, seconds until protected, phases)."""
     old, new = p.primary, p.secondary
     cables = ("link", "lan") if kind == VANISH else ()
@@ -110,7 +110,7 @@ def measure(options):
         done = []
         for n in range(options.kills):
             kind = KINDS[n % len(KINDS)] if options.kind == "all" else options.kind
-            died, again, seconds, when = one(p, n, kind)
+            died, again, seconds, when = kill_once(p, kind)
             done.append({"kind": kind, "died": died, "again": again, "back_s": seconds,
                          "phases": when})
             print("%4d  %-8s protected again after %.1f s" % (n + 1, kind, seconds), flush=True)

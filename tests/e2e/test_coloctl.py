@@ -36,6 +36,15 @@ class Witnessed(Arbitrated, Conf):
             time.sleep(0.1)
 
 
+def came_through(t, p, client, seconds):
+    """The client saw every byte, the guest found nothing wrong; @seconds: what its last return to
+    protection took."""
+    t.sleep(1)
+    assert client.stop() == 0, client.why()
+    p.check_guest()
+    return "protected again in %.1f s; gap %.0f ms" % (seconds, client.gap_ms())
+
+
 @case()
 def host_dies_and_comes_back(t):
     """With a heartbeat, as the operator would have it."""
@@ -60,10 +69,7 @@ def host_dies_and_comes_back(t):
         p.kill_tree(p.b)
         p.wait(p.a, "lost", "secondary")
         p.ctl(p.a, "failover")
-        t.sleep(1)
-        assert client.stop() == 0, client.why()
-        p.check_guest()
-        return "protected again in %.1f s; gap %.0f ms" % (seconds, client.gap_ms())
+        return came_through(t, p, client, seconds)
 
 
 @case()
@@ -77,10 +83,7 @@ def roles_change_hands(t):
         p.both(p.b, p.a)
         p.ctl(p.b, "failover", "--planned")
         seconds = p.both(p.a, p.b)
-        t.sleep(1)
-        assert client.stop() == 0, client.why()
-        p.check_guest()
-        return "protected again in %.1f s; gap %.0f ms" % (seconds, client.gap_ms())
+        return came_through(t, p, client, seconds)
 
 
 @case()
@@ -111,10 +114,7 @@ def witness_decides_for_a_host_that_died(t):
         p.kill_tree(p.a)
         p.wait(p.b, "alone")
         assert p.status(p.b)["serves"]
-        t.sleep(1)
-        assert client.stop() == 0, client.why()
-        p.check_guest()
-        return "protected again in %.1f s; gap %.0f ms" % (seconds, client.gap_ms())
+        return came_through(t, p, client, seconds)
 
 
 @case()

@@ -85,9 +85,9 @@ class Procedure(Pair):
                     host.spawn([self.cfg.emulator, *words[1:], "-kernel", kernel, "-initrd",
                                 initrd, "-append", kernel_command_line(self.cfg)])
 
-    def say(self, title, host, other, number=None, wait=None):
+    def say(self, title, host, other, number=None):
         """Send a section's commands to @host, the first of the two addresses' owner being
-        @host; @number: of its blocks; @wait(command): called after each."""
+        @host; @number: of its blocks."""
         texts = blocks(title)
         for text in texts if number is None else [texts[number]]:
             for name, arguments in qmp_lines(self.place(text, host.who, other.who)):

@@ -5,7 +5,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 
 from colo_conf import credentials
-from colo_qtest import (case, free_port, has_words, main, os, socket, subprocess, sys, time)
+from colo_qtest import case, free_port, has_words, main, socket, sys, time
 
 import select
 import threading
@@ -47,7 +47,7 @@ def good(primary, secondary):
     assert primary.status()["wrong-pages"] == 0, primary.status()
 
 
-def goes_on(b, dead, other):
+def goes_on(dead, other):
     """The survivor serves from where the guest was."""
     reached = dead.count()
     dead.process.kill()
@@ -106,7 +106,7 @@ def takeovers(b):
                     left.cmd("x-colo-lost-heartbeat")
                     left.wait("serves", left.runs)
                 else:
-                    goes_on(b, dead, left)
+                    goes_on(dead, left)
                 left.wait_state("alone", 30)
                 assert left.status()["last-mode"] == ("secondary" if who == "primary"
                                                       else "primary")
@@ -152,7 +152,7 @@ def encrypted(b):
     good(primary, secondary)
     assert primary.status()["transfer"]["tls"] is True
     assert len(wire.joined) == 3 and not any(b"QCLO" in c.seen for c in wire.joined)
-    goes_on(b, primary, secondary)
+    goes_on(primary, secondary)
 
 
 @case

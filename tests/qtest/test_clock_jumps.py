@@ -69,7 +69,7 @@ class Restless:
         self.thread.join()
 
 
-def heartbeat(b, name, peer, local):
+def heartbeat(b, peer, local):
     return ["-object", "colo-heartbeat,id=hb,peer=127.0.0.1:%d,local=127.0.0.1:%d,"
             "interval=100,timeout=2000,key-file=%s" % (peer, local, b.dir + "/key")]
 
@@ -86,7 +86,7 @@ def clocked_pair(b, etcd):
     hosts = []
     for name, make, ports in (("primary", b.primary, (x, y)), ("secondary", b.secondary, (y, x))):
         b.program = clocks[name].program
-        hosts.append(make(*words, *heartbeat(b, name, *ports)))
+        hosts.append(make(*words, *heartbeat(b, *ports)))
     b.program = program
     b.protect(*hosts)
     assert all(c.asked() for c in clocks.values()), "nobody looks at these clocks"

@@ -75,9 +75,8 @@ class Watched:
 
     def finish(self):
         """Protected, with equal disks, by a guest that never stood for long."""
-        a, b, p = self.a, self.b, self.p
         self.until("protected", lambda: self.pair()["state"] == "protected", 90)
-        protected(a, b)
+        protected(self.a, self.b)
         self.spend(0.5)
         s = self.pair()
         assert 0 < s["resync-pause-us"] < 1500000, s["resync-pause-us"]

@@ -409,14 +409,6 @@ def primary_resumes_replication(b):
 
 # What a returning host must copy
 
-def log_of(host, node):
-    """The activity log of image @node, as query-colo-status tells it."""
-    for d in host.status()["disks"]:
-        if d.get("image") == node or d["node-name"] == node:
-            return d.get("activity-log")
-    return None
-
-
 def paired(b, mib=64):
     """A protected pair with one disk, whose logs have begun; primary, secondary, paths."""
     mine, its = b.dir + "/a.raw", b.dir + "/z.raw"
