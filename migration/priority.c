@@ -23,16 +23,14 @@
  */
 #include "migration/priority.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "util/threads.h"
 #include "util/trace.h"
 
 #define THREADS_MAX 8
@@ -87,23 +85,13 @@ static void add_thread(Priority *p, pid_t tid)
     }
 }
 
-/* Those of @pid that are called one of @names. */
 static void add_named(Priority *p, pid_t pid, const char *const *names)
 {
-    g_autofree char *path = g_strdup_printf("/proc/%d/task", (int)pid);
-    DIR *d = opendir(path);
-    struct dirent *e;
+    pid_t tids[THREADS_MAX];
+    unsigned n = threads_named(pid, names, tids, THREADS_MAX);
 
-    while (d && (e = readdir(d))) {
-        g_autofree char *file = g_strdup_printf("%s/%s/comm", path, e->d_name);
-        g_autofree char *name = NULL;
-        if (g_file_get_contents(file, &name, NULL, NULL) &&
-            g_strv_contains(names, g_strchomp(name))) {
-            add_thread(p, (pid_t)atoi(e->d_name));
-        }
-    }
-    if (d) {
-        closedir(d);
+    for (unsigned i = 0; i < n; i++) {
+        add_thread(p, tids[i]);
     }
 }
 

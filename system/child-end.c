@@ -18,24 +18,25 @@
  * seen as soon as it is certain. What cannot be seen there (rights, an old kernel) looks like 0,
  * as an end in order does, and is left to who waits for the process.
  */
-#include <glib.h>
-#include <glib-unix.h>
-
 #include "system/child-end.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <glib-unix.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "util/threads.h"
 #include "util/trace.h"
 
 #define THREAD_PIDFD O_EXCL /* PIDFD_THREAD; Debian 12 has no name for it */
-#define LASTING_THREAD "IO mon_iothread\n" /* is there since our first word with it */
 #define WATCHED 2
 #define STAT_EXIT_CODE 52 /* the field of /proc/PID/stat, from 1 */
+
+/* Is there since our first word with it. */
+static const char *const lasting[] = {"IO mon_iothread", NULL};
 
 struct ChildEnd {
     pid_t pid;
@@ -98,31 +99,16 @@ static void watch(ChildEnd *e, int i, pid_t tid)
     e->source[i] = g_unix_fd_add_full(G_PRIORITY_HIGH, e->fd[i], G_IO_IN, thread_ended, e, NULL);
 }
 
-static pid_t lasting_thread(pid_t pid)
-{
-    g_autofree char *dir = g_strdup_printf("/proc/%d/task", (int)pid);
-    g_autoptr(GDir) d = g_dir_open(dir, 0, NULL);
-
-    for (const char *n = d ? g_dir_read_name(d) : NULL; n; n = g_dir_read_name(d)) {
-        g_autofree char *path = g_strdup_printf("%s/%s/comm", dir, n);
-        g_autofree char *comm = NULL;
-        if (g_file_get_contents(path, &comm, NULL, NULL) && strcmp(comm, LASTING_THREAD) == 0) {
-            return atoi(n);
-        }
-    }
-    return 0;
-}
-
 ChildEnd *child_end_watch(pid_t pid, void (*died)(int wait_status))
 {
     ChildEnd *e = g_new0(ChildEnd, 1);
-    pid_t other = lasting_thread(pid);
+    pid_t other;
 
     e->pid = pid;
     e->died = died;
     e->fd[0] = e->fd[1] = -1;
     watch(e, 0, pid);
-    if (other > 0) {
+    if (threads_named(pid, lasting, &other, 1) == 1) {
         watch(e, 1, other);
     }
     return e;

@@ -7,6 +7,7 @@
 #ifndef COLO_SYSTEM_CHILD_END_H
 #define COLO_SYSTEM_CHILD_END_H
 
+#include <glib.h>
 #include <sys/types.h>
 
 typedef struct ChildEnd ChildEnd;
