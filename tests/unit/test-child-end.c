@@ -11,13 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "system/child-end.h"
+#include "victim.h"
 
 #define MEMORY (256u << 20)
 #define TRIES 20
@@ -29,24 +28,15 @@ static struct {
     pid_t pid;
 } seen;
 
-static gpointer idle(gpointer opaque)
-{
-    for (;;) {
-        pause();
-    }
-    return NULL;
-}
-
 /* Named as a thread of the emulator is; ends the process when it is told so. */
-static void be_emulator(int fd)
+static void be_emulator(int fd, const void *opaque)
 {
     char c = 'r';
 
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     memset(mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), 1,
            MEMORY);
-    g_thread_unref(g_thread_new("IO mon_iothread", idle, NULL));
-    g_thread_unref(g_thread_new("CPU 0/TCG", idle, NULL));
+    victim_thread("IO mon_iothread");
+    victim_thread("CPU 0/TCG");
     if (write(fd, &c, 1) != 1 || read(fd, &c, 1) != 1) {
         _exit(9);
     }
@@ -55,19 +45,10 @@ static void be_emulator(int fd)
 
 static pid_t start(int *ours)
 {
-    int sv[2];
+    pid_t pid = victim_start(be_emulator, NULL, ours);
     char c;
 
-    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv), ==, 0);
-    pid_t pid = fork();
-    g_assert_cmpint(pid, >=, 0);
-    if (pid == 0) {
-        close(sv[0]);
-        be_emulator(sv[1]);
-    }
-    close(sv[1]);
-    g_assert_cmpint(read(sv[0], &c, 1), ==, 1);
-    *ours = sv[0];
+    g_assert_cmpint(read(*ours, &c, 1), ==, 1);
     return pid;
 }
 

@@ -12,27 +12,24 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "util/mm-keeper.h"
+#include "victim.h"
 
 #define MIB (1024 * 1024)
 #define THREADS 8
+
+typedef struct Memory {
+    size_t mib;
+    bool keep; /* with a keeper */
+} Memory;
 
 typedef struct Victim {
     pid_t pid, keeper;
     int peer; /* our end of its socket */
 } Victim;
-
-static gpointer idle(gpointer opaque)
-{
-    for (;;) {
-        pause();
-    }
-    return NULL;
-}
 
 /* Maps and touches @mib of shared memory, page by page as guests' RAM is mapped. */
 static void touch(size_t mib)
@@ -49,18 +46,18 @@ static void touch(size_t mib)
     memset(p, 1, mib * MIB);
 }
 
-static void be_victim(int fd, size_t mib, bool keep)
+static void be_victim(int fd, const void *opaque)
 {
+    const Memory *m = opaque;
     pid_t pid = 0;
 
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (int i = 0; i < THREADS; i++) {
-        g_thread_unref(g_thread_new("idle", idle, NULL));
+        victim_thread("idle");
     }
-    if (keep) {
+    if (m->keep) {
         pid = mm_keeper_start() ? mm_keeper_pid() : -errno;
     }
-    touch(mib); /* after that: a copy would not have it */
+    touch(m->mib); /* after that: a copy would not have it */
     if (write(fd, &pid, sizeof(pid)) != sizeof(pid)) {
         _exit(2);
     }
@@ -75,17 +72,7 @@ static void be_victim(int fd, size_t mib, bool keep)
 /* False: no keeper here. */
 static bool start(Victim *v, size_t mib, bool keep)
 {
-    int sv[2];
-
-    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv), ==, 0);
-    v->pid = fork();
-    g_assert_cmpint(v->pid, >=, 0);
-    if (v->pid == 0) {
-        close(sv[0]);
-        be_victim(sv[1], mib, keep);
-    }
-    close(sv[1]);
-    v->peer = sv[0];
+    v->pid = victim_start(be_victim, &(Memory){mib, keep}, &v->peer);
     g_assert_cmpint(read(v->peer, &v->keeper, sizeof(v->keeper)), ==, sizeof(v->keeper));
     if (v->keeper < 0) {
         g_assert_cmpint(v->keeper, ==, -ENOSYS);
