@@ -33,8 +33,6 @@ static const Metric of_status[] = {
      "Longest time between two checkpoints.", MILLISECONDS},
     {"bytes-sent", "colo_sent_bytes_total", "counter", "Sent on the checkpoint channels.",
      1},
-    {"bytes-raw", "colo_raw_bytes_total", "counter",
-     "Bytes of pages before zero detection and compression.", 1},
     {"device-state-bytes", "colo_device_state_bytes", "gauge",
      "Device state of the last checkpoint.", 1},
     {"ram-overhead", "colo_ram_overhead_bytes", "gauge",
@@ -43,6 +41,12 @@ static const Metric of_status[] = {
     {"held-bytes", "colo_held_bytes", "gauge", "Their bytes.", 1},
     {"wrong-pages", "colo_wrong_pages_total", "counter",
      "Pages that verify-ram found different.", 1},
+    {NULL},
+};
+
+static const Metric of_transfer[] = {
+    {"bytes-raw", "colo_raw_bytes_total", "counter",
+     "Bytes of pages before zero detection and compression.", 1},
     {NULL},
 };
 
@@ -73,10 +77,11 @@ static const Metric of_link[] = {
      MICROSECONDS},
     {"sent", "colo_heartbeats_sent_total", "counter", "Beats sent.", 1},
     {"received", "colo_heartbeats_received_total", "counter", "Beats taken.", 1},
-    {"refused", "colo_heartbeats_refused_total", "counter",
-     "Beats that were forged, old or malformed.", 1},
     {NULL},
 };
+
+static const char *const refusals[] = {"malformed", "forged", "reflected", "misdirected",
+                                       "stranger", "replayed"};
 
 static void head(GString *out, const char *name, const char *type, const char *help)
 {
@@ -87,7 +92,9 @@ static void value(GString *out, double v)
 {
     char buf[G_ASCII_DTOSTR_BUF_SIZE];
 
-    g_string_append_printf(out, " %s\n", g_ascii_formatd(buf, sizeof(buf), "%.17g", v));
+    /* Counts are exact; of 100 us in seconds 15 digits say no more than "0.0001". */
+    g_ascii_formatd(buf, sizeof(buf), v == (double)(gint64)v ? "%.17g" : "%.15g", v);
+    g_string_append_printf(out, " %s\n", buf);
 }
 
 /* name{label="text"}, with what the format wants escaped. */
@@ -119,12 +126,12 @@ static bool number(JsonObject *o, const char *member, double *v)
     return true;
 }
 
-static void flat(GString *out, JsonObject *status)
+static void flat(GString *out, JsonObject *o, const Metric *table)
 {
     double v;
 
-    for (const Metric *m = of_status; m->member; m++) {
-        if (number(status, m->member, &v)) {
+    for (const Metric *m = table; m->member; m++) {
+        if (number(o, m->member, &v)) {
             head(out, m->name, m->type, m->help);
             g_string_append(out, m->name);
             value(out, v * m->unit);
@@ -203,6 +210,35 @@ static void elements(GString *out, JsonArray *a, const Metric *table, const char
     }
 }
 
+/* Beats that were not taken, by link and reason. */
+static void refused(GString *out, JsonArray *links)
+{
+    static const char name[] = "colo_heartbeats_refused_total";
+    bool told = false;
+
+    for (guint i = 0; links && i < json_array_get_length(links); i++) {
+        JsonNode *n = json_array_get_element(links, i);
+        JsonObject *o = JSON_NODE_HOLDS_OBJECT(n) ? json_node_get_object(n) : NULL;
+
+        for (guint k = 0; k < G_N_ELEMENTS(refusals); k++) {
+            g_autofree char *member = g_strdup_printf("refused-%s", refusals[k]);
+            double v;
+
+            if (!number(o, member, &v)) {
+                continue;
+            }
+            if (!told) {
+                head(out, name, "counter", "Beats that were not taken, by reason.");
+                told = true;
+            }
+            labelled(out, name, "id", options_get_str(o, "id", ""));
+            g_string_truncate(out, out->len - 1); /* the brace */
+            g_string_append_printf(out, ",reason=\"%s\"}", refusals[k]);
+            value(out, v);
+        }
+    }
+}
+
 static JsonArray *array_of(JsonObject *o, const char *member)
 {
     JsonNode *n = o ? json_object_get_member(o, member) : NULL;
@@ -234,9 +270,12 @@ void metrics_text(JsonObject *status, GString *out)
     labelled(out, "colo_build_info", "version", COLO_VERSION);
     value(out, 1);
     states(out, status);
-    flat(out, status);
+    flat(out, status, of_status);
+    flat(out, options_get_obj(status, "transfer"), of_transfer);
     series(out, status);
     triggers(out, status);
     elements(out, array_of(status, "disks"), of_disk, "disk");
-    elements(out, array_of(options_get_obj(status, "heartbeat"), "links"), of_link, "id");
+    JsonArray *links = array_of(options_get_obj(status, "heartbeat"), "links");
+    elements(out, links, of_link, "id");
+    refused(out, links);
 }

@@ -10,10 +10,13 @@
 #include "system/metrics.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <glib-unix.h>
 #include <microhttpd.h>
 #include <netinet/in.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "qapi-commands.h"
 #include "util/error.h"
@@ -111,6 +114,26 @@ static bool parse(const char *address, struct sockaddr_storage *out, GError **er
     return g_socket_address_to_native(sa, out, sizeof(*out), errp);
 }
 
+/* Our own: libmicrohttpd's lets two processes have one port, and the figures would be now of
+ * the one and now of the other guest. */
+static int listen_at(const struct sockaddr_storage *sa)
+{
+    int fd = socket(sa->ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    socklen_t len = sa->ss_family == AF_INET6 ? sizeof(struct sockaddr_in6)
+                                              : sizeof(struct sockaddr_in);
+    int on = 1;
+
+    if (fd >= 0 && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
+                    bind(fd, (const struct sockaddr *)sa, len) != 0 ||
+                    listen(fd, CONNECTIONS_MAX) != 0)) {
+        int e = errno;
+        close(fd);
+        errno = e;
+        fd = -1;
+    }
+    return fd;
+}
+
 bool metrics_start(const char *address, GError **errp)
 {
     struct sockaddr_storage sa = {0};
@@ -118,14 +141,18 @@ bool metrics_start(const char *address, GError **errp)
     if (!parse(address, &sa, errp)) {
         return false;
     }
+    int listener = listen_at(&sa);
+    if (listener < 0) {
+        colo_error_set_errno(errp, errno, "metrics='%s': cannot listen", address);
+        return false;
+    }
     server.daemon = MHD_start_daemon(
         MHD_USE_EPOLL | (sa.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0), 0, NULL, NULL,
-        on_request, NULL, MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&sa,
+        on_request, NULL, MHD_OPTION_LISTEN_SOCKET, listener,
         MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
-        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS,
-        MHD_OPTION_LISTENING_ADDRESS_REUSE, 1u, MHD_OPTION_END);
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS, MHD_OPTION_END);
     if (!server.daemon) {
-        colo_error_set_errno(errp, errno, "metrics='%s': cannot listen", address);
+        colo_error_set(errp, "metrics='%s': the HTTP server cannot be started", address);
         return false;
     }
     int fd = MHD_get_daemon_info(server.daemon, MHD_DAEMON_INFO_EPOLL_FD)->epoll_fd;

@@ -55,7 +55,7 @@ static void test_base_units(void)
     has_line(t, "colo_held_bytes 1514");
     has_line(t, "# TYPE colo_checkpoint_pause_seconds summary");
     has_line(t, "colo_checkpoint_pause_seconds{quantile=\"0.5\"} 0.002");
-    has_line(t, "colo_checkpoint_pause_seconds_sum 0.0060000000000000001");
+    has_line(t, "colo_checkpoint_pause_seconds_sum 0.006");
     has_line(t, "colo_checkpoint_pause_seconds_count 3");
 }
 
@@ -70,6 +70,25 @@ static void test_labels_are_escaped(void)
     has_line(t, "colo_disk_queued_bytes{disk=\"e\"} 6");
     g_assert_cmpuint(count(t, "# TYPE colo_disk_queued_bytes "), ==, 1);
     has_line(t, "colo_checkpoint_triggers_total{trigger=\"mismatch\"} 1");
+}
+
+/* Each beat that was refused, by link and reason; what is inside other members as well. */
+static void test_heartbeats(void)
+{
+    g_autofree char *t = text_of(
+        "{\"transfer\": {\"bytes-raw\": 12345678901234567},"
+        " \"heartbeat\": {\"links\": ["
+        "{\"id\": 0, \"rtt-us\": 100, \"sent\": 9, \"refused-forged\": 3},"
+        "{\"id\": 1, \"rtt-us\": 50, \"refused-forged\": 0, \"refused-replayed\": 2}]}}");
+
+    has_line(t, "colo_raw_bytes_total 12345678901234568");
+    has_line(t, "colo_heartbeat_rtt_seconds{id=\"0\"} 0.0001");
+    has_line(t, "colo_heartbeats_sent_total{id=\"0\"} 9");
+    has_line(t, "colo_heartbeats_refused_total{id=\"0\",reason=\"forged\"} 3");
+    has_line(t, "colo_heartbeats_refused_total{id=\"1\",reason=\"forged\"} 0");
+    has_line(t, "colo_heartbeats_refused_total{id=\"1\",reason=\"replayed\"} 2");
+    g_assert_cmpuint(count(t, "# TYPE colo_heartbeats_refused_total counter"), ==, 1);
+    g_assert_cmpuint(count(t, "reason="), ==, 3);
 }
 
 /* What a side does not have, or has as something else, is no figure. */
@@ -91,6 +110,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/metrics/base-units", test_base_units);
     g_test_add_func("/metrics/labels-are-escaped", test_labels_are_escaped);
+    g_test_add_func("/metrics/heartbeats", test_heartbeats);
     g_test_add_func("/metrics/missing-members", test_missing_members);
     return g_test_run();
 }
