@@ -31,15 +31,16 @@ typedef struct Bundle {
     const char *top; /* directory in the archive */
 } Bundle;
 
-/* One file of an archive in the form of POSIX 1003.1-1988. */
+/* One file of an archive in the form of POSIX 1003.1-1988: 100 bytes for @name, 155 for the
+ * directory. */
 static void add_file(Bundle *b, const char *name, const char *text, gssize len)
 {
     char head[512] = {0};
-    g_autofree char *path = g_strdup_printf("%s/%s", b->top, name);
     unsigned sum = 0;
     size_t n = len < 0 ? strlen(text) : (size_t)len;
 
-    g_strlcpy(head, path, 100);
+    g_strlcpy(head, name, 100);
+    g_strlcpy(head + 345, b->top, 155);
     g_snprintf(head + 100, 8, "%07o", 0600);
     g_snprintf(head + 108, 8, "%07o", 0);
     g_snprintf(head + 116, 8, "%07o", 0);
@@ -132,21 +133,38 @@ static char *config_text(const char *file)
     return g_string_free(out, FALSE);
 }
 
+static void cut_out(char **text, const char *word)
+{
+    if (strlen(word) >= 4) {
+        g_auto(GStrv) parts = g_strsplit(*text, word, -1);
+        g_free(*text);
+        *text = g_strjoinv(BLANK, parts);
+    }
+}
+
 /* Lines of a log; command lines have arguments of the user in them, messages of the emulator
- * may quote them. What the user's own arguments say is cut out wherever it stands. */
+ * may quote them, or one value of them. What the user's own arguments say is cut out wherever
+ * it stands. */
 static char *log_text(const char *path, char **args)
 {
     g_autofree char *text = read_end(path);
-    g_autofree char *clean = without_user(text);
+    char *clean = without_user(text);
 
     for (char **a = args; a && *a; a++) {
-        if (strlen(*a) >= 4 && (*a)[0] != '-') {
-            g_auto(GStrv) parts = g_strsplit(clean, *a, -1);
-            g_free(clean);
-            clean = g_strjoinv(BLANK, parts);
+        if ((*a)[0] != '-') {
+            cut_out(&clean, *a);
         }
     }
-    return g_steal_pointer(&clean);
+    for (char **a = args; a && *a; a++) {
+        g_auto(GStrv) pairs = g_strsplit(*a, ",", -1);
+        for (char **p = pairs; *p; p++) {
+            const char *value = strchr(*p, '=');
+            if (value) {
+                cut_out(&clean, value + 1);
+            }
+        }
+    }
+    return clean;
 }
 
 /* --- Contents --- */
@@ -212,7 +230,8 @@ static void add_output(Bundle *b, const char *name, const char *const *argv)
         return;
     }
     g_autofree char *text = g_strconcat(out, said, NULL);
-    add_file(b, name, text, -1);
+    g_autofree char *clean = without_user(text); /* of an image's backing file, say */
+    add_file(b, name, clean, -1);
 }
 
 static void add_vm(Bundle *b, const CtlTarget *t)

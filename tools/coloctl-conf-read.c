@@ -7,12 +7,21 @@
 #include "coloctl-conf-int.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <gio/gio.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "coloctl.h"
 #include "util/error.h"
+
+#define FILE_BYTES_MAX (1024 * 1024)
+#define LINKS_MAX 8 /* of a heartbeat */
+#define BEAT_MS 100 /* its interval, where none is given */
 
 static void disk_free(gpointer p)
 {
@@ -127,8 +136,51 @@ static bool read_hosts(ConfReader *r, GError **errp)
         conf_bad(r, errp, names[1], NULL, "both hosts need equally many addresses, one a link");
         return false;
     }
-    if (strcmp(r->c->hosts[0].addresses[0], r->c->hosts[1].addresses[0]) == 0) {
-        conf_bad(r, errp, names[1], r->c->hosts[1].addresses[0], "both hosts have this address");
+    for (int i = 0; r->c->hosts[0].addresses[i]; i++) {
+        if (i == LINKS_MAX) {
+            conf_bad(r, errp, names[1], NULL, "at most eight addresses, one a link");
+            return false;
+        }
+        if (strcmp(r->c->hosts[0].addresses[i], r->c->hosts[1].addresses[i]) == 0) {
+            conf_bad(r, errp, names[1], r->c->hosts[1].addresses[i],
+                     "both hosts have this address");
+            return false;
+        }
+    }
+    return true;
+}
+
+/* As colo-heartbeat has it; on the way to protection would be late to hear of it. */
+static bool check_heartbeat(ConfReader *r, GError **errp)
+{
+    const VmConf *c = r->c;
+    uint64_t interval = c->heartbeat_interval ? c->heartbeat_interval : BEAT_MS;
+    g_autofree char *text = g_strdup_printf("%" G_GUINT64_FORMAT, c->heartbeat_timeout);
+
+    r->section = "pair";
+    if (c->heartbeat_timeout && c->heartbeat_timeout < 4 * interval) {
+        g_autofree char *why = g_strdup_printf(
+            "expected at least four times the interval (%" G_GUINT64_FORMAT " ms): a lost beat "
+            "or two would end protection", interval);
+        conf_bad(r, errp, "heartbeat-timeout", text, why);
+        return false;
+    }
+    return true;
+}
+
+/* An address that others can reach is refused by qemu-colo. */
+static bool check_metrics(ConfReader *r, GError **errp)
+{
+    g_autofree char *text = g_key_file_get_string(r->kf, "pair", "metrics", NULL);
+    g_autoptr(GSocketConnectable) where = text ? g_network_address_parse(text, 0, NULL) : NULL;
+    GNetworkAddress *na = where ? G_NETWORK_ADDRESS(where) : NULL;
+    g_autoptr(GInetAddress) ip =
+        na ? g_inet_address_new_from_string(g_network_address_get_hostname(na)) : NULL;
+
+    r->section = "pair";
+    if (text && (!ip || !g_inet_address_get_is_loopback(ip) || !g_network_address_get_port(na))) {
+        conf_bad(r, errp, "metrics", text, "expected 127.0.0.1:PORT or [::1]:PORT (a reverse "
+                 "proxy lets others read)");
         return false;
     }
     return true;
@@ -197,7 +249,42 @@ static bool read_rest(ConfReader *r, GError **errp)
         conf_bad(r, errp, "compression", c->compression, "needs channels = 1 or more");
         return false;
     }
-    return check_nets(r, errp);
+    return check_heartbeat(r, errp) && check_metrics(r, errp) && check_nets(r, errp);
+}
+
+/* What is no file, or cannot be a vm.conf, is not waited for and not read into memory. */
+static char *read_file(const char *file, GError **errp)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    struct stat st;
+    char buf[4096];
+    ssize_t n = -1;
+
+    if (fd < 0 || fstat(fd, &st) != 0) {
+        colo_error_set_errno(errp, errno, "%s", file);
+    } else if (!S_ISREG(st.st_mode)) {
+        colo_error_set(errp, "%s: expected a file, this is %s", file,
+                       S_ISDIR(st.st_mode) ? "a directory" : "none");
+    } else {
+        while ((n = read(fd, buf, sizeof(buf))) > 0 && text->len <= FILE_BYTES_MAX) {
+            g_string_append_len(text, buf, n);
+        }
+        if (n < 0) {
+            colo_error_set_errno(errp, errno, "%s", file);
+        } else if (text->len > FILE_BYTES_MAX) {
+            colo_error_set(errp, "%s: more than %d bytes: this is no vm.conf", file,
+                           FILE_BYTES_MAX);
+            n = -1;
+        } else if (strlen(text->str) != text->len) {
+            colo_error_set(errp, "%s: a byte 0 in it: this is no vm.conf", file);
+            n = -1;
+        }
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return n < 0 ? NULL : g_strdup(text->str);
 }
 
 VmConf *vm_conf_load(const char *file, GError **errp)
@@ -211,8 +298,8 @@ VmConf *vm_conf_load(const char *file, GError **errp)
     c->disks = g_ptr_array_new_with_free_func(disk_free);
     c->nets = g_ptr_array_new_with_free_func(net_free);
     c->colo = g_ptr_array_new_with_free_func(g_free);
-    g_autofree char *text = NULL;
-    if (!g_file_get_contents(file, &text, NULL, errp)) {
+    g_autofree char *text = read_file(file, errp);
+    if (!text) {
         return NULL;
     }
     if (!g_key_file_load_from_data(kf, text, -1, G_KEY_FILE_NONE, errp)) {

@@ -10,6 +10,7 @@
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "util/error.h"
@@ -88,6 +89,12 @@ bool vm_conf_choose_host(VmConf *c, const char *name, GError **errp)
     c->local = is[1];
     expand(c, &c->state_dir);
     expand(c, &c->run_dir);
+    if (strlen(c->run_dir) + strlen("/ctl.sock") >= sizeof(((struct sockaddr_un *)0)->sun_path)) {
+        colo_error_set(errp, "%s: [run] run-dir = '%s': expected a path of at most %zu bytes, as "
+                       "the sockets in it have to have", c->file, c->run_dir,
+                       sizeof(((struct sockaddr_un *)0)->sun_path) - 1 - strlen("/ctl.sock"));
+        return false;
+    }
     expand(c, &c->key_file);
     expand(c, &c->tls_dir);
     expand(c, &c->emulator);

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #define LOOK_US 100000
+#define PATIENCE_US 1000000 /* before the reason of a wait is told: a moment is none */
 
 static gint64 deadline(const CtlTarget *t, int dflt)
 {
@@ -118,6 +119,7 @@ int cmd_checkpoint(int argc, char **argv)
 static int wait_alone(const CtlTarget *t, const char *what, const CtlSide *before, gint64 end)
 {
     g_autofree char *said = g_strdup(why(before));
+    gint64 patience = g_get_monotonic_time() + PATIENCE_US;
     g_autoptr(GError) err = NULL;
 
     for (;;) {
@@ -134,7 +136,9 @@ static int wait_alone(const CtlTarget *t, const char *what, const CtlSide *befor
             puts(head);
             return CTL_OK;
         }
-        if (is(s, "lost") && why(s) && g_strcmp0(said, why(s)) != 0) {
+        /* That it was asked for is no news to who asked. */
+        if (is(s, "lost") && why(s) && !g_str_has_suffix(why(s), "on request") &&
+            g_strcmp0(said, why(s)) != 0 && g_get_monotonic_time() > patience) {
             g_free(said);
             said = g_strdup(why(s));
             refuse("%s: not yet: %s", what, said);

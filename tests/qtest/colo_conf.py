@@ -25,6 +25,7 @@ def ctl(b, *words, expect=OK, timeout=60, **kw):
         lines = done.stderr.strip().splitlines()
         assert lines and all(x.startswith("coloctl: ") for x in lines), done.stderr
         return lines[-1]
+    assert "coloctl: " not in done.stderr, "a complaint, and status %d: %s" % (expect, done.stderr)
     return done.stdout
 
 

@@ -250,6 +250,8 @@ def bundle_has_no_secret(b):
                     for m in tar.getmembers()}
     for name, text in contents.items():
         assert secret not in text, "%s: %s" % (name, text)
+        # Names of any length are whole.
+        assert "host/sys-devices-system-clocksource-clocksource0-current_clocksource" in names
     assert json.loads(contents["qmp/query-colo-status.json"])["state"] == "alone"
     has_words(contents["vm.conf"], "name = vm1", r"args = \(left out\)")
     has_words(contents["state/log"], "starts as primary", "-machine pc")
@@ -257,6 +259,34 @@ def bundle_has_no_secret(b):
     # Without a monitor, too.
     vm.kill_tree("a")
     vm.ctl("bundle", "a", "-o", b.dir + "/y.tar.gz")
+
+
+@case
+def messages_that_quote_a_secret(b):
+    """An emulator that names one value of an argument in its complaint, and an image whose
+    backing file's address has a password in it."""
+    import tarfile
+    secret, other = ["hunter%d" % b.rng.randrange(1 << 60) for _ in range(2)]
+    vm = Vm(b)
+    subprocess.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b",
+                    "nbd://me:%s@192.0.2.9/x" % other, b.dir + "/a.raw", "4M"], check=True)
+    with open(vm.file) as f:
+        text = f.read().replace("name = vm1", "name = " + "n" * 60).replace(
+            "args = ", "args = -object secret,id=s,data=x,format=%s " % secret)
+    with open(vm.file, "w") as f:
+        f.write(text)
+    p = vm.run("a", "--role", "primary", "--once")
+    assert p.wait(60) != 0
+    assert secret in p.output(), p.output()
+    path = b.dir + "/x.tar.gz"
+    vm.ctl("bundle", "a", "-o", path)
+    with tarfile.open(path) as tar:
+        contents = {m.name: tar.extractfile(m).read().decode() for m in tar.getmembers()}
+    assert len(contents) > 10 and len({n.split("/")[0] for n in contents}) == 1, list(contents)
+    for name, text in contents.items():
+        assert secret not in text and other not in text, "%s: %s" % (name, text)
+    said = [text for name, text in contents.items() if name.endswith("state/log")][0]
+    assert "left out" in said, said
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
  */
 #include <glib/gstdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "coloctl-cmdline.h"
 #include "coloctl-run.h"
@@ -120,6 +121,20 @@ static const struct {
     {"auto-protect = off", "fence-timeout = soon", {"fence-timeout = 'soon'", "number"}},
     {"auto-protect = off", "fence-agent = fence_ipmilan", {"fence-agent", "absolute"}},
     {"[vm]", "no section\n[vm]", {"vm-"}},
+    {"heartbeat-timeout = 700", "heartbeat-timeout = 300",
+     {"[pair] heartbeat-timeout = '300'", "four times", "100 ms"}},
+    {"heartbeat-timeout = 700", "heartbeat-timeout = 700\nheartbeat-interval = 200",
+     {"heartbeat-timeout = '700'", "200 ms"}},
+    {"heartbeat-timeout = 700", "heartbeat-interval = 5", {"'5'", "10 to 60000"}},
+    {"auto-protect = off", "metrics = 0.0.0.0:9100", {"[pair] metrics = '0.0.0.0:9100'",
+                                                      "127.0.0.1:PORT"}},
+    {"auto-protect = off", "metrics = 9100", {"[pair] metrics = '9100'", "127.0.0.1:PORT"}},
+    {"auto-protect = off", "metrics = 127.0.0.1", {"[pair] metrics = '127.0.0.1'"}},
+    {"beta = 192.0.2.2, 198.51.100.2", "beta = 192.0.2.2, 198.51.100.1",
+     {"[hosts] beta = '198.51.100.1'", "both hosts"}},
+    {"alpha = 192.0.2.1, 198.51.100.1\nbeta = 192.0.2.2, 198.51.100.2",
+     "alpha = ::11,::12,::13,::14,::15,::16,::17,::18,::19\n"
+     "beta = ::21,::22,::23,::24,::25,::26,::27,::28,::29", {"[hosts] beta", "eight"}},
 };
 
 static void test_wrong(void)
@@ -138,6 +153,57 @@ static void test_wrong(void)
         }
         g_assert_nonnull(strstr(err->message, "vm-")); /* the file's name */
     }
+}
+
+/* What is no vm.conf at all: nothing hangs, nothing is read into memory without bound. */
+static void test_files(void)
+{
+    g_autofree char *dir = g_dir_make_tmp("conf-XXXXXX", NULL);
+    g_autofree char *fifo = g_build_filename(dir, "fifo.conf", NULL);
+    g_autofree char *huge = g_build_filename(dir, "huge.conf", NULL);
+    g_autofree char *nul = g_build_filename(dir, "nul.conf", NULL);
+    g_autofree char *empty = g_build_filename(dir, "empty.conf", NULL);
+    g_autofree char *gone = g_build_filename(dir, "gone.conf", NULL);
+    const char *files[][2] = {{fifo, "expected a file"}, {dir, "directory"},
+                              {"/dev/zero", "expected a file"}, {huge, "1048576 bytes"},
+                              {nul, "byte 0"}, {empty, "[vm] name: this key is needed"},
+                              {gone, "No such file"}};
+
+    g_assert_cmpint(mkfifo(fifo, 0600), ==, 0);
+    g_assert_true(g_file_set_contents(huge, "", 0, NULL));
+    g_assert_cmpint(truncate(huge, 1ll << 40), ==, 0);
+    g_assert_true(g_file_set_contents(nul, "[vm]\0name = x\n", 15, NULL));
+    g_assert_true(g_file_set_contents(empty, "", 0, NULL));
+    for (size_t i = 0; i < G_N_ELEMENTS(files); i++) {
+        g_autoptr(GError) err = NULL;
+        g_autoptr(VmConf) c = vm_conf_load(files[i][0], &err);
+        g_assert_null(c);
+        g_test_message("%s", err->message);
+        g_assert_nonnull(strstr(err->message, files[i][0]));
+        g_assert_nonnull(strstr(err->message, files[i][1]));
+    }
+    for (size_t i = 0; i < G_N_ELEMENTS(files); i++) {
+        if (g_str_has_prefix(files[i][0], dir) && files[i][0] != dir) {
+            unlink(files[i][0]);
+        }
+    }
+    g_assert_cmpint(rmdir(dir), ==, 0);
+}
+
+/* The sockets in run-dir have to fit; found out before anything is started. */
+static void test_long_directory(void)
+{
+    g_autofree char *name = g_strnfill(95, 'n');
+    g_autofree char *text = g_strdup_printf(
+        "[vm]\nname=%s\nmemory=64\n[hosts]\na=127.0.0.1\nb=192.0.2.7\n", name);
+    g_autofree char *shorter = g_strconcat(text, "[run]\nrun-dir = /run/vm\n", NULL);
+    g_autoptr(GError) err = NULL;
+    g_autoptr(VmConf) c = load(text, NULL), fits = load(shorter, NULL);
+
+    g_assert_false(vm_conf_choose_host(c, "a", &err));
+    g_assert_nonnull(strstr(err->message, "[run] run-dir = '/run/qemu-colo/nnn"));
+    g_assert_nonnull(strstr(err->message, "at most 98 bytes"));
+    g_assert_true(vm_conf_choose_host(fits, "a", NULL));
 }
 
 static void test_hosts(void)
@@ -464,6 +530,8 @@ int main(int argc, char **argv)
     g_test_add_func("/coloctl/conf/good", test_good);
     g_test_add_func("/coloctl/conf/wrong", test_wrong);
     g_test_add_func("/coloctl/conf/hosts", test_hosts);
+    g_test_add_func("/coloctl/conf/files", test_files);
+    g_test_add_func("/coloctl/conf/long-directory", test_long_directory);
     g_test_add_func("/coloctl/line/primary", test_primary_line);
     g_test_add_func("/coloctl/line/secondary", test_secondary_line);
     g_test_add_func("/coloctl/line/small", test_small_line);
