@@ -6,14 +6,15 @@
  *
  * Before a side that has won may speak, its disks must hold what that speech may tell of: the
  * secondary's log and overlay (block_secondary_takeover()), the primary's log of shared disks
- * (block_primary_settle()). The same holds of a checkpoint's end: what its pause answered early is
- * on the primary's disk before output leaves (colo_disk_wait_flushed()). A storage that hangs cannot be hastened, and serving without it would
- * promise clients what one more death takes back. So the wait has no end of its own: it ends with
- * the storage's return, with the process, and on the primary with a second word of the
- * operator; at a checkpoint with protection, so with a word to either side: the secondary's disk may
- * be well. What is bounded is the silence about it: if nothing comes on for
- * progress-timeout, COLO_DISK_STALLED is sent, and query-colo-status has "disk-stall" until it
- * does.
+ * (block_primary_settle()). The same holds of a checkpoint's end: what its pause answered early
+ * is on the primary's disk before output leaves (colo_disk_wait_flushed()).
+ *
+ * A storage that hangs cannot be hastened, and serving without it would promise clients what one
+ * more death takes back. So the wait has no end of its own: it ends with the storage's return,
+ * with the process, and on the primary with a second word of the operator; at a checkpoint with
+ * protection, so with a word to either side: the secondary's disk may be well. What is bounded is
+ * the silence about it: if nothing comes on for progress-timeout, COLO_DISK_STALLED is sent, and
+ * query-colo-status has "disk-stall" until it does.
  *
  * The thread of the role waits; a timer of the main loop watches it, as the wait may be in a
  * system call.
@@ -40,6 +41,18 @@ static struct {
     bool told, failed;
     char *device, *trouble;
 } stall;
+
+static void tell_lock(void)
+{
+    g_mutex_lock(&telling);
+    g_mutex_lock(&colo.lock);
+}
+
+static void tell_unlock(void)
+{
+    g_mutex_unlock(&colo.lock);
+    g_mutex_unlock(&telling);
+}
 
 static void emit(const char *what, const char *device, bool stalled, int64_t us,
                  const char *trouble)
@@ -74,8 +87,8 @@ static void tell_end_locked(void)
     }
 }
 
-/* Under both locks; colo.lock is given up for it: say that it does not. Words of before were none
- * about that. */
+/* Under both locks; colo.lock is given up for it: say that it does not. Words of before were
+ * none about that. */
 static void tell_stall_locked(const char *device, const char *trouble)
 {
     const char *what = stall.what;
@@ -106,8 +119,7 @@ static gboolean look(gpointer opaque)
     g_autofree char *p = block_primary_unsettled(&left, &trouble);
     g_autofree char *device = p ? g_steal_pointer(&p) : block_secondary_unsettled(&left);
 
-    g_mutex_lock(&telling);
-    g_mutex_lock(&colo.lock);
+    tell_lock();
     bool ours = stall.what && stall.round == round;
     if (!ours || !device || stall.failed) {
         /* Nobody waits, or not for them any more. */
@@ -120,8 +132,7 @@ static gboolean look(gpointer opaque)
     } else if (!stall.told && g_get_monotonic_time() - stall.since >= colo_progress_limit()) {
         tell_stall_locked(device, trouble);
     }
-    g_mutex_unlock(&colo.lock);
-    g_mutex_unlock(&telling);
+    tell_unlock();
     return ours;
 }
 
@@ -131,14 +142,12 @@ void colo_disk_wait_failed(const char *why)
     g_autofree char *trouble = NULL;
     g_autofree char *device = block_primary_unsettled(&left, &trouble);
 
-    g_mutex_lock(&telling);
-    g_mutex_lock(&colo.lock);
+    tell_lock();
     stall.failed = true;
     if (!stall.told) {
         tell_stall_locked(device ? device : "?", why);
     }
-    g_mutex_unlock(&colo.lock);
-    g_mutex_unlock(&telling);
+    tell_unlock();
 }
 
 bool colo_disk_wait_overridden_locked(void)
@@ -148,26 +157,22 @@ bool colo_disk_wait_overridden_locked(void)
 
 void colo_disk_wait_begin(const char *what)
 {
-    g_mutex_lock(&telling);
-    g_mutex_lock(&colo.lock);
+    tell_lock();
     stall.what = what;
     stall.left = 0;
     stall.failed = false;
     stall.since = g_get_monotonic_time();
     gpointer round = GSIZE_TO_POINTER(++stall.round);
-    g_mutex_unlock(&colo.lock);
-    g_mutex_unlock(&telling);
+    tell_unlock();
     g_timeout_add(LOOK_MS, look, round);
 }
 
 void colo_disk_wait_end(void)
 {
-    g_mutex_lock(&telling);
-    g_mutex_lock(&colo.lock);
+    tell_lock();
     tell_end_locked();
     stall.what = NULL;
-    g_mutex_unlock(&colo.lock);
-    g_mutex_unlock(&telling);
+    tell_unlock();
 }
 
 static gboolean on_flushed(gpointer opaque)
