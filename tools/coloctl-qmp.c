@@ -115,10 +115,10 @@ static JsonNode *next_value(CtlQmp *q, gint64 end, GError **errp)
             json_stream_push(q->in, buf, n);
             q->unread += n;
         }
-        if (q->unread > UNREAD_MAX || (end && deadline_left_ms(end) == 0)) {
+        bool late = end && deadline_left_ms(end) == 0;
+        if (late || q->unread > UNREAD_MAX) {
             ctl_set_error(errp, CTL_ERROR_UNREACHABLE, "%s: %s", q->path,
-                          deadline_left_ms(end) ? "an endless answer"
-                                                : "no answer among what it sends");
+                          late ? "no answer among what it sends" : "an endless answer");
             return NULL;
         }
     }
