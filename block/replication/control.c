@@ -527,7 +527,6 @@ bool block_secondary_takeover(GError **errp)
     return ok;
 }
 
-/* What @s has yet to write. A wait is given up when this stands still. */
 uint64_t block_secondary_progress(void)
 {
     uint64_t all = 0;
@@ -541,6 +540,7 @@ uint64_t block_secondary_progress(void)
     return all;
 }
 
+/* What @s has yet to write. A wait is given up when this stands still. */
 static uint64_t left_of(BlockSecondary *s)
 {
     return s->log.memory + s->log.spilled + s->applying + s->through +
@@ -648,8 +648,7 @@ static void wait_quiet(const GPtrArray *all)
     }
 }
 
-/* The image now holds exactly the last checkpoint; whoever stops here leaves it usable.
- */
+/* The image now holds exactly the last checkpoint; whoever stops here leaves it usable. */
 void block_secondary_end(void)
 {
     g_autoptr(GError) err = NULL;
