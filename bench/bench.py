@@ -395,8 +395,8 @@ def draw(results, facts):
 
 BENCHES = {"alone": bench_alone, "front": bench_front, "twin": bench_twin,
            "front-twin": bench_front_twin, "protected": bench_protected,
-           "pause": bench_pause, "idle": bench_idle, "failover": bench_failover, "proxy": bench_compare,
-           "modes": bench_modes_,
+           "pause": bench_pause, "idle": bench_idle, "failover": bench_failover,
+           "proxy": bench_compare, "modes": bench_modes_,
            "growth-ram": bench_growth.measure_ram, "growth-dirty": bench_growth.measure_dirty}
 
 

@@ -50,8 +50,8 @@ struct Arbiter {
 };
 
 /**
- * Make the arbiter that -colo asks for (arbiter=manual|fence|witness|pacemaker and what these take);
- * *@out is NULL for manual. @vm: name of the virtual machine, the witness' default key.
+ * Make the arbiter that -colo asks for (arbiter=manual|fence|witness|pacemaker and what these
+ * take); *@out is NULL for manual. @vm: name of the virtual machine, the witness' default key.
  */
 bool arbiter_new(JsonObject *colo_options, const char *vm, Arbiter **out, GError **errp);
 

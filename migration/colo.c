@@ -186,7 +186,8 @@ static const char *const steps[] = {
     "shared", "takeover-running", "takeover-noted", "svm-begin",
     "svm-whole", "svm-arrived", "svm-received", "svm-stopped", "svm-restored", "svm-loaded",
     "svm-running", "yielding", "yielded", "svm-yielded", "takeover", "takeover-disk",
-    "takeover-begin", "takeover-journal", "takeover-live", "takeover-merged", "commit", "apply-written", "layer-applied", NULL,
+    "takeover-begin", "takeover-journal", "takeover-live", "takeover-merged", "commit",
+    "apply-written", "layer-applied", NULL,
 };
 
 static bool check_die_at(const char *text, GError **errp)
@@ -387,7 +388,8 @@ static bool attach_child(GError **errp)
 
     if (!(colo.qmp = child_qmp_new(child->qmp_fd, errp)) ||
         !(colo.qmp_save = child_qmp_new(child->save_fd, errp)) ||
-        !(colo.qmp_cont = child_qmp_new(child->cont_fd, errp)) || !check_blockers(errp) || !learn_identity(errp)) {
+        !(colo.qmp_cont = child_qmp_new(child->cont_fd, errp)) || !check_blockers(errp) ||
+        !learn_identity(errp)) {
         return false;
     }
     return take_memory(child, errp);

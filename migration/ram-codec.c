@@ -21,7 +21,8 @@
 
 #define WORDS (COLO_PAGE_SIZE / 8)
 #define SAMPLE_STEP 16
-#define SAMPLE_RANDOM 140 /* of 256 sampled bytes so many differ; of random ones 162 do, give or take 5 */
+/* Of 256 sampled bytes so many differ; of random ones 162 do, give or take 5. */
+#define SAMPLE_RANDOM 140
 
 struct RamEncoder {
     RamMethod method;
@@ -191,7 +192,8 @@ unsigned ram_encode(RamEncoder *e, uint64_t epoch, const uint64_t *page,
     for (unsigned i = 0; i < n; i++) {
         RamKind kind = add_page(e, data[i], base ? base[i] : NULL, &raw, &plain);
         counts->kind[kind]++;
-        bytes_put_be(e->head + RAM_FRAME_HEAD + 8 * i, page[i] | (uint64_t)kind << RAM_KIND_SHIFT, 8);
+        bytes_put_be(e->head + RAM_FRAME_HEAD + 8 * i,
+                     page[i] | (uint64_t)kind << RAM_KIND_SHIFT, 8);
     }
     size_t packed = pack(e, plain);
     bytes_put_be(e->head, epoch, 8);

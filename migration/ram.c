@@ -8,8 +8,8 @@
  * epochs needed, doubled: a page beyond that costs a page fault in the pause, never an
  * error. That grows by steps, as a checkpoint may be waiting: a first touch takes 5 to 20 us
  * a page, and all at once it held one up for half a second after the guest had booted. What
- * an epoch has copied is populated by that. A page that is fetched twice in an epoch keeps its slot, so that staging is
- * bounded by RAM and each page travels once.
+ * an epoch has copied is populated by that. A page that is fetched twice in an epoch keeps
+ * its slot, so that staging is bounded by RAM and each page travels once.
  */
 #include "migration/ram-private.h"
 

@@ -51,7 +51,8 @@ static bool check_fence(GError **errp)
 {
     g_autofree char *disk = block_secondary_unfenced();
 
-    if (!disk || !arbiter_answers(colo.arbiter) || strcmp(colo.arbiter->class->name, "fence") == 0) {
+    if (!disk || !arbiter_answers(colo.arbiter) ||
+        strcmp(colo.arbiter->class->name, "fence") == 0) {
         return true;
     }
     colo_error_set(errp,

@@ -7,8 +7,9 @@
  * Goal: answers in the order of the commands, whoever gives them, and no client able to
  * hold up another. One command of a client is carried out at a time (@current); the next
  * starts when it is answered. Out-of-band commands do not wait. Limits: reading stops at
- * QUEUE_MAX waiting commands, or as many out-of-band ones that the emulator has to answer; the next command waits while more than OUT_SOFT bytes of
- * answers are unread; a client that does not read its events is closed at OUT_MAX.
+ * QUEUE_MAX waiting commands, or as many out-of-band ones that the emulator has to answer;
+ * the next command waits while more than OUT_SOFT bytes of answers are unread; a client that
+ * does not read its events is closed at OUT_MAX.
  * A client is never freed inside its own callbacks: qmp_client_close() takes it off the
  * list and an idle source frees it; requests under way lose their @client then.
  */

@@ -429,7 +429,8 @@ static bool take_rest(Plan *plan, const CmdLine *cl, const CmdOption *o, GString
         plan->mem_prealloc = true;
     } else if (!strcmp(n, "machine") || !strcmp(n, "M")) {
         return take_machine(plan, o->arg, errp);
-    } else if (!strcmp(n, "enable-kvm") || (!strcmp(n, "accel") && g_str_has_prefix(o->arg, "kvm"))) {
+    } else if (!strcmp(n, "enable-kvm") ||
+               (!strcmp(n, "accel") && g_str_has_prefix(o->arg, "kvm"))) {
         take_kvm(plan);
     } else if (!strcmp(n, "cpu") && !strcmp(o->arg, "host") && !host_has_kvm()) {
         plan_arg(plan, "-cpu");

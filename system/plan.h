@@ -54,9 +54,9 @@ void plan_clear(Plan *plan);
  * "qemu-system-x86_64"), else for the host. Path found in PATH, or NULL with @errp. */
 char *plan_find_emulator(const char *argv0, const char *wish, GError **errp);
 
-/** Guest RAM (plan-memory.c): first -m; check and keep -object memory-backend-* and -numa; then, for each
- * start of an emulator, make the memory (plan->memory, plan->fds) and its arguments. @ram_id is
- * what memory is called that nobody gave a backend for. */
+/** Guest RAM (plan-memory.c): first -m; check and keep -object memory-backend-* and -numa;
+ * then, for each start of an emulator, make the memory (plan->memory, plan->fds) and its
+ * arguments. @ram_id is what memory is called that nobody gave a backend for. */
 bool plan_memory(Plan *plan, const CmdLine *cl, GError **errp);
 bool plan_is_memory(const char *qom_type);
 bool plan_memory_object(Plan *plan, JsonObject *obj, GError **errp);

@@ -26,8 +26,8 @@
  *
  * Limits. What a mapping holds (a memfd, io_uring's rings) lives as long as the keeper does: our
  * parent sees our end up to that time before the memory is free. A kill of both at once (a
- * control group's, the kernel's for want of memory, a host's own) is as slow as without a keeper. So is
- * one with a core dump. Sanitizers see two stacks in one thread: they get no keeper.
+ * control group's, the kernel's for want of memory, a host's own) is as slow as without a keeper.
+ * So is one with a core dump. Sanitizers see two stacks in one thread: they get no keeper.
  */
 #include "util/mm-keeper.h"
 

@@ -97,7 +97,8 @@ bool chardev_send(Chardev *c, Frame *f);
 /** Send @text as a frame without a vnet header length, whatever the framing is. */
 bool chardev_send_text(Chardev *c, const char *text);
 
-/** The same as chardev_send(), and takes the reference of @f: within the process no copy is made. */
+/** The same as chardev_send(), and takes the reference of @f: within the process no copy is
+ * made. */
 bool chardev_send_take(Chardev *c, Frame *f);
 bool chardev_send_control(Chardev *c, const ChardevControl *msg);
 

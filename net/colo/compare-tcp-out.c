@@ -7,8 +7,9 @@
  * Bytes leave in the order in which the PVM sent them, with ACK, window and SACK blocks
  * lowered to what both sides said. A frame leaves when its last byte is vouched for; but
  * where only its front is, and the twin stands still for 4 ms, the front leaves by itself:
- * the twin may be at the end of its congestion window and wait for the client's ACK. What was held back of an ACK is owed: a pure ACK makes
- * up for it as soon as the SVM has got there, if it tells the client something new.
+ * the twin may be at the end of its congestion window and wait for the client's ACK. What
+ * was held back of an ACK is owed: a pure ACK makes up for it as soon as the SVM has got
+ * there, if it tells the client something new.
  */
 #include "compare-int.h"
 

@@ -13,8 +13,8 @@
  *   COLO_CHECKPOINT            to us    both guests are equal now: what was held may leave
  *
  * As in QEMU, what we send has no vnet header length even with vnet_hdr_support; what we
- * receive has. The engine repeats a wish each 100 ms until COLO_CHECKPOINT comes; a new connection is
- * told of it at once.
+ * receive has. The engine repeats a wish each 100 ms until COLO_CHECKPOINT comes; a new
+ * connection is told of it at once.
  */
 #include <string.h>
 

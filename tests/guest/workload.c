@@ -8,7 +8,8 @@
  * colo.disk=/dev/vda, colo.disk2=/dev/sda (the same records), colo.region=MiB,
  * colo.read-only=/dev/sr0,/dev/vdb (numbered blocks), colo.dirty=MB/s, colo.check=MB/s,
  * colo.threads=N (memory threads), colo.diskrate=records/s, colo.run=N (stamped on disk
- * records), colo.draw=N (lines a second on the screen), colo.fs=1 (the disk holds an ext4), colo.ata=0 (no ATA probing), colo.ipv6=1, colo.shell=1 (a shell on ttyS0).
+ * records), colo.draw=N (lines a second on the screen), colo.fs=1 (the disk holds an ext4),
+ * colo.ata=0 (no ATA probing), colo.ipv6=1, colo.shell=1 (a shell on ttyS0).
  * With --local the services run as an ordinary process, for trying them without a guest.
  */
 #include "workload.h"
