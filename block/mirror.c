@@ -289,13 +289,14 @@ static bool at_rest(Mirror *m)
 }
 
 static void mirror_finish(Mirror *m);
-static void settle(Mirror *m);
+static void flush_ahead(Mirror *m);
 
 void mirror_step(Mirror *m)
 {
     BlockJob *job = m->job;
 
-    if (m->ending || m->excluding || m->flushing) {
+    /* From READY on a flush is for the end: nothing is copied beside it. */
+    if (m->ending || m->excluding || (job->ready && job->flushing)) {
         return;
     }
     if (job->cancel && (job->force || !job->ready)) {
@@ -315,10 +316,11 @@ void mirror_step(Mirror *m)
     if (!job->ready) {
         m->first_pass = false;
         m->active = m->copy_mode != MIRROR_BACKGROUND;
-        if (!m->settled && m->written != m->durable) {
-            settle(m);
+        if (!m->ahead && m->written != m->durable) {
+            flush_ahead(m);
             return;
         }
+        m->ahead = false;
         block_job_set_ready(job);
     }
     if (job->cancel || job->complete) {
@@ -441,6 +443,7 @@ void mirror_end(Mirror *m, char *error)
     mirror_put(m);
 }
 
+/* Makes durable what the target has got; what is so already is no work for it. */
 static void flush_target(Mirror *m, BlockDoneFunc done)
 {
     m->job->flushing = true;
@@ -448,43 +451,51 @@ static void flush_target(Mirror *m, BlockDoneFunc done)
     m->flush.op = BLOCK_OP_FLUSH;
     m->flush.done = done;
     m->flush.opaque = m;
-    block_submit(m->target, &m->flush);
+    if (m->written == m->durable) {
+        block_complete_later(&m->flush, 0);
+    } else {
+        block_submit(m->target, &m->flush);
+    }
 }
 
-static void flush_ended(Mirror *m, int ret)
+/* What the job fails with, or NULL. */
+static char *flush_ended(Mirror *m, int ret)
 {
-    m->job->flushing = m->flushing = false;
-    m->durable = ret < 0 ? m->durable : m->flush_covers;
+    m->job->flushing = false;
+    if (ret < 0) {
+        return g_strdup_printf("the target cannot be flushed: %s", g_strerror(-ret));
+    }
+    m->durable = m->flush_covers;
+    return NULL;
 }
 
-static void settled(BlockRequest *req, int ret)
+static void flushed_ahead(BlockRequest *req, int ret)
 {
     Mirror *m = req->opaque;
+    char *error = flush_ended(m, ret);
 
-    flush_ended(m, ret);
-    m->settled = true;
-    if (ret < 0) {
-        mirror_end(m, g_strdup_printf("the target cannot be flushed: %s",
-                                      g_strerror(-ret)));
+    m->ahead = true;
+    if (error) {
+        mirror_end(m, error);
     }
     mirror_put(m);
 }
 
 /* All of a copy may have to go to the target's disk: that takes long, and is over before
  * anybody waits for the end. */
-static void settle(Mirror *m)
+static void flush_ahead(Mirror *m)
 {
     if (!m->job->flushing) {
         m->in_flight++;
-        flush_target(m, settled);
+        flush_target(m, flushed_ahead);
     }
 }
 
 static void target_flushed(BlockRequest *req, int ret)
 {
     Mirror *m = req->opaque;
+    char *error = flush_ended(m, ret);
 
-    flush_ended(m, ret);
     io_source_destroy(&m->kill);
     if (ret < 0) {
         g_clear_pointer(&m->source->mirrored_to, g_free);
@@ -494,9 +505,7 @@ static void target_flushed(BlockRequest *req, int ret)
         mirror_pivot(m->source, g_steal_pointer(&m->target));
         m->target = NULL;
     }
-    mirror_end(m, ret < 0 ? g_strdup_printf("the target cannot be flushed: %s",
-                                            g_strerror(-ret))
-                          : NULL);
+    mirror_end(m, error);
     mirror_put(m);
 }
 
@@ -529,15 +538,7 @@ static void guest_excluded(BlockRange *range)
         m->job->parted = true;
         block_front_include(m->source, range);
     }
-    m->flushing = true;
-    if (m->written == m->durable) {
-        m->flush_covers = m->written;
-        m->flush.done = target_flushed;
-        m->flush.opaque = m;
-        block_complete_later(&m->flush, 0);
-    } else {
-        flush_target(m, target_flushed);
-    }
+    flush_target(m, target_flushed);
 }
 
 static void mirror_exclude(Mirror *m)
@@ -548,28 +549,15 @@ static void mirror_exclude(Mirror *m)
     block_front_exclude(m->source, &m->all);
 }
 
-static void mostly_flushed(BlockRequest *req, int ret)
-{
-    Mirror *m = req->opaque;
-
-    flush_ended(m, ret);
-    if (ret < 0) {
-        mirror_end(m, g_strdup_printf("the target cannot be flushed: %s",
-                                      g_strerror(-ret)));
-    }
-    mirror_put(m);
-}
-
 /* Where the guest will have to wait for what is not durable, the long flush comes first. */
 static void mirror_finish(Mirror *m)
 {
-    if (!m->job->complete || m->job->cancel || m->written == m->durable || m->mostly) {
-        mirror_exclude(m);
+    bool waits = m->job->complete && !m->job->cancel;
+
+    if (waits && !m->ahead && m->written != m->durable) {
+        flush_ahead(m);
     } else {
-        m->mostly = true;
-        m->flushing = true;
-        m->in_flight++;
-        flush_target(m, mostly_flushed);
+        mirror_exclude(m);
     }
 }
 

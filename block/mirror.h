@@ -103,11 +103,9 @@ typedef struct Mirror {
     bool excluding, excluded; /* the guest's requests */
     BlockRange all;
     uint64_t written, durable; /* requests that the target has done, and those of them flushed */
+    BlockRequest flush; /* at most one, while job->flushing */
     uint64_t flush_covers;
-    bool flushing; /* for the end: nothing is copied */
-    bool settled;  /* flushed once, before READY */
-    bool mostly;   /* and once before the guest is shut out */
-    BlockRequest flush;
+    bool ahead; /* flushed once before READY, then once before the guest is shut out */
     GSource *kill;
 } Mirror;
 
