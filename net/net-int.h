@@ -138,7 +138,7 @@ struct NetDev {
     bool has_mac;
     EntryRing back;  /* taken back at the hold, to be run again */
     EntryRing input; /* came while held */
-    FrameQueue kept; /* output while SILENT */
+    FrameQueue kept; /* output that the gate keeps */
     AnnounceTable *addrs;
     NetDevStats stats;
     /* The frame that runs through the chain towards the guest. */
@@ -149,14 +149,21 @@ struct NetDev {
 /** All NetDevs; borrowed. */
 GPtrArray *netdev_list(void);
 
+/* --- The gate (gate.c) --- */
+
+/** A frame to the outside (taken), through the gate. */
+void netdev_output(NetDev *nd, Frame *f);
+/** The role is ALONE again, as before net_init(); there are no NetDevs. */
+void net_gate_reset(void);
+
+/* --- Frames of a NetDev (net.c) --- */
+
 /** A frame from the outside (taken): gate, hold, bound, chain. */
 void netdev_input(NetDev *nd, Frame *f);
 /** A frame towards the guest that enters behind @after; held if input is. */
 void netdev_tx(NetDev *nd, Frame *f, NetFilter *after);
 /** A frame from the guest (taken) that enters behind @after (in rx direction). */
 void netdev_rx(NetDev *nd, Frame *f, NetFilter *after);
-/** A frame to the outside (taken), through the gate. */
-void netdev_output(NetDev *nd, Frame *f);
 void netdev_hold(NetDev *nd);
 void netdev_release(NetDev *nd);
 /** Drop everything held (a roll-back). */

@@ -1,19 +1,17 @@
 /*
- * The net thread, NetDevs, the role gate, the filter chain's traffic.
+ * The net thread, NetDevs, the filter chain's traffic.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Room singleton @net: the thread, its NetDevs and the role, guarded by the net lock.
+ * Room singleton @net: the thread and its NetDevs, guarded by the net lock.
  *
  * A frame's way in: backend -> netdev_input() (gate, bounds) -> netdev_tx() (hold) ->
  * chain -> child port. Its way out: child port -> netdev_rx() -> chain in reverse ->
- * netdev_output() (gate) -> backend. A filter may take a frame and let it, or others,
+ * netdev_output() (gate.c) -> backend. A filter may take a frame and let it, or others,
  * enter again behind itself.
  */
-#include <stdatomic.h>
 #include <string.h>
-#include <time.h>
 
 #include "net/colo/colo-int.h"
 #include "net/net-int.h"
@@ -28,7 +26,6 @@ typedef struct Flush {
 static struct {
     ColoIoThread *thread;
     GPtrArray *netdevs;
-    NetRole role;
     unsigned batch_depth;
     GArray *batch;     /* of Flush */
     int64_t batch_now; /* 0: nobody has asked in this batch */
@@ -44,7 +41,6 @@ void net_init(void)
     g_assert(!net.thread);
     net.netdevs = g_ptr_array_new();
     net.batch = g_array_new(FALSE, FALSE, sizeof(Flush));
-    net.role = NET_ROLE_ALONE;
     net.thread = io_thread_new("colo-net");
 }
 
@@ -199,7 +195,7 @@ static void set_throttle(NetDev *nd, bool stop)
 
 void netdev_input(NetDev *nd, Frame *f)
 {
-    if (net.role == NET_ROLE_SECONDARY || f->len < FRAME_MIN_ETH) {
+    if (net_get_role() == NET_ROLE_SECONDARY || f->len < FRAME_MIN_ETH) {
         nd->stats.dropped_gate++;
         frame_unref(f);
         return;
@@ -310,154 +306,6 @@ static void netdev_port_rx(void *opaque, Frame *f)
     netdev_rx(nd, f, NULL);
 }
 
-/* Set by net_speak_until(). Looked at for each frame, so that a process that was asleep
- * past its lease says nothing on waking. */
-static _Atomic int64_t speak_until;
-
-void net_speak_until(int64_t boot_us)
-{
-    atomic_store(&speak_until, boot_us);
-}
-
-int64_t net_speaks_until(void)
-{
-    return atomic_load(&speak_until);
-}
-
-int64_t net_boot_us(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_BOOTTIME, &ts);
-    return ts.tv_sec * G_USEC_PER_SEC + ts.tv_nsec / 1000;
-}
-
-/* Set by net_twin_until(): the primary's, beside the owner's. */
-static _Atomic int64_t twin_until;
-static _Atomic bool twin_kept; /* frames wait for it */
-
-static bool twin_over(void)
-{
-    int64_t until = atomic_load_explicit(&twin_until, memory_order_relaxed);
-
-    return until != 0 && net_boot_us() > until;
-}
-
-static void send_out(NetDev *nd, Frame *f)
-{
-    nd->stats.out_frames++;
-    nd->ops->send(nd, f);
-}
-
-static void keep_frame(NetDev *nd, Frame *f)
-{
-    if (nd->kept.count >= NET_HELD_FRAMES) {
-        frame_unref(frame_queue_pop(&nd->kept));
-        nd->stats.dropped_gate++;
-    }
-    frame_queue_push(&nd->kept, frame_writable(f));
-}
-
-/* The primary's lease was renewed: what waited for that goes out, in order. */
-static gboolean twin_flush(gpointer opaque)
-{
-    for (unsigned i = 0; net.role == NET_ROLE_PRIMARY && i < net.netdevs->len; i++) {
-        NetDev *nd = net.netdevs->pdata[i];
-        Frame *f;
-        while (!twin_over() && (f = frame_queue_pop(&nd->kept))) {
-            send_out(nd, f);
-        }
-    }
-    return G_SOURCE_REMOVE;
-}
-
-static void twin_flush_soon(void)
-{
-    if (!twin_over() && atomic_exchange(&twin_kept, false)) {
-        io_thread_post(net.thread, twin_flush, NULL);
-    }
-}
-
-void net_twin_until(int64_t boot_us)
-{
-    atomic_store(&twin_until, boot_us);
-    twin_flush_soon();
-}
-
-static bool lease_over(void)
-{
-    int64_t until = atomic_load_explicit(&speak_until, memory_order_relaxed);
-
-    return until != 0 && net_boot_us() > until;
-}
-
-void netdev_output(NetDev *nd, Frame *f)
-{
-    switch (net.role) {
-    case NET_ROLE_ALONE:
-    case NET_ROLE_PRIMARY:
-        if (lease_over()) {
-            nd->stats.dropped_gate++;
-            frame_unref(f);
-            return;
-        }
-        if (net.role == NET_ROLE_PRIMARY && (nd->kept.count || twin_over())) {
-            /* Behind what is kept already: the order stays. */
-            keep_frame(nd, f);
-            atomic_store(&twin_kept, true);
-            twin_flush_soon(); /* it may have been renewed meanwhile */
-            return;
-        }
-        send_out(nd, f);
-        return;
-    case NET_ROLE_SILENT:
-        keep_frame(nd, f);
-        return;
-    case NET_ROLE_SECONDARY:
-        nd->stats.dropped_gate++;
-        frame_unref(f);
-        return;
-    }
-}
-
-/* --- Role --- */
-
-static const char *role_name(NetRole r)
-{
-    static const char *const names[] = {"alone", "primary", "secondary", "silent"};
-    return names[r];
-}
-
-void net_set_role(NetRole role)
-{
-    NetRole old = net.role;
-
-    if (old == role) {
-        return;
-    }
-    colo_trace(net_role, "%s -> %s", role_name(old), role_name(role));
-    net.role = role;
-    for (unsigned i = 0; i < net.netdevs->len; i++) {
-        NetDev *nd = net.netdevs->pdata[i];
-        if (role == NET_ROLE_SECONDARY) {
-            frame_queue_clear(&nd->kept);
-        } else if (role == NET_ROLE_PRIMARY) {
-            atomic_store(&twin_kept, nd->kept.count > 0 || atomic_load(&twin_kept));
-        } else if (role != NET_ROLE_SILENT) {
-            Frame *f;
-            while ((f = frame_queue_pop(&nd->kept))) {
-                netdev_output(nd, f);
-            }
-        }
-    }
-    twin_flush_soon();
-}
-
-NetRole net_get_role(void)
-{
-    return net.role;
-}
-
 /* --- Announcements --- */
 
 static void announce_output(Frame *f, void *opaque)
@@ -467,7 +315,9 @@ static void announce_output(Frame *f, void *opaque)
 
 void announce_nics(char **names)
 {
-    if (net.role != NET_ROLE_ALONE && net.role != NET_ROLE_PRIMARY) {
+    NetRole role = net_get_role();
+
+    if (role != NET_ROLE_ALONE && role != NET_ROLE_PRIMARY) {
         return;
     }
     for (unsigned i = 0; i < net.netdevs->len; i++) {
@@ -693,4 +543,5 @@ void net_shutdown(void)
     g_ptr_array_unref(net.netdevs);
     g_array_unref(net.batch);
     memset(&net, 0, sizeof(net));
+    net_gate_reset();
 }
