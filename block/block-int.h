@@ -290,11 +290,7 @@ bool nbd_client_can_trim(NbdClient *c);
 /** Why it is dead, or NULL. */
 const char *nbd_client_error(NbdClient *c);
 const char *nbd_client_export(NbdClient *c);
-/* A meta context that begins with this gives the connection's name, and after commas the numbers
- * of those that its maker has given up. */
-#define NBD_NAME_CONTEXT "qemu-colo:connection="
-#define NBD_GONE_MAX 64
-/** The connection's name: whose it is, a dot, its number. */
+/** The connection's name (nbd-name.h). */
 const char *nbd_client_name(NbdClient *c);
 /** The connection to @node's export that is called @name, or NULL; @named: whether any has a
  * name. The pointer only identifies it. Under the lock. */

@@ -7,12 +7,9 @@
  * libnbd sends commands in the order of the calls and never blocks here. Its completion
  * callbacks run inside its own lock, so they only queue. A connection that ends fails
  * every command in flight and stays dead: reconnecting is a decision for others (nbd-node.c).
- *
- * Each connection has a name, which it says in a meta context that other servers do not know;
- * it says, too, which ones of before are gone: after a link was cut the server may not have
- * heard (docs/interop/nbd-barrier.rst).
  */
 #include "block-int.h"
+#include "nbd-name.h"
 #include "util/deadline.h"
 #include "util/tls.h"
 
@@ -39,7 +36,7 @@ struct NbdClient {
     char *export_name;
     char *error;
     bool ready;
-    char *name; /* of the connection */
+    char *name; /* of the connection (nbd-name.h) */
     GQueue in_flight; /* NbdCmd */
     uint64_t size;
     bool read_only, can_zero, can_trim, can_fua, can_flush, has_status;
@@ -49,42 +46,6 @@ struct NbdClient {
     JsonObject *where; /* of block_nbd_open(), with the export's name */
     TlsCreds *tls; /* or NULL; held so that they are seen to be in use */
 };
-
-/* Room singleton. */
-static struct {
-    GMutex lock;
-    char instance[17];
-    uint64_t serial;
-    uint64_t gone[NBD_GONE_MAX]; /* a ring */
-    unsigned n_gone;
-} names;
-
-/* A new connection's name; @context: how the server is told. */
-static char *new_name(char **context)
-{
-    g_mutex_lock(&names.lock);
-    if (!*names.instance) {
-        g_snprintf(names.instance, sizeof(names.instance), "%08x%08x", g_random_int(),
-                   g_random_int());
-    }
-    char *name = g_strdup_printf("%s.%" PRIu64, names.instance, ++names.serial);
-    g_autoptr(GString) text = g_string_new(NBD_NAME_CONTEXT);
-    g_string_append(text, name);
-    for (unsigned i = 0; i < MIN(names.n_gone, NBD_GONE_MAX); i++) {
-        g_string_append_printf(text, ",%" PRIu64, names.gone[i]);
-    }
-    g_mutex_unlock(&names.lock);
-    *context = g_string_free(g_steal_pointer(&text), FALSE);
-    return name;
-}
-
-static void name_gone(const char *name)
-{
-    g_mutex_lock(&names.lock);
-    names.gone[names.n_gone++ % NBD_GONE_MAX] =
-        g_ascii_strtoull(strchr(name, '.') + 1, NULL, 10);
-    g_mutex_unlock(&names.lock);
-}
 
 static void client_fail(NbdClient *c, const char *why)
 {
@@ -189,7 +150,7 @@ static struct nbd_handle *client_handle(const char *export_name, char **name, GE
 {
     struct nbd_handle *h = nbd_create();
     g_autofree char *context = NULL;
-    g_autofree char *mine = new_name(&context);
+    g_autofree char *mine = nbd_name_new(&context);
 
     if (h && nbd_set_export_name(h, export_name) == 0 &&
         nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 0 &&
@@ -422,7 +383,7 @@ void nbd_client_free(NbdClient *c)
     }
     tls_creds_unref(c->tls);
     g_clear_pointer(&c->where, json_object_unref);
-    name_gone(c->name);
+    nbd_name_gone(c->name);
     g_free(c->name);
     g_free(c->export_name);
     g_free(c->error);

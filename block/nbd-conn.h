@@ -8,6 +8,7 @@
 #define COLO_BLOCK_NBD_CONN_H
 
 #include "block-int.h"
+#include "nbd-name.h"
 #include "nbd-proto.h"
 #include "resync-export.h"
 #include "util/tls.h"
@@ -69,7 +70,7 @@ typedef struct NbdConn {
     struct NbdServed *payload; /* the write whose data is being received */
     size_t payload_got;
 
-    char name[40]; /* what its client calls it, or "" */
+    char name[NBD_NAME_SIZE]; /* what its client calls it, or "" */
 
     GQueue out; /* NbdOut */
     bool blocked; /* a request or an option waits in the stage for room */

@@ -105,32 +105,28 @@ void *nbd_server_find_conn(BlockNode *node, const char *name, bool *named)
     return NULL;
 }
 
+static void close_named(NbdListener *l, const char *name, NbdConn *but)
+{
+    for (guint i = l->conns->len; i > 0; i--) {
+        NbdConn *c = l->conns->pdata[i - 1];
+
+        if (c != but && !strcmp(c->name, name)) {
+            colo_trace(block_nbd_gone, "%s", name);
+            nbd_conn_close(c);
+        }
+    }
+}
+
 void nbd_conn_name(NbdConn *c, const char *context, size_t len)
 {
-    size_t head = strlen(NBD_NAME_CONTEXT);
+    g_auto(GStrv) gone = NULL;
+    g_autofree char *name = c->guest ? NULL : nbd_name_heard(context, len, &gone);
 
-    if (c->guest || len < head || memcmp(context, NBD_NAME_CONTEXT, head)) {
-        return;
+    if (name) {
+        g_strlcpy(c->name, name, sizeof(c->name));
     }
-    g_autofree char *text = g_strndup(context + head, len - head);
-    g_auto(GStrv) parts = g_strsplit(text, ",", NBD_GONE_MAX + 2);
-    const char *dot = parts[0] ? strchr(parts[0], '.') : NULL;
-    if (!dot || strlen(parts[0]) >= sizeof(c->name)) {
-        return;
-    }
-    g_strlcpy(c->name, parts[0], sizeof(c->name));
-    for (unsigned i = 1; parts[i]; i++) {
-        g_autofree char *gone =
-            g_strdup_printf("%.*s%s", (int)(dot + 1 - parts[0]), parts[0], parts[i]);
-
-        for (guint k = c->listener->conns->len; k > 0; k--) {
-            NbdConn *old = c->listener->conns->pdata[k - 1];
-
-            if (old != c && !strcmp(old->name, gone)) {
-                colo_trace(block_nbd_gone, "%s", gone);
-                nbd_conn_close(old);
-            }
-        }
+    for (unsigned i = 0; gone && gone[i]; i++) {
+        close_named(c->listener, gone[i], c);
     }
 }
 
