@@ -49,6 +49,7 @@ struct Channel {
     uint64_t bytes_sent; /* atomic; written under send_lock */
     bool said_exit; /* guarded by send_lock */
     bool ended; /* the peer's end is closed; by the receiving thread */
+    gint broken; /* atomic: by us, so an end says nothing of the peer */
     int64_t last_rx; /* atomic */
     uint32_t have;   /* bytes of the current message in buf */
     uint8_t buf[HEADER_BYTES + CHANNEL_PAYLOAD_MAX];
@@ -105,30 +106,31 @@ void channel_cancel(Channel *c)
 
 void channel_break(Channel *c)
 {
+    g_atomic_int_set(&c->broken, 1);
     shutdown(c->fd, SHUT_RDWR);
     for (gint i = 0; i < g_atomic_int_get(&c->n_attached); i++) {
         channel_break(c->attached[i]);
     }
 }
 
-void channel_linger(Channel *c, unsigned ms)
+bool channel_linger(Channel *c, unsigned ms)
 {
     int64_t end = g_get_monotonic_time() + ms * 1000LL;
     uint8_t drop[4096];
 
     if (!c->said_exit) {
-        return;
+        return false;
     }
     shutdown(c->fd, SHUT_WR);
     for (;;) {
         struct pollfd pfd = {c->fd, POLLIN, 0};
         int left = deadline_left_ms(end);
         if (left == 0 || poll(&pfd, 1, left) == 0) {
-            return;
+            return false;
         }
         ssize_t r = recv(c->fd, drop, sizeof(drop), MSG_DONTWAIT);
         if (r == 0 || (r < 0 && errno != EAGAIN && errno != EINTR)) {
-            return;
+            return r == 0 || errno == ECONNRESET;
         }
     }
 }
@@ -509,7 +511,7 @@ bool channel_peer_gone(Channel *c)
 
 bool channel_ended(Channel *c)
 {
-    return c->ended;
+    return c->ended && !g_atomic_int_get(&c->broken);
 }
 
 void channel_expect(Channel *c)

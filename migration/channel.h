@@ -17,7 +17,7 @@
 #include "util/tls.h"
 
 #define CHANNEL_PAYLOAD_MAX (4u << 20)
-#define CHANNEL_ATTACHED_MAX 16
+#define CHANNEL_ATTACHED_MAX 17
 
 typedef enum ChannelType {
     CHANNEL_HELLO = 1,   /* JSON: who we are; primary first */
@@ -43,6 +43,7 @@ typedef enum ChannelType {
     CHANNEL_JOIN,        /* 16 bytes session, be32 number: a data channel's first */
     CHANNEL_MARK,        /* be64 pass: its pages on this data channel are over */
     CHANNEL_SYNC,        /* be64 pass, be64 data channels that took part */
+    CHANNEL_PULSE,       /* be64 the primary's clock, and back: pulse.h */
     CHANNEL_TYPE_MAX
 } ChannelType;
 
@@ -89,11 +90,11 @@ void channel_set_stall(Channel *c, unsigned ms);
 void channel_cancel(Channel *c);
 
 /**
- * If EXIT was sent: wait up to @ms until the peer has closed its end. A close while something is
- * unread resets the connection, and what the peer has not read yet is lost, EXIT with it.
- * Nobody else uses @c any more.
+ * If EXIT was sent: wait up to @ms until the peer has closed its end; whether it has. A close while
+ * something is unread resets the connection, and what the peer has not read yet is lost, EXIT with
+ * it. Nobody else uses @c any more.
  */
-void channel_linger(Channel *c, unsigned ms);
+bool channel_linger(Channel *c, unsigned ms);
 
 /** Shut the connection down, for both sides: later calls see its end. Any thread. */
 void channel_break(Channel *c);

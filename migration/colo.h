@@ -155,8 +155,17 @@ void colo_request_checkpoint(ColoTrigger trigger, const char *detail);
 bool colo_decide(ColoMode mode);
 
 /** Primary: from the next checkpoint on the peer could take over; this side speaks by the
- * heartbeat's lease, if there is a heartbeat. Waits until it is up. */
+ * heartbeat's lease, or by the pulse's. Waits until it is there. */
 bool colo_lease_begin(GError **errp);
+
+/** Primary: the lease is over, whatever comes. The lock is held. */
+void colo_lease_silence_locked(void);
+
+/** Nobody has a lease any more: protection has ended. */
+void colo_lease_end(void);
+
+/** Secondary: the peer's lease is not renewed from here on. */
+void colo_lease_stop_vouching(void);
 
 /** A primary's output is held from now on, also what is on its way here; in other roles this does
  * nothing. Any thread, under neither the lock nor the net lock. */

@@ -12,7 +12,7 @@
 #include "util/error.h"
 #include "util/options.h"
 
-#define HELLO_PROTOCOL 4
+#define HELLO_PROTOCOL 5
 
 char *hello_build(bool primary, GError **errp)
 {

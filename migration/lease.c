@@ -1,5 +1,6 @@
 /*
- * Heartbeat and controllers: what a beat says of this side, and what the peer's silence means.
+ * Heartbeat, pulse and controllers: what a beat says of this side, what the peer's silence means,
+ * and the lease that one of the two gives.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -9,6 +10,7 @@
 #include "migration/colo.h"
 #include "migration/heartbeat.h"
 #include "migration/primary.h"
+#include "migration/pulse.h"
 #include "util/error.h"
 #include "util/trace.h"
 
@@ -59,6 +61,12 @@ void colo_heartbeat_lost(const char *why, BeatWord word)
     }
 }
 
+static bool arm(unsigned ms, GError **errp)
+{
+    return heartbeat_arm(ms, errp) &&
+           (!colo.link.pulse || pulse_arm(colo.link.pulse, ms, errp));
+}
+
 bool colo_lease_begin(GError **errp)
 {
     g_autoptr(GError) err = NULL;
@@ -66,7 +74,7 @@ bool colo_lease_begin(GError **errp)
 
     for (int i = 0; i < ARM_TRIES && !ended; i++) {
         g_clear_error(&err);
-        if (heartbeat_arm(ARM_STEP_MS, &err)) {
+        if (arm(ARM_STEP_MS, &err)) {
             return true;
         }
         g_mutex_lock(&colo.lock);
@@ -77,8 +85,31 @@ bool colo_lease_begin(GError **errp)
     return false;
 }
 
+void colo_lease_silence_locked(void)
+{
+    pulse_mute(colo.link.pulse);
+    heartbeat_set_silent(true);
+}
+
+void colo_lease_end(void)
+{
+    g_mutex_lock(&colo.lock);
+    pulse_mute(colo.link.pulse);
+    g_mutex_unlock(&colo.lock);
+    heartbeat_end_round();
+}
+
+void colo_lease_stop_vouching(void)
+{
+    heartbeat_stop_vouching();
+    pulse_freeze(colo.link.pulse);
+}
+
 int64_t colo_lease_left(ColoMode mode)
 {
-    return mode != COLO_MODE_SECONDARY || colo.peer_silent || colo.operator_vouches
-               ? 0 : heartbeat_peer_lease_left();
+    if (mode != COLO_MODE_SECONDARY || colo.peer_silent || colo.operator_vouches) {
+        return 0;
+    }
+    return colo.link.pulse ? pulse_peer_lease_left(colo.link.pulse)
+                           : heartbeat_peer_lease_left();
 }

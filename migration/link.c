@@ -11,7 +11,8 @@
  *
  * The primary's greeting offers a session, random bytes, and a number of data channels.
  * Each then connects to the secondary's same port and says the session and its number, so
- * that nobody else's connection is taken for one.
+ * that nobody else's connection is taken for one. Where there is no heartbeat one more comes, with
+ * the number after theirs: the pulse's.
  */
 #include "migration/link.h"
 
@@ -30,6 +31,8 @@
 #define JOIN_MS 2000
 #define ACCEPT_MS 10000
 #define TLS_MS 10000
+#define PULSE_PATIENCE 2  /* times peer-timeout: this process may have been asleep */
+#define PULSE_MAX_MS 2000 /* however patient the rest is: an operator's word may wait for it */
 
 /* --- Settings --- */
 
@@ -109,7 +112,7 @@ bool link_learn(Link *l, GError **errp)
 
 /* --- TLS --- */
 
-bool link_secure(Link *l, Channel *ch, const char *uri, GError **errp)
+bool link_secure(const Link *l, Channel *ch, const char *uri, GError **errp)
 {
     if (!l->tls_creds) {
         return true;
@@ -154,6 +157,7 @@ void link_greet(Link *l, JsonObject *hello)
     bool named = getrandom(l->session, sizeof(l->session), 0) == sizeof(l->session);
 
     agree(l, named ? l->want_channels : 0, l->method);
+    l->with_pulse = !json_object_has_member(hello, "heartbeat");
     g_autofree char *session = session_text(l);
     json_object_set_int_member(hello, "channels", l->n);
     json_object_set_string_member(hello, "session", session);
@@ -179,6 +183,7 @@ bool link_read_offer(Link *l, const char *text, GError **errp)
         return false;
     }
     agree(l, n, ram_method_find(options_get_str(o, "compression", "none")));
+    l->with_pulse = !json_object_has_member(o, "heartbeat");
     for (unsigned i = 0; i < LINK_SESSION_BYTES; i++) {
         l->session[i] = g_ascii_xdigit_value(session[2 * i]) << 4 |
                         g_ascii_xdigit_value(session[2 * i + 1]);
@@ -186,7 +191,12 @@ bool link_read_offer(Link *l, const char *text, GError **errp)
     return true;
 }
 
-/* --- Data channels --- */
+/* --- Further channels --- */
+
+static unsigned all_channels(const Link *l)
+{
+    return l->n + l->with_pulse;
+}
 
 static void put_join(const Link *l, unsigned i, uint8_t *body)
 {
@@ -196,25 +206,52 @@ static void put_join(const Link *l, unsigned i, uint8_t *body)
     memcpy(body + LINK_SESSION_BYTES, &be, sizeof(be));
 }
 
-bool link_connect(Link *l, Channel *ctl, const char *uri, GError **errp)
+/* A pulse of the last connection, if there was one, is gone. */
+static void set_pulse(Link *l, Channel *ch, const PulseHooks *hooks)
+{
+    unsigned ms = colo.opts.peer_timeout;
+    Pulse *p = ch ? pulse_new(ch, MIN(ms, PULSE_MAX_MS), ms * PULSE_PATIENCE, hooks) : NULL;
+
+    g_mutex_lock(&colo.lock);
+    Pulse *old = g_steal_pointer(&l->pulse);
+    l->pulse = p;
+    g_mutex_unlock(&colo.lock);
+    pulse_free(old);
+}
+
+/* Number @i; NULL with @errp set. */
+static Channel *join(const Link *l, Channel *ctl, const char *uri, unsigned i, GError **errp)
+{
+    uint8_t body[JOIN_BYTES];
+    struct iovec part = {body, sizeof(body)};
+    int fd = channel_connect(uri, ACCEPT_MS, errp);
+    Channel *ch = fd < 0 ? NULL : channel_new(fd, colo.opts.peer_timeout);
+
+    if (ch) {
+        channel_attach(ctl, ch);
+        put_join(l, i, body);
+        if (link_secure(l, ch, uri, errp) && channel_send(ch, CHANNEL_JOIN, &part, 1, errp)) {
+            return ch;
+        }
+    }
+    g_prefix_error(errp, i < l->n ? "data channel %u: " : "the pulse's channel (%u): ", i);
+    return NULL;
+}
+
+bool link_connect(Link *l, Channel *ctl, const char *uri, const PulseHooks *hooks,
+                  GError **errp)
 {
     for (unsigned i = 0; i < l->n; i++) {
-        uint8_t body[JOIN_BYTES];
-        int fd = channel_connect(uri, ACCEPT_MS, errp);
-        if (fd < 0) {
-            g_prefix_error(errp, "data channel %u: ", i);
-            return false;
-        }
-        l->data[i] = channel_new(fd, colo.opts.peer_timeout);
-        channel_attach(ctl, l->data[i]);
-        put_join(l, i, body);
-        struct iovec part = {body, sizeof(body)};
-        if (!link_secure(l, l->data[i], uri, errp) ||
-            !channel_send(l->data[i], CHANNEL_JOIN, &part, 1, errp)) {
-            g_prefix_error(errp, "data channel %u: ", i);
+        l->data[i] = join(l, ctl, uri, i, errp);
+        if (!l->data[i]) {
             return false;
         }
     }
+    Channel *ch = l->with_pulse ? join(l, ctl, uri, l->n, errp) : NULL;
+    if (l->with_pulse && !ch) {
+        return false;
+    }
+    set_pulse(l, ch, hooks);
     g_mutex_lock(&colo.lock); /* a query counts its bytes */
     bool ok = ram_base_init(colo.ram, l->base_bytes, errp);
     g_mutex_unlock(&colo.lock);
@@ -229,7 +266,7 @@ bool link_connect(Link *l, Channel *ctl, const char *uri, GError **errp)
     return true;
 }
 
-/* The number of the data channel that @ch is; -1: it is somebody else's connection. */
+/* The number that @ch says; -1: it is somebody else's connection. */
 static int read_join(Link *l, Channel *ch, GError **errp)
 {
     ChannelMsg msg;
@@ -242,20 +279,20 @@ static int read_join(Link *l, Channel *ch, GError **errp)
     uint32_t i;
     memcpy(&i, msg.data + LINK_SESSION_BYTES, sizeof(i));
     i = GUINT32_FROM_BE(i);
-    return i < l->n && !l->data[i] ? (int)i : -1;
+    return i < all_channels(l) ? (int)i : -1;
 }
 
 bool link_accept(Link *l, Channel *ctl, int listen_fd, GError **errp)
 {
     int64_t end = g_get_monotonic_time() + ACCEPT_MS * 1000LL;
-    unsigned have = 0;
+    Channel *came[RAM_CHANNELS_MAX + 1] = {NULL};
+    unsigned have = 0, all = all_channels(l);
 
-    memset(l->data, 0, sizeof(l->data));
-    while (have < l->n) {
+    while (have < all) {
         g_autoptr(GError) err = NULL;
         struct pollfd pfd = {listen_fd, POLLIN, 0};
         if (g_get_monotonic_time() > end || channel_cancelled(ctl, 0)) {
-            colo_error_set(errp, "only %u of %u data channels came", have, l->n);
+            colo_error_set(errp, "only %u of %u further channels came", have, all);
             return false;
         }
         if (poll(&pfd, 1, 50) <= 0) {
@@ -267,16 +304,18 @@ bool link_accept(Link *l, Channel *ctl, int listen_fd, GError **errp)
         }
         Channel *ch = channel_new(fd, colo.opts.peer_timeout);
         int i = read_join(l, ch, &err);
-        if (i < 0) {
+        if (i < 0 || came[i]) {
             colo_report("a connection that is no data channel was dropped (%s)",
                         err ? err->message : "its first message");
             channel_free(ch);
             continue;
         }
         channel_attach(ctl, ch);
-        l->data[i] = ch;
+        came[i] = ch;
         have++;
     }
+    memcpy(l->data, came, sizeof(l->data));
+    set_pulse(l, l->with_pulse ? came[l->n] : NULL, NULL);
     return true;
 }
 
@@ -287,6 +326,7 @@ void link_close(Link *l)
     l->n = 0;
     g_mutex_unlock(&colo.lock);
     ram_sender_free(s);
+    set_pulse(l, NULL, NULL);
 }
 
 /* --- Figures --- */
@@ -301,6 +341,9 @@ void link_to_json(const Link *l, JsonObject *out)
     json_object_set_int_member(o, "channels", l->n);
     json_object_set_string_member(o, "compression", ram_method_name(l->method));
     json_object_set_boolean_member(o, "tls", l->tls_creds != NULL);
+    if (l->pulse && l->sender) {
+        json_object_set_int_member(o, "lease-left", pulse_lease_left(l->pulse) / 1000);
+    }
     if (l->sender) {
         JsonObject *k = json_object_new();
         ram_sender_counts(l->sender, &c);

@@ -10,13 +10,14 @@
 #include <json-glib/json-glib.h>
 
 #include "migration/channel.h"
+#include "migration/pulse.h"
 #include "migration/ram-receiver.h"
 #include "migration/ram-send.h"
 
 #define LINK_SESSION_BYTES 16
 
-/** Of one connection; used by the thread of the current role alone, but for what link_to_json()
- * tells: method, tls_creds, n and sender change under colo.lock. */
+/** Of one connection; used by the thread of the current role alone, but for what others look at:
+ * method, tls_creds, n, sender and pulse change under colo.lock. */
 typedef struct Link {
     /* As the migration parameters say, on this side. */
     unsigned want_channels; /* data channels; 0: pages go over the control channel */
@@ -28,7 +29,9 @@ typedef struct Link {
     /* As agreed. */
     uint8_t session[LINK_SESSION_BYTES];
     unsigned n;
+    bool with_pulse;
     Channel *data[RAM_CHANNELS_MAX]; /* attached to the control channel */
+    Pulse *pulse;                    /* or NULL: its channel is attached, too */
     RamSender *sender;               /* primary */
 } Link;
 
@@ -36,7 +39,7 @@ typedef struct Link {
 bool link_learn(Link *l, GError **errp);
 
 /** TLS on @ch where tls-creds is set; @uri: of the peer for a client, NULL for a server. */
-bool link_secure(Link *l, Channel *ch, const char *uri, GError **errp);
+bool link_secure(const Link *l, Channel *ch, const char *uri, GError **errp);
 
 /** Primary: members of the greeting. */
 void link_greet(Link *l, JsonObject *hello);
@@ -44,13 +47,14 @@ void link_greet(Link *l, JsonObject *hello);
 /** Secondary: what the primary's greeting @text offers. */
 bool link_read_offer(Link *l, const char *text, GError **errp);
 
-/** Primary, after the greeting: connect the data channels and make the sender. */
-bool link_connect(Link *l, Channel *ctl, const char *uri, GError **errp);
+/** Primary, after the greeting: connect pulse (@hooks) and data channels, and make the sender. */
+bool link_connect(Link *l, Channel *ctl, const char *uri, const PulseHooks *hooks,
+                  GError **errp);
 
-/** Secondary, after the greeting: wait for the data channels on @listen_fd. */
+/** Secondary, after the greeting: wait for them on @listen_fd. */
 bool link_accept(Link *l, Channel *ctl, int listen_fd, GError **errp);
 
-/** End the sender; the channels are freed with the control channel. */
+/** End sender and pulse; the channels are freed with the control channel, and not before. */
 void link_close(Link *l);
 
 /** For query-colo-status; colo.lock is held. */

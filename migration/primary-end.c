@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "migration/arbiter.h"
-#include "migration/heartbeat.h"
 #include "net/net.h"
 #include "net/proxy.h"
 #include "util/error.h"
@@ -227,7 +226,7 @@ static void go_alone(bool started_rooms, bool was_protected)
         proxy_stop_primary();
         net_unlock();
     }
-    heartbeat_end_round(); /* before anybody may begin another */
+    colo_lease_end(); /* before anybody may begin another */
     colo_state_file_note("alone"); /* what it says until now makes a restart wait, no more */
     g_mutex_lock(&colo.lock);
     colo.last_mode = was_protected ? COLO_MODE_PRIMARY : colo.last_mode;
@@ -275,7 +274,9 @@ void primary_end(Channel *ch, bool started_rooms, const GError *why)
     if (was_protected) {
         /* At the process' end, too: the emulator outlives the channel by a moment. */
         colo_silence();
-        heartbeat_set_silent(true);
+        g_mutex_lock(&colo.lock);
+        colo_lease_silence_locked();
+        g_mutex_unlock(&colo.lock);
     }
     if (was_protected && !quit) {
         block_primary_lost();

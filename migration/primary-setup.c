@@ -85,6 +85,7 @@ static bool start_rooms(Primary *p, GError **errp)
 
 bool primary_connect(Primary *p, GError **errp)
 {
+    static const PulseHooks hooks = {net_twin_until, primary_lost};
     int fd = link_learn(&colo.link, errp) ? channel_connect(p->uri, 10000, errp) : -1;
 
     if (fd < 0) {
@@ -99,7 +100,7 @@ bool primary_connect(Primary *p, GError **errp)
     }
     g_mutex_unlock(&colo.lock);
     if (!link_secure(&colo.link, p->ch, p->uri, errp) || !shake_hands(p, errp) ||
-        !link_connect(&colo.link, p->ch, p->uri, errp)) {
+        !link_connect(&colo.link, p->ch, p->uri, &hooks, errp)) {
         return false;
     }
     channel_start_pings(p->ch, COLO_PING_MS);

@@ -27,7 +27,6 @@
 #include "migration/primary.h"
 
 #include "migration/arbiter.h"
-#include "migration/heartbeat.h"
 #include "monitor/monitor.h"
 #include "migration/vmstate-clock.h"
 #include "net/net.h"
@@ -51,7 +50,7 @@ void primary_lost(const char *why)
             channel_cancel(colo.channel); /* whoever is sending must stop */
         }
         if (colo.peer_may_live) {
-            heartbeat_set_silent(true); /* now: the checkpoint's thread may be busy */
+            colo_lease_silence_locked(); /* now: the checkpoint's thread may be busy */
         }
     }
     g_mutex_unlock(&colo.lock);

@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "migration/arbiter.h"
-#include "migration/heartbeat.h"
 #include "migration/secondary.h"
 #include "monitor/monitor.h"
 #include "net/net.h"
@@ -113,7 +112,7 @@ static Channel *agree(int fd, GError **errp)
         /* Should it not get through, the end of the connection is read next. */
         channel_send_text(ch, CHANNEL_HELLO_OK, reply, NULL);
     } else {
-        heartbeat_end_round();
+        colo_lease_end();
         channel_send_text(ch, CHANNEL_REFUSE, (*errp)->message, NULL);
         set_channel(NULL);
         channel_free(ch);
@@ -192,6 +191,8 @@ static void receive(Secondary *s, GError **errp)
         if (s->receiver && r != CHANNEL_ERROR &&
             !ram_receiver_good(s->receiver, DATA_GRACE_US, errp)) {
             return;
+        } else if (r != CHANNEL_ERROR && colo.link.pulse && !pulse_good(colo.link.pulse, errp)) {
+            return;
         } else if (r == CHANNEL_ERROR) {
             return;
         } else if (r == CHANNEL_CANCELLED) {
@@ -212,12 +213,37 @@ static void receive(Secondary *s, GError **errp)
     }
 }
 
+/* The connection's end, for good; what its pulse learnt remains. */
+static void drop_channel(Channel *ch)
+{
+    set_channel(NULL);
+    if (colo.link.pulse) {
+        pulse_stop(colo.link.pulse);
+    }
+    channel_free(ch);
+}
+
+/* A primary that heard EXIT and lives is silent, then closes: until then it may speak. */
+static void wait_silence(Channel *ch)
+{
+    g_mutex_lock(&colo.lock);
+    int64_t left = colo.link.pulse ? colo_lease_left(COLO_MODE_SECONDARY) : 0;
+    g_mutex_unlock(&colo.lock);
+    if (left > 0 && channel_linger(ch, (unsigned)(left / 1000 + 1))) {
+        g_mutex_lock(&colo.lock);
+        colo.peer_silent = true;
+        g_mutex_unlock(&colo.lock);
+        colo_trace(migration_peer_silent, "it closed, %" G_GINT64_FORMAT " us of its lease left",
+                   pulse_peer_lease_left(colo.link.pulse));
+    }
+}
+
 /* After the connection ended: drop what is torn, tell the world, wait for the arbiter.
  * Returns whether we go live. A primary that said that it goes on alone has won already:
  * then nobody is asked. */
 static bool lose_primary(Secondary *s, const GError *why)
 {
-    heartbeat_stop_vouching();
+    colo_lease_stop_vouching();
     net_lock();
     proxy_stop_vouching(); /* from here the PVM cannot release anything */
     net_unlock();
@@ -226,7 +252,8 @@ static bool lose_primary(Secondary *s, const GError *why)
      * decides, nobody is left to be shot. The witness has to know all the same. */
     colo.want_exit |= s->yielded;
     colo.operator_vouches |= s->yielded && colo.arbiter && !colo.arbiter->class->join;
-    colo.peer_silent = s->yielded || channel_ended(s->ch);
+    /* It is silent before it says that its emulator died, and before it closes. */
+    colo.peer_silent = s->yielded || s->peer_died || channel_ended(s->ch);
     bool on_request = colo.want_exit;
     bool fenced = s->peer_goes_on; /* even if we were asked to take over meanwhile */
     colo.stats.torn += s->in_checkpoint && !s->broken;
@@ -242,9 +269,9 @@ static bool lose_primary(Secondary *s, const GError *why)
          * displace it. */
         channel_cancel(s->ch);
         channel_send_text(s->ch, CHANNEL_EXIT, "the secondary takes over", NULL);
+        wait_silence(s->ch);
     }
-    set_channel(NULL);
-    channel_free(g_steal_pointer(&s->ch));
+    drop_channel(g_steal_pointer(&s->ch));
     colo_report("the primary is lost (%s)%s", why->message,
                 fenced       ? "; this side stays silent: quit it"
                 : on_request ? ""
@@ -348,7 +375,7 @@ static bool take_over(Secondary *s)
     run_risen(s);
     tracker_stop(colo.tracker);
     ram_cache_drop(colo.ram);
-    heartbeat_end_round();
+    colo_lease_end();
     g_mutex_lock(&colo.lock);
     colo.last_mode = COLO_MODE_SECONDARY;
     colo.was_protected = true;
@@ -390,8 +417,7 @@ static void end_without_guest(Secondary *s, const char *why)
     if (!s->guest_off) {
         channel_try_text(s->ch, CHANNEL_FAILED, why);
     }
-    set_channel(NULL);
-    channel_free(s->ch);
+    drop_channel(s->ch);
     colo.opts.guest_shutdown(s->guest_off ? 0 : lost && !primary ? STATUS_NOBODY : 1);
 }
 

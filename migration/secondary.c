@@ -389,6 +389,7 @@ bool secondary_handle(Secondary *s, const ChannelMsg *msg, GError **errp)
     }
     case CHANNEL_DEATH: {
         g_autofree char *text = channel_msg_text(msg);
+        s->peer_died = true;
         colo_error_set(errp, "the primary: %s", text);
         return false;
     }

@@ -40,6 +40,7 @@ typedef struct Secondary {
     uint64_t wrong;     /* pages that differ from the primary's (test option) */
     bool broken;        /* a roll-back failed: the SVM must never run again */
     bool peer_goes_on;  /* the primary said that it leaves protection by itself */
+    bool peer_died;     /* the primary said that its emulator died */
     bool yielded;       /* the primary gives the guest to us */
     bool guest_off;     /* and that the guest has shut down */
 } Secondary;

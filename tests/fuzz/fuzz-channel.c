@@ -198,6 +198,11 @@ bool heartbeat_meet(JsonObject *hello, GError **errp)
     return true;
 }
 
+int64_t net_boot_us(void)
+{
+    return g_get_monotonic_time();
+}
+
 void net_lock(void)
 {
 }

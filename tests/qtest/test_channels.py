@@ -151,7 +151,7 @@ def encrypted(b):
     primary.wait_state("protected", 30)
     good(primary, secondary)
     assert primary.status()["transfer"]["tls"] is True
-    assert len(wire.joined) == 3 and not any(b"QCLO" in c.seen for c in wire.joined)
+    assert len(wire.joined) == 4 and not any(b"QCLO" in c.seen for c in wire.joined)
     goes_on(primary, secondary)
 
 
@@ -272,8 +272,8 @@ FAULTS = {
 
 
 def fault(b, what, number):
-    """Fault @what on connection @number (0: control) of three; the secondary goes on from the
-    last whole checkpoint, with a clear reason."""
+    """Fault @what on connection @number (0: control; 3: the pulse) of four; the secondary goes on
+    from the last whole checkpoint, with a clear reason."""
     act, words = FAULTS[what]
     b.port = free_port()
     timeout = ["-colo", "peer-timeout=1500"]
@@ -284,7 +284,7 @@ def fault(b, what, number):
     primary.wait_state("protected", 30)
     secondary.wait_state("protected", 30)
     checkpoints(primary, 2)
-    assert len(wire.joined) == 3
+    assert len(wire.joined) == 4
     whole = secondary.status()["epoch"]
     act(wire.joined[number])
     primary.cmd("xen-colo-do-checkpoint")
@@ -316,7 +316,7 @@ def fault(b, what, number):
 
 @case
 def cut_channels(b):
-    for number in range(3):
+    for number in range(4):
         assert fault(b, "cut", number)
 
 
@@ -332,7 +332,7 @@ def channels_torn_inside_a_message(b):
 
 @case
 def stalled_channels(b):
-    return "channels %s" % [n for n in range(2) if fault(b, "stall", n)]
+    return "channels %s" % [n for n in (0, 1, 3) if fault(b, "stall", n)]
 
 
 @case

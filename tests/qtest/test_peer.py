@@ -245,7 +245,7 @@ def still_waits(b, secondary):
 
 
 def hello(**changes):
-    body = {"program": "qemu-colo", "version": "0.1.0", "protocol": 4, "role": "primary",
+    body = {"program": "qemu-colo", "version": "0.1.0", "protocol": 5, "role": "primary",
             "machine": {}, "disks": []}
     body.update(changes)
     return message(HELLO, json.dumps(body).encode())
