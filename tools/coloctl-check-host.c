@@ -10,7 +10,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <gio/gio.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -141,6 +143,22 @@ static void check_ptrace(GPtrArray *list)
                 scope ? g_strchomp(scope) : "absent");
 }
 
+/* In a child, as it cannot be taken back everywhere. */
+static void check_priority(GPtrArray *list)
+{
+    pid_t pid = fork();
+    int status = -1;
+
+    if (pid == 0) {
+        struct sched_param rt = {.sched_priority = sched_get_priority_min(SCHED_RR)};
+        _exit(sched_setscheduler(0, SCHED_RR, &rt) == 0 ? 0 : 1);
+    }
+    bool ok = pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
+    finding_add(list, ok ? FINDING_OK : FINDING_WARN, "real-time threads",
+                "run as root, or allow CAP_SYS_NICE: else pauses are longer on a busy host",
+                ok ? "allowed" : "not allowed");
+}
+
 static void check_kernel(GPtrArray *list)
 {
     struct utsname u;
@@ -159,6 +177,7 @@ static void check_kernel(GPtrArray *list)
     check_userfaultfd(list);
     check_pidfd(list);
     check_ptrace(list);
+    check_priority(list);
 }
 
 static int64_t meminfo(const char *key)
@@ -203,6 +222,30 @@ char *emulator_version(const VmConf *c)
     return ctl_clean(out, 200);
 }
 
+/* Whether the emulator can make the machine: it is let try, without disks and cards. */
+static void check_machine(const VmConf *c, GPtrArray *list)
+{
+    bool kvm = strcmp(c->accel, "kvm") == 0 && access("/dev/kvm", R_OK | W_OK) == 0;
+    const char *emulator = c->emulator ? c->emulator : "qemu-system-x86_64";
+    const char *cpu = strcmp(c->cpu, "host") == 0 && !kvm ? "max" : c->cpu;
+    const char *argv[] = {emulator, "-machine", c->machine, "-accel", kvm ? "kvm" : "tcg", "-cpu",
+                          cpu, "-smp", c->smp, "-nodefaults", "-display", "none", "-S", "-qmp",
+                          "stdio", NULL};
+    g_autoptr(GError) err = NULL;
+    g_autofree char *out = NULL, *said = NULL;
+    g_autoptr(GSubprocess) p = g_subprocess_newv(
+        argv, G_SUBPROCESS_FLAGS_STDIN_PIPE | G_SUBPROCESS_FLAGS_STDOUT_PIPE |
+        G_SUBPROCESS_FLAGS_STDERR_PIPE, &err);
+    bool ok = p && g_subprocess_communicate_utf8(
+        p, "{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"quit\"}\n", NULL, &out, &said,
+        &err) && g_subprocess_get_successful(p);
+    g_autofree char *why = ok ? NULL : ctl_clean(err ? err->message : g_strstrip(said), 300);
+
+    finding_add(list, ok ? FINDING_OK : FINDING_FAIL, "machine", "[vm] machine, cpu and smp: what "
+                "there is the emulator tells by -machine help and -cpu help", "%s, %s, %s%s%s",
+                c->machine, c->cpu, c->smp, ok ? "" : ": ", ok ? "" : why);
+}
+
 static void check_programs(const VmConf *c, GPtrArray *list)
 {
     g_autoptr(GError) err = NULL;
@@ -214,9 +257,12 @@ static void check_programs(const VmConf *c, GPtrArray *list)
                 "in [run] qemu-colo", "%s, coloctl %s", program ? program : err->message,
                 COLO_VERSION);
     finding_add(list, version ? FINDING_OK : FINDING_FAIL, "emulator",
-                "install it (Debian: qemu-system-x86), or name it in [vm] emulator", "%s",
-                version ? version : c->emulator ? c->emulator
-                                                : "qemu-system-x86_64 cannot be run");
+                "install it (Debian: qemu-system-x86), or name it in [vm] emulator", "%s%s",
+                version ? version : c->emulator ? c->emulator : "qemu-system-x86_64",
+                version ? "" : " cannot be run");
+    if (version) {
+        check_machine(c, list);
+    }
     finding_add(list, img ? FINDING_OK : FINDING_FAIL, "qemu-img",
                 "install it (Debian: qemu-utils)", "%s", img ? img : "not found");
     if (strcmp(c->accel, "kvm") == 0) {

@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <gio/gio.h>
 #include <net/if.h>
 #include <netdb.h>
 #include <poll.h>
@@ -19,6 +20,7 @@
 #include "coloctl-check.h"
 #include "coloctl-net.h"
 #include "coloctl-run.h"
+#include "util/key-file.h"
 #include "util/tls.h"
 
 #define WITNESS_MS 2000
@@ -119,30 +121,6 @@ static bool runs_here(const VmConf *c)
     return runs;
 }
 
-void check_ports(const VmConf *c, GPtrArray *list)
-{
-    g_autoptr(GArray) ports = vm_conf_listeners(c);
-    g_autoptr(GString) taken = g_string_new(NULL);
-
-    if (runs_here(c)) {
-        finding_add(list, FINDING_OK, "ports", NULL, "in use by this VM: coloctl run is there");
-        return;
-    }
-    for (guint i = 0; i < ports->len; i++) {
-        g_autoptr(GError) err = NULL;
-        int fd = net_listen(vm_conf_self(c)->addresses[0], g_array_index(ports, unsigned, i),
-                            &err);
-        if (fd < 0) {
-            g_string_append_printf(taken, "%s%s", taken->len ? "; " : "", err->message);
-        } else {
-            close(fd);
-        }
-    }
-    finding_add(list, taken->len ? FINDING_FAIL : FINDING_OK, "ports",
-                "give this VM another [pair] port-base, in steps of 10 a card", "%s",
-                taken->len ? taken->str : "free");
-}
-
 static const char *colo_value(const VmConf *c, const char *key)
 {
     g_autofree char *prefix = g_strdup_printf("%s=", key);
@@ -155,14 +133,98 @@ static const char *colo_value(const VmConf *c, const char *key)
     return NULL;
 }
 
+static void check_metrics_port(const VmConf *c, GPtrArray *list)
+{
+    const char *text = colo_value(c, "metrics");
+    g_autoptr(GSocketConnectable) where = text ? g_network_address_parse(text, 0, NULL) : NULL;
+    GNetworkAddress *na = where ? G_NETWORK_ADDRESS(where) : NULL;
+    g_autoptr(GError) err = NULL;
+    int fd = na ? net_listen(g_network_address_get_hostname(na), g_network_address_get_port(na),
+                             &err) : -1;
+
+    if (na) {
+        finding_add(list, fd < 0 ? FINDING_FAIL : FINDING_OK, "metrics", "give this VM a port of "
+                    "its own in [pair] metrics", "%s", fd < 0 ? err->message : text);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
+/* Whether a port can be had; what keeps it is added to @taken. */
+static void try_port(int (*take)(const char *, unsigned, GError **), const char *address,
+                     unsigned port, GString *taken)
+{
+    g_autoptr(GError) err = NULL;
+    int fd = take(address, port, &err);
+
+    if (fd < 0) {
+        g_string_append_printf(taken, "%s%s", taken->len ? "; " : "", err->message);
+    } else {
+        close(fd);
+    }
+}
+
+/* All that this side would listen on in any role, the loopback's too. */
+void check_ports(const VmConf *c, GPtrArray *list)
+{
+    g_autoptr(GArray) ports = vm_conf_listeners(c);
+    g_autoptr(GString) taken = g_string_new(NULL);
+    char **links = vm_conf_self(c)->addresses;
+
+    if (runs_here(c)) {
+        finding_add(list, FINDING_OK, "ports", NULL, "in use by this VM: coloctl run is there");
+        return;
+    }
+    for (guint i = 0; i < ports->len; i++) {
+        try_port(net_listen, links[0], g_array_index(ports, unsigned, i), taken);
+    }
+    for (guint i = 0; i < c->nets->len; i++) {
+        try_port(net_listen, "127.0.0.1", vm_conf_net_port(c, VM_PORT_COMPARE_IN, i), taken);
+        try_port(net_listen, "127.0.0.1", vm_conf_net_port(c, VM_PORT_COMPARE_OUT, i), taken);
+    }
+    for (int i = 0; c->heartbeat && links[i]; i++) {
+        try_port(net_bind_udp, links[i], vm_conf_port(c, VM_PORT_HEARTBEAT), taken);
+    }
+    finding_add(list, taken->len ? FINDING_FAIL : FINDING_OK, "ports",
+                "give this VM another [pair] port-base, in steps of 10 a card; an address that "
+                "cannot be assigned is not this host's", "%s", taken->len ? taken->str : "free");
+    check_metrics_port(c, list);
+}
+
 static void check_file_of(const char *what, const char *path, GPtrArray *list)
 {
     g_autoptr(GError) err = NULL;
 
     if (path) {
         bool ok = check_secret(what, path, &err);
-        finding_add(list, ok ? FINDING_OK : FINDING_FAIL, what, "chmod 600", "%s",
-                    ok ? path : err->message);
+        finding_add(list, ok ? FINDING_OK : FINDING_FAIL, what,
+                    access(path, F_OK) == 0 ? "chmod 600" : "make it, or name the one that is "
+                    "meant", "%s", ok ? path : err->message);
+    }
+}
+
+/* As qemu-colo reads it. */
+static void check_key(const VmConf *c, GPtrArray *list)
+{
+    g_autoptr(GError) err = NULL;
+    uint8_t key[KEY_BYTES_MAX];
+    size_t len;
+
+    if (!c->key_file) {
+        finding_add(list, FINDING_WARN, "key-file", "head -c 32 /dev/urandom | base64 > FILE; "
+                    "chmod 600; the same on both hosts", "none: keep others off the network "
+                    "between the hosts");
+        return;
+    }
+    bool ok = key_file_read(c->key_file, key, &len, &err);
+    explicit_bzero(key, sizeof(key));
+    finding_add(list, ok ? FINDING_OK : FINDING_FAIL, "key-file", "head -c 32 /dev/urandom | "
+                "base64 > FILE, and the same file on the other host; chmod 600, owned by the user "
+                "that runs coloctl", "%s", ok ? c->key_file : err->message);
+    if (!c->heartbeat) {
+        finding_add(list, FINDING_WARN, "heartbeat", "[pair] heartbeat = on", "off: key-file is "
+                    "the heartbeat's, and qemu-colo's pair port has it from there only");
     }
 }
 
@@ -247,15 +309,7 @@ static void check_arbiter(const VmConf *c, GPtrArray *list)
     }
     check_file_of("fence-options", colo_value(c, "fence-options"), list);
     check_file_of("witness-cert-key", colo_value(c, "witness-cert-key"), list);
-    check_file_of("key-file", c->key_file, list);
-    if (!c->key_file) {
-        finding_add(list, FINDING_WARN, "key-file", "head -c 32 /dev/urandom | base64 > FILE; "
-                    "chmod 600; the same on both hosts", "none: keep others off the network "
-                    "between the hosts");
-    } else if (!c->heartbeat) {
-        finding_add(list, FINDING_WARN, "heartbeat", "[pair] heartbeat = on", "off: key-file is "
-                    "the heartbeat's, and qemu-colo's pair port has it from there only");
-    }
+    check_key(c, list);
     check_tls(c, list);
 }
 

@@ -15,10 +15,8 @@
  */
 #include "coloctl-check.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -101,8 +99,9 @@ static JsonObject *make_facts(const VmConf *c)
     return o;
 }
 
-/* @ports: what was found about them, before we took them ourselves. */
-static char *facts_line(const VmConf *c, const GPtrArray *ports)
+/* @ports: what was found about them, before we took them ourselves; @links: of the heartbeat,
+ * that are answered. */
+static char *facts_line(const VmConf *c, const GPtrArray *ports, unsigned links)
 {
     g_autoptr(JsonObject) o = make_facts(c);
     g_autoptr(JsonNode) node = json_node_init_object(json_node_alloc(), o);
@@ -123,6 +122,7 @@ static char *facts_line(const VmConf *c, const GPtrArray *ports)
         json_array_add_object_element(a, e);
     }
     json_object_set_array_member(o, "findings", a);
+    json_object_set_int_member(o, "links", links);
     return ctl_json(node, false);
 }
 
@@ -147,7 +147,7 @@ static bool take_data(int fd, int64_t n, gint64 end, GError **errp)
     return true;
 }
 
-static void serve_one(const VmConf *c, int fd, const GPtrArray *ports)
+static void serve_one(const VmConf *c, int fd, const GPtrArray *ports, unsigned links)
 {
     gint64 end = g_get_monotonic_time() + SESSION_US;
     g_autoptr(GError) err = NULL;
@@ -159,7 +159,7 @@ static void serve_one(const VmConf *c, int fd, const GPtrArray *ports)
             return;
         }
         if (strcmp(line->str, "facts") == 0) {
-            answer = facts_line(c, ports);
+            answer = facts_line(c, ports, links);
         } else if (strcmp(line->str, "ping") == 0) {
             answer = g_strdup_printf("%" PRId64, g_get_real_time());
         } else if (g_str_has_prefix(line->str, "data ")) {
@@ -180,19 +180,10 @@ static void serve_one(const VmConf *c, int fd, const GPtrArray *ports)
 
 static bool is_peer(const VmConf *c, int fd)
 {
-    struct sockaddr_storage ss = {0};
-    socklen_t len = sizeof(ss);
-    char text[INET6_ADDRSTRLEN] = "";
+    NetAddress a = {0};
+    socklen_t len = sizeof(a);
 
-    if (getpeername(fd, (struct sockaddr *)&ss, &len) == 0 && ss.ss_family == AF_INET) {
-        inet_ntop(AF_INET, &((struct sockaddr_in *)&ss)->sin_addr, text, sizeof(text));
-    } else if (ss.ss_family == AF_INET6) {
-        inet_ntop(AF_INET6, &((struct sockaddr_in6 *)&ss)->sin6_addr, text, sizeof(text));
-    }
-    unsigned char a[16] = {0}, b[16] = {0};
-    const char *peer = vm_conf_peer(c)->addresses[0];
-    return inet_pton(ss.ss_family, text, a) == 1 && inet_pton(ss.ss_family, peer, b) == 1 &&
-           memcmp(a, b, sizeof(a)) == 0;
+    return getpeername(fd, &a.any, &len) == 0 && net_is(&a, vm_conf_peer(c)->addresses[0]);
 }
 
 static int serve(const VmConf *c)
@@ -207,6 +198,7 @@ static int serve(const VmConf *c)
     }
     check_ports(c, ports);
     /* What is free of the pair's ports listens, so that the peer can see that it gets there. */
+    unsigned links = links_serve(c);
     g_autoptr(GArray) all = vm_conf_listeners(c);
     for (guint i = 0; i < all->len; i++) {
         net_listen(me, g_array_index(all, unsigned, i), NULL);
@@ -221,7 +213,7 @@ static int serve(const VmConf *c)
         }
         int conn = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (conn >= 0 && is_peer(c, conn)) {
-            serve_one(c, conn, ports);
+            serve_one(c, conn, ports, links);
         }
         if (conn >= 0) {
             close(conn);
@@ -410,6 +402,7 @@ static void check_peer(const VmConf *c, GPtrArray *list)
         measure_way(fd, list);
         measure_bandwidth(fd, list);
         check_peer_ports(c, list);
+        check_links(c, ctl_int(json_node_get_object(node), "links", 0), list);
     } else {
         finding_add(list, FINDING_FAIL, "the other host", "the same version of coloctl on both",
                     "%s", ok ? "what answers there is no coloctl check" : err->message);

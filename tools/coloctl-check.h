@@ -34,6 +34,12 @@ void check_vm(const VmConf *c, GPtrArray *list);
 /** Whether the pair's ports are free. */
 void check_ports(const VmConf *c, GPtrArray *list);
 
+/** Answer on the heartbeat's links from now on; how many of them could be had. */
+unsigned links_serve(const VmConf *c);
+
+/** Whether the heartbeat's links reach a peer that serves @served of them. */
+void check_links(const VmConf *c, int64_t served, GPtrArray *list);
+
 /** First line of "PROGRAM -version"; NULL where it cannot be run. Caller frees. */
 char *emulator_version(const VmConf *c);
 

@@ -1,5 +1,5 @@
 /*
- * coloctl: TCP with a deadline.
+ * coloctl: TCP with a deadline, and UDP without promises.
  *
  * Copyright (c) 2026 the qemu-colo developers
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -8,23 +8,15 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "util/deadline.h"
 #include "util/error.h"
 
-typedef union Address {
-    struct sockaddr any;
-    struct sockaddr_in in4;
-    struct sockaddr_in6 in6;
-} Address;
-
-static socklen_t fill(Address *a, const char *text, unsigned port)
+static socklen_t fill(NetAddress *a, const char *text, unsigned port)
 {
     memset(a, 0, sizeof(*a));
     if (inet_pton(AF_INET, text, &a->in4.sin_addr) == 1) {
@@ -56,7 +48,7 @@ bool net_wait(int fd, short events, gint64 end)
 
 int net_dial(const char *address, unsigned port, gint64 end, GError **errp)
 {
-    Address a;
+    NetAddress a;
     socklen_t len = fill(&a, address, port), elen = sizeof(int);
     int e = 0, one = 1;
     int fd = socket(a.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -83,7 +75,7 @@ int net_dial(const char *address, unsigned port, gint64 end, GError **errp)
 
 int net_listen(const char *address, unsigned port, GError **errp)
 {
-    Address a;
+    NetAddress a;
     socklen_t len = fill(&a, address, port);
     int one = 1;
     int fd = socket(a.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -99,6 +91,43 @@ int net_listen(const char *address, unsigned port, GError **errp)
         return -1;
     }
     return fd;
+}
+
+int net_bind_udp(const char *address, unsigned port, GError **errp)
+{
+    NetAddress a;
+    socklen_t len = fill(&a, address, port);
+    int fd = socket(a.any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0 || bind(fd, &a.any, len) < 0) {
+        colo_error_set_errno(errp, errno, "%s port %u (UDP)", address, port);
+        if (fd >= 0) {
+            close(fd);
+        }
+        return -1;
+    }
+    return fd;
+}
+
+bool net_send_to(int fd, const char *address, unsigned port, const void *data, size_t len)
+{
+    NetAddress a;
+    socklen_t size = fill(&a, address, port);
+
+    return sendto(fd, data, len, MSG_DONTWAIT, &a.any, size) == (ssize_t)len;
+}
+
+bool net_is(const NetAddress *a, const char *address)
+{
+    NetAddress b;
+
+    fill(&b, address, 0);
+    if (a->any.sa_family != b.any.sa_family) {
+        return false;
+    }
+    return a->any.sa_family == AF_INET
+               ? a->in4.sin_addr.s_addr == b.in4.sin_addr.s_addr
+               : memcmp(&a->in6.sin6_addr, &b.in6.sin6_addr, sizeof(b.in6.sin6_addr)) == 0;
 }
 
 bool net_read_line(int fd, GString *text, size_t max, gint64 end, GError **errp)

@@ -14,6 +14,7 @@
 
 #include "coloctl-run.h"
 #include "util/error.h"
+#include "util/key-file.h"
 
 static bool make_dir(const char *key, const char *path, GError **errp)
 {
@@ -75,11 +76,23 @@ bool check_secret(const char *what, const char *path, GError **errp)
     return true;
 }
 
+static bool check_key(const VmConf *c, GError **errp)
+{
+    uint8_t key[KEY_BYTES_MAX];
+    size_t len;
+
+    if (c->key_file && !key_file_read(c->key_file, key, &len, errp)) {
+        g_prefix_error(errp, "%s: [pair] ", c->file);
+        return false;
+    }
+    explicit_bzero(key, sizeof(key));
+    return true;
+}
+
 bool run_prepare(const VmConf *c, GError **errp)
 {
     return make_dir("state-dir", c->state_dir, errp) && make_dir("run-dir", c->run_dir, errp) &&
-           take_lock(c, errp) &&
-           (!c->key_file || check_secret("[pair] key-file", c->key_file, errp));
+           take_lock(c, errp) && check_key(c, errp);
 }
 
 /* Run @argv, its output; NULL with @errp. */

@@ -55,6 +55,72 @@ def what_check_finds_here(b):
 
 
 @case
+def every_port_is_tried(b):
+    """What this side would listen on in any role, one taken after the other: the loopback's, the
+    heartbeat's, the metrics' too. Nothing is said of a port that it does not use."""
+    vm = Vm(b, heartbeat="on", metrics="127.0.0.1:METRICS")
+    metrics = vm.base + 900
+    with open(vm.file) as f:
+        text = f.read().replace("METRICS", str(metrics)).replace("a = 127.0.0.1", "a = 127.0.0.1, 127.0.0.5").replace(
+            "b = 127.0.0.2", "b = 127.0.0.2, 127.0.0.6")
+    with open(vm.file, "w") as f:
+        f.write(text + "[net.lan]\nuser = restrict=on\nmac = 52:54:00:00:00:01\n")
+    tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM
+    for kind, address, port in ((tcp, "127.0.0.1", 1), (tcp, "127.0.0.1", 3), (tcp, "127.0.0.1", 4),
+                                (tcp, "127.0.0.1", 5), (udp, "127.0.0.1", 996),
+                                (udp, "127.0.0.5", 996), (tcp, "127.0.0.1", 997),
+                                (tcp, "127.0.0.1", 998), (tcp, "127.0.0.1", 999)):
+        with socket.socket(socket.AF_INET, kind) as s:
+            s.bind((address, vm.base + port))
+            if kind == tcp:
+                s.listen()
+            got, out = check(b, vm, "a", FAILED)
+        assert got["ports"][0] == "FAIL", (address, port, out)
+        has_words(got["ports"][1], r"^%s port %d( \(UDP\))?: \S" % (address, vm.base + port))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", metrics))
+        s.listen()
+        got, out = check(b, vm, "a", FAILED)
+    assert got["metrics"][0] == "FAIL" and got["ports"][0] == "ok", out
+    with socket.socket(socket.AF_INET, udp) as s:
+        s.bind(("127.0.0.1", vm.base + 997))
+        got, out = check(b, vm, "a", OK)
+    assert got["metrics"][0] == got["ports"][0] == "ok", out
+
+
+@case
+def links_of_the_heartbeat_are_tried(b):
+    """Datagrams go there and back on each link; one that is not answered is found, and a stranger
+    is not answered."""
+    vm = Vm(b, disk=False, heartbeat="on")
+    with open(vm.file) as f:
+        good = f.read()
+    with open(vm.file, "w") as f:
+        f.write(good.replace("a = 127.0.0.1", "a = 127.0.0.1, 127.0.0.5").replace(
+            "b = 127.0.0.2", "b = 127.0.0.2, 127.0.0.6"))
+    serving(b, vm, "b")
+    got, text = check(b, vm, "a", OK)
+    assert got["heartbeat link 0"][0] == got["heartbeat link 1"][0] == "ok", text
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(("127.0.0.7", 0))
+        s.settimeout(1)
+        s.sendto(b"coloctl check", ("127.0.0.2", vm.base + 996))
+        try:
+            raise AssertionError("a stranger has %r" % s.recv(100))
+        except socket.timeout:
+            pass
+    # This side's second address is not the one that the other side knows.
+    with open(vm.file) as f:
+        text = f.read()
+    with open(vm.file, "w") as f:
+        f.write(text.replace("127.0.0.5", "127.0.0.8"))
+    got, text = check(b, vm, "a", FAILED)
+    assert got["heartbeat link 0"][0] == "ok" and got["heartbeat link 1"][0] == "FAIL", text
+    has_words(got["heartbeat link 1"][1], "127.0.0.8 to 127.0.0.6 port %d" % (vm.base + 996),
+              "no answer")
+
+
+@case
 def keys_and_certificates(b):
     """What encrypts and proves: modes, contents, and whether both hosts have the same."""
     credentials(b)
@@ -110,7 +176,10 @@ def each_finding_has_a_remedy(b):
     told("memory", "FAIL", "available", memory="memory = 9999G")
     told("smp", "warn", "one", "CPU")
     told("cpu", "warn", "alike", accel="accel = tcg\ncpu = host")
-    told("emulator", "FAIL", "/no/such", accel="accel = tcg\nemulator = /no/such")
+    told("emulator", "FAIL", "/no/such cannot be run", accel="accel = tcg\nemulator = /no/such")
+    told("machine", "FAIL", "pd, qemu64, 1: ", "unsupported", accel="accel = tcg\nmachine = pd")
+    told("machine", "FAIL", "qemu65", accel="accel = tcg\ncpu = qemu65")
+    told("machine", "FAIL", "2,maxcpus=1: ", "CPU", accel="accel = tcg\nsmp = 2,maxcpus=1")
     told("arbiter", "warn", "operator")
     told("arbiter", "FAIL", "without an address", x="arbiter = witness")
     told("fence-agent", "FAIL", "/no/agent", x="arbiter = fence\nfence-agent = /no/agent")
@@ -118,6 +187,9 @@ def each_finding_has_a_remedy(b):
          x="arbiter = fence\nfence-agent = /bin/true\nfence-options = /no/options")
     told("key-file", "FAIL", "No such", x="heartbeat = on\nkey-file = /no/key")
     told("key-file", "warn", "none", x="heartbeat = on")
+    with open(os.open(b.dir + "/short", os.O_CREAT | os.O_WRONLY, 0o600), "w") as f:
+        f.write("too short\n")
+    told("key-file", "FAIL", "9 bytes", "16", x="heartbeat = on\nkey-file = %s/short" % b.dir)
     told("witness", "FAIL", "refused",
          x="arbiter = witness\nwitness = http://me:pass@127.0.0.1:9")
     told("tls-dir, client", "FAIL", "ca-cert.pem", x="tls-dir = /no/pki")
