@@ -53,12 +53,7 @@ def scale(plot):
     return lambda v: LEFT + v / high * wide, [i * step for i in range(int(high / step) + 1)]
 
 
-def one(plot, top):
-    ymax = max([y for s in plot.series.values() for _, y in s], default=1) * 1.1 or 1
-    px, ticks = scale(plot)
-
-    def py(v):
-        return top + H - BOTTOM - v / ymax * (H - TOP - BOTTOM)
+def axes(plot, top, px, py, ticks, ymax):
     out = []
     step = nice(ymax / 6)
     for i in range(int(ymax / step) + 1):
@@ -71,6 +66,12 @@ def one(plot, top):
     out.append('<text x="%d" y="%d" text-anchor="middle">%s</text>' % (
         W // 2, top + H - 8, escape(plot.xlabel)))
     out.append('<text x="8" y="%d">%s</text>' % (top + 18, escape(plot.ylabel)))
+    return out
+
+
+def curves(plot, top, px, py):
+    """Lines, dots, and what they are."""
+    out = []
     many = len(plot.series) > 4
     first, wide = (210, 91) if many else (262, 122)
     for n, (name, s) in enumerate(plot.series.items()):
@@ -84,6 +85,15 @@ def one(plot, top):
     return out
 
 
+def draw_plot(plot, top):
+    ymax = max([y for s in plot.series.values() for _, y in s], default=1) * 1.1 or 1
+    px, ticks = scale(plot)
+
+    def py(v):
+        return top + H - BOTTOM - v / ymax * (H - TOP - BOTTOM)
+    return axes(plot, top, px, py, ticks, ymax) + curves(plot, top, px, py)
+
+
 def svg(plots, facts=None):
     """@plots one below the other, and the machine's @facts."""
     high = H * len(plots) + (FOOT if facts else 0)
@@ -91,7 +101,7 @@ def svg(plots, facts=None):
            'font-family="sans-serif" font-size="12">' % (W, high),
            '<rect width="%d" height="%d" fill="white"/>' % (W, high)]
     for number, plot in enumerate(plots):
-        out += one(plot, H * number)
+        out += draw_plot(plot, H * number)
     known = ["%s %s" % (k, facts[k]) for k in FACTS if k in (facts or {})]
     for n, part in enumerate((known[:4], known[4:])):
         if part:
