@@ -171,9 +171,9 @@ static void test_nothing_after_free(void)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    g_test_add_func("/child-end/known_before_it_is_over", test_known_before_it_is_over);
-    g_test_add_func("/child-end/end_in_order_is_no_death", test_end_in_order_is_no_death);
-    g_test_add_func("/child-end/failure_is_a_death", test_failure_is_a_death);
-    g_test_add_func("/child-end/nothing_after_free", test_nothing_after_free);
+    g_test_add_func("/child-end/known-before-it-is-over", test_known_before_it_is_over);
+    g_test_add_func("/child-end/end-in-order-is-no-death", test_end_in_order_is_no_death);
+    g_test_add_func("/child-end/failure-is-a-death", test_failure_is_a_death);
+    g_test_add_func("/child-end/nothing-after-free", test_nothing_after_free);
     return g_test_run();
 }

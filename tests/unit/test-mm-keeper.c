@@ -223,8 +223,8 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     /* Keepers of the dead come to us. */
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    g_test_add_func("/mm-keeper/memory_goes_last", test_memory_goes_last);
-    g_test_add_func("/mm-keeper/lives_as_long_as_its_process", test_lives_as_long_as_its_process);
-    g_test_add_func("/mm-keeper/how_soon_a_death_is_seen", test_how_soon_a_death_is_seen);
+    g_test_add_func("/mm-keeper/memory-goes-last", test_memory_goes_last);
+    g_test_add_func("/mm-keeper/lives-as-long-as-its-process", test_lives_as_long_as_its_process);
+    g_test_add_func("/mm-keeper/how-soon-a-death-is-seen", test_how_soon_a_death_is_seen);
     return g_test_run();
 }

@@ -100,9 +100,9 @@ static void test_noise(void)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    g_test_add_func("/nbd-name/what_is_said_is_heard", test_what_is_said_is_heard);
-    g_test_add_func("/nbd-name/many_are_gone", test_many_are_gone);
-    g_test_add_func("/nbd-name/others_give_no_name", test_others_give_no_name);
+    g_test_add_func("/nbd-name/what-is-said-is-heard", test_what_is_said_is_heard);
+    g_test_add_func("/nbd-name/many-are-gone", test_many_are_gone);
+    g_test_add_func("/nbd-name/others-give-no-name", test_others_give_no_name);
     g_test_add_func("/nbd-name/noise", test_noise);
     return g_test_run();
 }
