@@ -202,11 +202,7 @@ class Host:
             status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise Late("%s did not end: %s" % (self.name, self.output())) from None
-        end = time.monotonic() + timeout
-        for pid in children:
-            while is_running(pid) and time.monotonic() < end:
-                time.sleep(0.01)
-            assert not is_running(pid), "%s left process %d behind" % (self.name, pid)
+        wait_gone(children, "left behind by " + self.name, timeout)
         return status
 
     def close(self):
@@ -221,6 +217,15 @@ def is_running(pid):
             return f.read().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+def wait_gone(pids, what, timeout=60):
+    """Until none of these processes runs; @what it is that runs on, for the message."""
+    end = time.monotonic() + timeout
+    for pid in pids:
+        while is_running(pid):
+            within(end, "process %d: %s" % (pid, what))
+            time.sleep(0.01)
 
 
 class Bed:
@@ -362,4 +367,4 @@ def main():
 __all__ = ["BEGIN", "FIRST_PORT", "HELLO", "HELLO_OK", "Host", "Late", "MACHINE", "PING", "PORTS",
            "QMPError", "RAM", "REFUSE", "Skip", "case", "free_port", "freeze", "has_words", "in_time",
            "is_running", "json", "listens", "main", "message", "os", "read_message", "shutil", "signal",
-           "socket", "subprocess", "sys", "time", "within"]
+           "socket", "subprocess", "sys", "time", "wait_gone", "within"]

@@ -245,18 +245,24 @@ def stopped_pair_fails_over_stopped(b):
     assert writes(s), "cont does not help"
 
 
+def longest_stand(host, seconds, over=lambda: False):
+    """Between two writes that the guest begins, for so many seconds or until @over."""
+    longest, last, end = 0, time.monotonic(), time.monotonic() + seconds
+    begun = word(host, DONE)
+    while time.monotonic() < end and not over():
+        if word(host, DONE) != begun:
+            begun, now = word(host, DONE), time.monotonic()
+            longest, last = max(longest, now - last), now
+    return longest
+
+
 @case
 def full_image_of_the_secondary_ends_protection(b):
     """The primary goes on serving, and says why it is no longer protected."""
     path = small_disk(b, "full", 80 << 10)
     p, s = pair(b, b.dir + "/p.raw", path + "/s.raw", b.dir)
     almost_fill(path, 1024)
-    longest, last, end = 0, time.monotonic(), time.monotonic() + 30
-    begun = word(p, DONE)
-    while p.status()["state"] == "protected" and time.monotonic() < end:
-        if word(p, DONE) != begun:
-            begun, now = word(p, DONE), time.monotonic()
-            longest, last = max(longest, now - last), now
+    longest = longest_stand(p, 30, lambda: p.status()["state"] != "protected")
     p.wait_state("lost", 10)
     has_words(p.status()["error"], "disk", "No space left")
     has_words(p.output(), "No space left")
@@ -273,12 +279,7 @@ def full_active_disk_of_the_secondary(b):
     path = small_disk(b, "full", 80 << 10)
     p, s = pair(b, b.dir + "/p.raw", b.dir + "/s.raw", path)
     almost_fill(path, 128)
-    longest, last, end = 0, time.monotonic(), time.monotonic() + 6
-    begun = word(p, DONE)
-    while time.monotonic() < end:
-        if word(p, DONE) != begun:
-            begun, now = word(p, DONE), time.monotonic()
-            longest, last = max(longest, now - last), now
+    longest = longest_stand(p, 6)
     state = p.status()["state"]
     if state == "lost":
         p.cmd("x-colo-lost-heartbeat")

@@ -570,10 +570,7 @@ def nobody_outlives_its_keeper(b):
     vm.wait("a", "alone")
     child = p.children()[0]
     p.kill()
-    end = time.monotonic() + 10
-    while is_running(child):
-        within(end, "qemu-colo runs without coloctl run")
-        time.sleep(0.05)
+    wait_gone([child], "qemu-colo runs without coloctl run")
 
 
 @case

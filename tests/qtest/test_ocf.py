@@ -144,10 +144,7 @@ def what_hangs_dies_with_its_keeper(b):
         for pid in pids[1:]:
             os.kill(pid, signal.SIGSTOP)
         os.kill(pids[0], signal.SIGKILL)
-        end = time.monotonic() + 30
-        while any(is_running(pid) for pid in pids):
-            within(end, lambda: "left: %s" % [pid for pid in pids if is_running(pid)])
-            time.sleep(0.05)
+        wait_gone(pids, "runs without coloctl run")
         ra("monitor", NOT_RUNNING)
         ra("stop", SUCCESS)
     finally:

@@ -78,12 +78,12 @@ class Watched:
         self.until("protected", lambda: self.pair()["state"] == "protected", 90)
         protected(self.a, self.b)
         self.spend(0.5)
-        s = self.pair()
-        assert 0 < s["resync-pause-us"] < 1500000, s["resync-pause-us"]
+        pause = self.pair()["resync-pause-us"] / 1e6
+        assert pause > 0, "the copy ended without a pause"
         self.equal()
-        in_time(self.longest, 2, "the guest's longest stand")
-        return "longest stand %.2f s, at the end of the copy %.3f s" % (
-            self.longest, s["resync-pause-us"] / 1e6)
+        in_time(pause, 1.5, "the pause at the end of the copy")
+        in_time(self.longest, 4, "the guest's longest stand")
+        return "longest stand %.2f s, at the end of the copy %.3f s" % (self.longest, pause)
 
     def equal(self):
         a, b, p = self.a, self.b, self.p

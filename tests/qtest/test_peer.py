@@ -65,11 +65,7 @@ def killed_with_a_keeper(b):
         with open("/proc/%d/statm" % keeper) as f:
             assert int(f.read().split()[1]) * 4096 > 16 << 20, "there is no memory to keep"
         os.kill(keeper, signal.SIGCONT)
-    end = time.monotonic() + 60
-    for pid in filter(None, (keeper, emulator)):
-        while is_running(pid):
-            within(end, "process %d outlives the dead" % pid)
-            time.sleep(0.01)
+    wait_gone(filter(None, (keeper, emulator)), "outlives the dead")
 
 
 @case

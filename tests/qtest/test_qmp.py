@@ -569,10 +569,7 @@ def our_death_ends_the_emulator(b):
     pid = host.process.emulator_pid()
     assert pid != host.process.pid
     host.process.kill()
-    end = time.monotonic() + 5
-    while is_running(pid):
-        within(end, "the emulator lives on")
-        time.sleep(0.05)
+    wait_gone([pid], "the emulator lives on")
 
 
 def run(b, *args):
