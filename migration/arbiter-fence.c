@@ -92,10 +92,11 @@ static int attend(Fence *f, GPid pid, int in, int out, char said[OUTPUT_MAX])
     return status;
 }
 
-/* Child: a group of its own, so that all of it can be ended. */
-static void own_group(gpointer opaque)
+/* Child: a group of its own, so that all of it can be ended; agents complain on stderr. */
+static void child_setup(gpointer opaque)
 {
     setpgid(0, 0);
+    dup2(STDOUT_FILENO, STDERR_FILENO);
 }
 
 static ArbiterVerdict fence_leave(Arbiter *a, GError **errp)
@@ -109,8 +110,8 @@ static ArbiterVerdict fence_leave(Arbiter *a, GError **errp)
     int attempt = g_atomic_int_add(&f->attempts, 1) + 1;
     colo_trace(migration_fence, "%s attempt %d", f->agent, attempt);
     if (!g_spawn_async_with_pipes(NULL, argv, NULL,
-                                  G_SPAWN_DO_NOT_REAP_CHILD | G_SPAWN_STDERR_TO_DEV_NULL,
-                                  own_group, NULL, &pid, &in, &out, NULL, errp)) {
+                                  G_SPAWN_DO_NOT_REAP_CHILD, child_setup, NULL, &pid, &in, &out,
+                                  NULL, errp)) {
         return ARBITER_UNDECIDED;
     }
     g_unix_set_fd_nonblocking(in, TRUE, NULL);

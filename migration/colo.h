@@ -97,6 +97,7 @@ typedef struct Colo {
     ColoTrigger trigger;
     bool want_exit;     /* x-colo-lost-heartbeat */
     bool operator_vouches; /* and the peer is known to be dead: no arbiter is asked */
+    char *arbiter_error; /* why the last question had no answer, or NULL */
     bool disowned;      /* the arbiter gave the guest away: never ALONE again */
     bool decided;       /* this side was let out of protection */
     bool want_quit;     /* the process ends */

@@ -113,6 +113,7 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
     colo_disk_wait_describe_locked(o);
     json_object_set_int_member(o, "clock-skew-last-us", colo.peer_skew);
     stats_to_json(&colo.stats, o);
+    g_autofree char *no_answer = g_strdup(colo.arbiter_error);
     g_mutex_unlock(&colo.lock);
     json_object_set_object_member(o, "memory", memory_json());
     if (colo.arbiter) {
@@ -120,6 +121,9 @@ QmpResult qmp_query_colo_status(QmpRequest *req, JsonObject *args, JsonNode **re
         json_object_set_string_member(a, "kind", colo.arbiter->class->name);
         if (colo.arbiter->class->describe) {
             colo.arbiter->class->describe(colo.arbiter, a);
+        }
+        if (no_answer) {
+            json_object_set_string_member(a, "error", no_answer);
         }
         json_object_set_object_member(o, "arbiter", a);
     }

@@ -42,6 +42,8 @@ static ArbiterVerdict ask_locked(GHashTable *said)
     }
     colo_trace(migration_verdict, "%d %s", v, err ? err->message : "");
     g_mutex_lock(&colo.lock);
+    g_free(colo.arbiter_error);
+    colo.arbiter_error = v == ARBITER_UNDECIDED && err ? g_strdup(err->message) : NULL;
     return v;
 }
 
@@ -89,6 +91,7 @@ bool colo_decide(ColoMode mode)
         }
     }
     bool forced = colo.operator_vouches && !colo.decided;
+    g_clear_pointer(&colo.arbiter_error, g_free);
     /* The arbiter's verdict counts more than what the peer said that it would do. */
     bool won = v == ARBITER_WON && !colo.want_quit && !colo.disowned;
     bool told = v == ARBITER_UNDECIDED && colo.peer_took_over && heartbeat_peer_serves();

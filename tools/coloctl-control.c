@@ -44,8 +44,9 @@ static int refuse(const char *fmt, ...)
 static const char *why(const CtlSide *s)
 {
     const char *pair = ctl_str(ctl_object(s->colo, "pair"), "error", "");
+    const char *arbiter = ctl_str(ctl_object(s->colo, "arbiter"), "error", "");
 
-    return *pair ? pair : ctl_str(s->colo, "error", NULL);
+    return *arbiter ? arbiter : *pair ? pair : ctl_str(s->colo, "error", NULL);
 }
 
 static const char *pair_state(const CtlSide *s)

@@ -231,6 +231,9 @@ static void show_arbiter(JsonObject *a)
         row("arbiter", "%s, %" PRId64 " attempts", ctl_str(a, "kind", "?"),
             ctl_int(a, "attempts", 0));
     }
+    if (json_object_has_member(a, "error")) {
+        row("", "no answer: %s", ctl_str(a, "error", "?"));
+    }
 }
 
 static void show_links(JsonObject *h)
