@@ -335,7 +335,12 @@ static ArbiterVerdict witness_leave(Arbiter *a, GError **errp)
 
 static void witness_force(Arbiter *a)
 {
-    set_mode((Witness *)a, WITNESS_FORCE, -1);
+    Witness *w = (Witness *)a;
+
+    g_mutex_lock(&w->call_lock);
+    etcd_forget_cluster(w->etcd);
+    g_mutex_unlock(&w->call_lock);
+    set_mode(w, WITNESS_FORCE, -1);
 }
 
 /* --- The thread that keeps what we own --- */

@@ -130,8 +130,24 @@ static CURL *handle(Etcd *e)
     return e->curl;
 }
 
+/* Of several endpoints each must be of the cluster that answered first: at another one there
+ * would be another owner. (What such a one was asked it has not done: a change names either a
+ * revision or a lease that are not its own.) */
+static bool same_cluster(Etcd *e, const char *cluster)
+{
+    if (cluster && e->cluster && strcmp(cluster, e->cluster) != 0) {
+        return false;
+    }
+    if (cluster) {
+        g_free(e->cluster);
+        e->cluster = g_strdup(cluster);
+    }
+    return true;
+}
+
+/* @stranger: takes the name of a cluster that is another one. */
 static JsonObject *call_one(Etcd *e, unsigned which, const char *path, const char *body,
-                            GError **errp)
+                            char **stranger, GError **errp)
 {
     const char *endpoint = e->endpoints[which], *shown = e->shown[which];
     g_autofree char *url = g_strconcat(endpoint, path, NULL);
@@ -158,11 +174,18 @@ static JsonObject *call_one(Etcd *e, unsigned which, const char *path, const cha
     JsonObject *result = options_get_obj(o, "result");
     JsonObject *header = options_get_obj(result ? result : o, "header");
     const char *cluster = header ? options_get_str(header, "cluster_id", NULL) : NULL;
-    if (cluster) {
-        g_free(e->cluster);
-        e->cluster = g_strdup(cluster);
+    if (!same_cluster(e, cluster)) {
+        *stranger = g_strdup(cluster);
+        colo_error_set(errp, "witness %s: another etcd cluster than the one that answered before: "
+                       "give endpoints of one cluster", shown);
+        return NULL;
     }
     return g_steal_pointer(&o);
+}
+
+void etcd_forget_cluster(Etcd *e)
+{
+    g_clear_pointer(&e->cluster, g_free);
 }
 
 const char *etcd_cluster(Etcd *e)
@@ -170,24 +193,35 @@ const char *etcd_cluster(Etcd *e)
     return e->cluster ? e->cluster : "";
 }
 
-/* Ask the endpoints in turn, the one that worked last first. Takes @body. */
+/* Ask the endpoints in turn, the one that worked last first. Takes @body. Where all of them
+ * are of one other cluster, the witness was made anew. */
 static JsonObject *call(Etcd *e, const char *path, JsonObject *body, GError **errp)
 {
     g_autoptr(JsonNode) node = json_node_init_object(json_node_alloc(), body);
     g_autofree char *text = json_to_string(node, FALSE);
-    unsigned n = g_strv_length(e->endpoints);
+    g_autofree char *stranger = NULL;
+    unsigned n = g_strv_length(e->endpoints), strangers = 0;
 
     json_object_unref(body);
     for (unsigned i = 0; i < n; i++) {
         unsigned which = (e->current + i) % n;
+        g_autofree char *other = NULL;
         bool last = i + 1 == n;
-        JsonObject *o = call_one(e, which, path, text, last ? errp : NULL);
+        JsonObject *o = call_one(e, which, path, text, &other, last ? errp : NULL);
         if (o) {
             e->current = which;
             return o;
         }
+        strangers += other && (!stranger || strcmp(stranger, other) == 0);
+        stranger = stranger ? stranger : g_steal_pointer(&other);
     }
-    return NULL;
+    if (strangers < n) {
+        return NULL;
+    }
+    g_autofree char *other = NULL;
+    g_clear_error(errp);
+    etcd_forget_cluster(e);
+    return call_one(e, e->current, path, text, &other, errp);
 }
 
 static int64_t get_i64(JsonObject *o, const char *key)

@@ -59,4 +59,7 @@ bool etcd_swap(Etcd *e, const char *key, int64_t revision, int64_t last, const c
 /** The cluster that answered last, as it calls itself; "" before. Until the next call. */
 const char *etcd_cluster(Etcd *e);
 
+/** The operator's word stands above what was known: any cluster may answer next. */
+void etcd_forget_cluster(Etcd *e);
+
 #endif

@@ -165,18 +165,19 @@ def check(b, vm, who, expect):
     return findings(done.stdout), done.stdout
 
 
-def credentials(b):
-    """A CA and the certificates of both endpoints, in QEMU's names."""
+def credentials(b, more=""):
+    """A CA and the certificates of both endpoints, in QEMU's names. @more: of the server's."""
     def tool(*args):
         subprocess.run(["certtool", *args], check=True, capture_output=True)
     d = b.dir + "/pki"
     os.mkdir(d)
     for name, lines in (("ca", "ca\ncert_signing_key\n"),
-                        ("server", "dns_name=there\nip_address=127.0.0.1\ntls_www_server\n"
+                        ("server", "dns_name=there\nip_address=127.0.0.1\ntls_www_server\n%s"
                          "encryption_key\nsigning_key\n"),
                         ("client", "tls_www_client\nencryption_key\nsigning_key\n")):
         with open("%s/%s.info" % (d, name), "w") as f:
-            f.write("cn=%s\nexpiration_days=10\n%s" % (name, lines))
+            f.write("cn=%s\nexpiration_days=10\n%s" % (
+                name, lines % more if "%s" in lines else lines))
         key = "%s/%s-key.pem" % (d, name)
         tool("--generate-privkey", "--ecc", "--outfile", key)
         if name == "ca":
