@@ -13,9 +13,9 @@
 
 static bool shows_colours(int fd)
 {
-    const char *term = g_getenv("TERM");
+    const char *term = g_getenv("TERM"), *plain = g_getenv("NO_COLOR");
 
-    return isatty(fd) && !g_getenv("NO_COLOR") && term && *term && strcmp(term, "dumb") != 0;
+    return isatty(fd) && !(plain && *plain) && term && *term && strcmp(term, "dumb") != 0;
 }
 
 bool ctl_is_terminal(void)

@@ -230,6 +230,37 @@ def check_beside_strangers(b):
 
 
 @case
+def colours_and_bars_are_for_terminals(b):
+    """On one that can show them, and not with NO_COLOR; an empty NO_COLOR is none."""
+    import pty
+    vm = Vm(b, disk=False)
+    serving(b, vm, "b")
+
+    def shown(**env):
+        master, slave = pty.openpty()
+        p = subprocess.Popen([tool(b), *vm.words("check", "a")], stdin=slave, stdout=slave,
+                             stderr=slave, env=dict({k: v for k, v in os.environ.items()
+                                                     if k not in ("NO_COLOR", "TERM")}, **env))
+        os.close(slave)
+        got = b""
+        while True:
+            try:
+                got += os.read(master, 65536)
+            except OSError:
+                break
+        os.close(master)
+        assert p.wait(60) == OK and b"round trip" in got, got
+        return got
+    assert b"\033[32mok" in shown(TERM="xterm") and b"\033[32mok" in shown(TERM="xterm", NO_COLOR="")
+    for env in (dict(TERM="xterm", NO_COLOR="1"), dict(TERM="dumb"), dict()):
+        assert b"\033[3" not in shown(**env), env
+    assert b"bandwidth" in shown(TERM="xterm").split(b"ok", 1)[0], "no bar"
+    done = subprocess.run([tool(b), *vm.words("check", "a")], capture_output=True, timeout=120,
+                          env=dict(os.environ, TERM="xterm"))
+    assert done.returncode == OK and b"\033" not in done.stdout + done.stderr and not done.stderr, done
+
+
+@case
 def only_the_peer_is_served(b):
     vm = Vm(b)
     serving(b, vm, "b")

@@ -12,6 +12,7 @@ from colo_conf import *
 from colo_qtest import *
 from e2e_proc import QMP
 
+ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 AGENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "contrib", "ocf",
                      "qemu-colo")
 SUCCESS, GENERIC, UNIMPLEMENTED, INSTALLED, CONFIGURED, NOT_RUNNING, PROMOTED = 0, 1, 3, 5, 6, 7, 8
@@ -312,6 +313,36 @@ def meta_data_tells_what_there_is(b):
             default = p.find("content").get("default")
             assert ': "${OCF_RESKEY_%s=%s}"' % (p.get("name"), default) in text, p.get("name")
     ra("frobnicate", UNIMPLEMENTED)
+
+
+def passes(*words):
+    """A checker, if there is one here, has nothing to say."""
+    if shutil.which(words[0]):
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120,
+                              stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return words[0]
+    return "no " + words[0]
+
+
+@case
+def checkers_have_nothing_to_say(b):
+    """Of the agent and its meta-data, the completion, and the unit of systemd."""
+    dtd = "/usr/share/resource-agents/ra-api-1.dtd"
+    with open(b.dir + "/meta.xml", "w") as f:
+        f.write(re.sub("<!DOCTYPE.*>", "", Agent(b)("meta-data", SUCCESS)))
+    with open(os.path.join(ROOT, "contrib/systemd/qemu-colo@.service")) as f:
+        text = f.read()
+    unit = b.dir + "/qemu-colo@vm.service"
+    with open(unit, "w") as f:
+        f.write(text.replace("/usr/bin/coloctl", os.path.abspath(tool(b))))
+    assert text.count("/usr/bin/coloctl") == 2
+    return ", ".join((
+        passes("shellcheck", AGENT),
+        passes("shellcheck", "-s", "bash", os.path.join(ROOT, "contrib/completion/coloctl")),
+        passes("xmllint", "--noout", *(["--dtdvalid", dtd] if os.path.exists(dtd) else []),
+               b.dir + "/meta.xml"),
+        passes("systemd-analyze", "--man=no", "verify", unit)))
 
 
 if __name__ == "__main__":
