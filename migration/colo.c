@@ -160,6 +160,7 @@ static gint death_armed;
 void migration_arm_death(void)
 {
     g_atomic_int_set(&death_armed, 1);
+    colo_report("-colo die-at=%s is armed", colo.opts.die_at);
 }
 
 void colo_step(const char *step)

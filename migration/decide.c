@@ -19,6 +19,7 @@
 
 #define ASK_AGAIN_US (200 * 1000)
 #define REASONS_MAX 8 /* that are reported, each once */
+#define GIVE_WAY 2    /* peer-timeouts: to a side that was told to take over */
 
 static void emit_decision(bool serving, const char *by)
 {
@@ -53,6 +54,9 @@ bool colo_decide(ColoMode mode)
     bool may_ask = arbiter_answers(colo.arbiter);
     const char *by = colo.arbiter ? colo.arbiter->class->name : "manual";
     ArbiterVerdict v = ARBITER_UNDECIDED;
+    /* What the other side said that it would do, told to by an operator, it may not come to: it
+     * dies, or does not reach the witness. This side asks, too, but later. */
+    bool peer_may_fail = may_ask && colo.arbiter->class->join, given_way = false;
 
     colo_qmp_leave(); /* it may take days */
     g_mutex_lock(&colo.lock);
@@ -60,8 +64,8 @@ bool colo_decide(ColoMode mode)
     if (may_ask && mode == COLO_MODE_SECONDARY && !colo.want_exit) {
         next += (int64_t)colo.arbiter->delay_ms * 1000;
     }
-    while (v == ARBITER_UNDECIDED && !colo.want_quit && !colo.peer_took_over &&
-           !colo.disowned) {
+    while (v == ARBITER_UNDECIDED && !colo.want_quit && !colo.disowned &&
+           (!colo.peer_took_over || peer_may_fail)) {
         if (colo.child_died || child_qmp_ended(colo.qmp)) {
             /* Nothing here could serve: the win is the peer's. The process ends soon. */
             break;
@@ -70,6 +74,13 @@ bool colo_decide(ColoMode mode)
             /* It says so itself: nobody here has to ask, or may be told otherwise. */
             colo.peer_took_over = true;
             break;
+        }
+        if (colo.peer_took_over && !given_way) {
+            given_way = true;
+            if (colo.channel) { /* its end tells the other that this side is silent */
+                channel_break(colo.channel);
+            }
+            next = g_get_monotonic_time() + GIVE_WAY * colo.opts.peer_timeout * 1000LL;
         }
         int64_t lease = colo_lease_left(mode);
         if (lease > 0) {

@@ -238,6 +238,21 @@ static void wait_silence(Channel *ch)
     }
 }
 
+/* The channel is given up, with a last word to the primary: EXIT, FAILED or none (PING). */
+static void leave_channel(Secondary *s, ChannelType word, const char *why)
+{
+    if (word == CHANNEL_FAILED) {
+        channel_try_text(s->ch, CHANNEL_FAILED, why);
+    } else if (word == CHANNEL_EXIT) {
+        /* The channel is cancelled, so this cannot block for long; a ping must not
+         * displace it. */
+        channel_cancel(s->ch);
+        channel_send_text(s->ch, CHANNEL_EXIT, "the secondary takes over", NULL);
+        wait_silence(s->ch);
+    }
+    drop_channel(g_steal_pointer(&s->ch));
+}
+
 /* After the connection ended: drop what is torn, tell the world, wait for the arbiter.
  * Returns whether we go live. A primary that said that it goes on alone has won already:
  * then nobody is asked. */
@@ -262,23 +277,25 @@ static bool lose_primary(Secondary *s, const GError *why)
     colo.reason = on_request || fenced ? "request" : "error";
     colo_set_state_locked(fenced ? COLO_STATE_FENCED : COLO_STATE_LOST);
     g_mutex_unlock(&colo.lock);
-    if (s->broken) {
-        channel_try_text(s->ch, CHANNEL_FAILED, why->message);
-    } else if (on_request && !fenced) {
-        /* The channel is cancelled, so this cannot block for long; a ping must not
-         * displace it. */
-        channel_cancel(s->ch);
-        channel_send_text(s->ch, CHANNEL_EXIT, "the secondary takes over", NULL);
-        wait_silence(s->ch);
+    /* After YIELD the other side is silent, and EXIT makes that final: where the witness can still
+     * say no, or this side die before it has asked, it is said after the win. */
+    bool after_win = s->yielded && !fenced && arbiter_answers(colo.arbiter) &&
+                     colo.arbiter->class->join;
+    if (!after_win) {
+        leave_channel(s, s->broken ? CHANNEL_FAILED
+                                   : on_request && !fenced ? CHANNEL_EXIT : CHANNEL_PING, why->message);
     }
-    drop_channel(g_steal_pointer(&s->ch));
     colo_report("the primary is lost (%s)%s", why->message,
                 fenced       ? "; this side stays silent: quit it"
                 : on_request ? ""
                 : colo.arbiter ? "; the arbiter decides"
                                : "; x-colo-lost-heartbeat takes over");
     colo_emit_exit(COLO_MODE_SECONDARY, on_request || fenced ? "request" : "error");
-    return !fenced && colo_decide(COLO_MODE_SECONDARY);
+    bool won = !fenced && colo_decide(COLO_MODE_SECONDARY);
+    if (after_win) {
+        leave_channel(s, won ? CHANNEL_EXIT : CHANNEL_PING, NULL);
+    }
+    return won;
 }
 
 /* RULES 8: the SVM may have ended by itself since the last checkpoint. That was a mismatch
