@@ -5,9 +5,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 
 import ctypes
+import threading
 
 import colo_writer
 from colo_etcd import Etcd
+from colo_post import TOKEN, Post
 from colo_qtest import *
 
 LIMIT = 5.0
@@ -99,6 +101,90 @@ def controller_hangs_with_a_witness(b):
             hang.end()
         s.wait_state("fenced", 20)
         assert p.status()["state"] == "alone", p.status()
+
+
+def hang_at_the_token(b, stop, wake, seconds, *words):
+    """The secondary hangs with the witness' token in its hands. The round is over after @seconds: the
+    primary was alone all the time, is so again at the witness, and protects with the next one."""
+    with Etcd(b) as etcd:
+        port = free_port()
+        post = Post(b, "127.0.0.1", "127.0.0.2", [port])
+        more = ["-colo", "peer-timeout=4000,arbiter=witness,witness=%s,witness-key=k" % etcd.url,
+                *QUICK, *b.rom]
+        b.port = port
+        p = b.host("primary", *more)
+        s = b.host("secondary", "-incoming", "tcp:127.0.0.2:%d" % port, *more)
+        s.x_colo()
+        began = []
+
+        def stand():
+            began.append(time.monotonic())
+            time.sleep(0.5)  # it has sent its last message, and holds no lock
+            stop(s.process.pid)
+        stood = post.before(TOKEN, stand)
+        try:
+            b.migrate(p)
+            assert stood.wait(60)
+            b.failed(p, *words, timeout=seconds + 30)
+            took = time.monotonic() - began[0]
+            assert took > seconds * 0.8, "failed after %.1f s" % took
+            p.wait_state("alone")
+            assert p.runs()
+            p.wait("the key", lambda: p.status()["arbiter"]["ownership"] == "alone")
+        finally:
+            wake(s.process.pid)
+        assert s.ended() == 1, "it may not serve"
+        assert p.status()["state"] == "alone" and p.runs()
+        again = b.host("again", "-incoming", "tcp:127.0.0.2:%d" % port, *more)
+        b.protect(p, again)
+        return "after %.1f s" % took
+
+
+@case
+def asleep_at_the_token(b):
+    """All of it: not a ping comes."""
+    return hang_at_the_token(b, freeze, lambda pid: os.kill(pid, signal.SIGCONT), 4,
+                             "nothing was heard")
+
+
+@case
+def controller_hangs_at_the_token(b):
+    """Its pings go on."""
+    hangs = ThreadOf(b)
+    return hang_at_the_token(b, hangs.stop, hangs.wake, LIMIT, "has not taken the witness' token",
+                             "progress-timeout")
+
+
+class ThreadOf:
+    """A Hang of "colo-in" that one thread of ours begins and ends, for callers from several."""
+
+    def __init__(self, b):
+        self.asked, self.stood, self.over = (threading.Event() for _ in range(3))
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+        b.closers.append(self)
+
+    def run(self):
+        self.asked.wait()
+        hang = self.pid and Hang(self.pid, "colo-in")
+        self.stood.set()
+        self.over.wait()
+        if hang:
+            hang.end()
+
+    def stop(self, pid):
+        self.pid = pid
+        self.asked.set()
+        self.stood.wait()
+
+    def wake(self, pid=0):
+        self.over.set()
+        self.thread.join(20)
+
+    def close(self):
+        self.pid = getattr(self, "pid", 0)
+        self.asked.set()
+        self.wake()
 
 
 FAILING = 20
