@@ -196,9 +196,15 @@ def before_failed_load(b):
                             more=["-colo", "fail-load=%d" % FAILING])
     p.cmd("migrate-set-parameters", {"x-checkpoint-delay": 3600000})
     while s.status()["epoch"] < FAILING - 1:
-        before = p.status()["epoch"]
+        before = p.status()
         p.cmd("xen-colo-do-checkpoint")
-        p.wait("checkpoint", lambda: s.status()["epoch"] > before, 30)
+
+        def done(before=before):
+            """Ours, and not one that was under way: then ours would come on top of the next."""
+            now = p.status()
+            return now["triggers"]["request"] > before["triggers"]["request"] and \
+                now["epoch"] == s.status()["epoch"] > before["epoch"]
+        p.wait("checkpoint", done, 30)
     return p, s
 
 
