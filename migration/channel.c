@@ -113,14 +113,11 @@ void channel_break(Channel *c)
     }
 }
 
-bool channel_linger(Channel *c, unsigned ms)
+bool channel_wait_end(Channel *c, unsigned ms)
 {
     int64_t end = g_get_monotonic_time() + ms * 1000LL;
     uint8_t drop[4096];
 
-    if (!c->said_exit) {
-        return false;
-    }
     shutdown(c->fd, SHUT_WR);
     for (;;) {
         struct pollfd pfd = {c->fd, POLLIN, 0};
@@ -132,6 +129,13 @@ bool channel_linger(Channel *c, unsigned ms)
         if (r == 0 || (r < 0 && errno != EAGAIN && errno != EINTR)) {
             return r == 0 || errno == ECONNRESET;
         }
+    }
+}
+
+void channel_linger(Channel *c, unsigned ms)
+{
+    if (c->said_exit) {
+        channel_wait_end(c, ms);
     }
 }
 

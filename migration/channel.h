@@ -90,11 +90,14 @@ void channel_set_stall(Channel *c, unsigned ms);
 void channel_cancel(Channel *c);
 
 /**
- * If EXIT was sent: wait up to @ms until the peer has closed its end; whether it has. A close while
- * something is unread resets the connection, and what the peer has not read yet is lost, EXIT with
- * it. Nobody else uses @c any more.
+ * Close our direction, drop what comes, and wait up to @ms until the peer has closed its end; whether
+ * it has. Nobody else uses @c any more.
  */
-bool channel_linger(Channel *c, unsigned ms);
+bool channel_wait_end(Channel *c, unsigned ms);
+
+/** The same if EXIT was sent: a close while something is unread resets the connection, and what the
+ * peer has not read yet is lost, EXIT with it. */
+void channel_linger(Channel *c, unsigned ms);
 
 /** Shut the connection down, for both sides: later calls see its end. Any thread. */
 void channel_break(Channel *c);

@@ -20,6 +20,7 @@
 #include "util/trace.h"
 
 #define STATUS_NOBODY 5 /* of the process: a guest was lost */
+#define END_US 100000 /* after the death of a process its other connections end, too */
 #define DATA_GRACE_US 300000 /* an end of all channels is told by the control channel */
 
 static void on_block_event(bool fatal, const char *message, void *opaque)
@@ -223,23 +224,27 @@ static void drop_channel(Channel *ch)
     channel_free(ch);
 }
 
-/* A primary that heard EXIT and lives is silent, then closes: until then it may speak. */
+/* The primary may speak until its lease is over or, which is sooner if it is well or dead, until
+ * its end is closed; what else ended the connection here may have been seen before that. */
 static void wait_silence(Channel *ch)
 {
     g_mutex_lock(&colo.lock);
-    int64_t left = colo.link.pulse ? colo_lease_left(COLO_MODE_SECONDARY) : 0;
+    int64_t left = colo_lease_left(COLO_MODE_SECONDARY);
     g_mutex_unlock(&colo.lock);
-    if (left > 0 && channel_linger(ch, (unsigned)(left / 1000 + 1))) {
+    if (!colo.link.pulse) {
+        left = MIN(left, END_US); /* its word that it is silent may come by the heartbeat */
+    }
+    if (left > 0 && channel_wait_end(ch, (unsigned)(left / 1000 + 1))) {
         g_mutex_lock(&colo.lock);
         colo.peer_silent = true;
         g_mutex_unlock(&colo.lock);
-        colo_trace(migration_peer_silent, "it closed, %" G_GINT64_FORMAT " us of its lease left",
-                   pulse_peer_lease_left(colo.link.pulse));
+        colo_trace(migration_peer_silent, "it closed; its lease had been for %" G_GINT64_FORMAT
+                   " us", left);
     }
 }
 
-/* The channel is given up, with a last word to the primary: EXIT, FAILED or none (PING). */
-static void leave_channel(Secondary *s, ChannelType word, const char *why)
+/* To the primary: EXIT, FAILED or none (PING). */
+static void last_word(Secondary *s, ChannelType word, const char *why)
 {
     if (word == CHANNEL_FAILED) {
         channel_try_text(s->ch, CHANNEL_FAILED, why);
@@ -248,9 +253,7 @@ static void leave_channel(Secondary *s, ChannelType word, const char *why)
          * displace it. */
         channel_cancel(s->ch);
         channel_send_text(s->ch, CHANNEL_EXIT, "the secondary takes over", NULL);
-        wait_silence(s->ch);
     }
-    drop_channel(g_steal_pointer(&s->ch));
 }
 
 /* After the connection ended: drop what is torn, tell the world, wait for the arbiter.
@@ -282,8 +285,8 @@ static bool lose_primary(Secondary *s, const GError *why)
     bool after_win = s->yielded && !fenced && arbiter_answers(colo.arbiter) &&
                      colo.arbiter->class->join;
     if (!after_win) {
-        leave_channel(s, s->broken ? CHANNEL_FAILED
-                                   : on_request && !fenced ? CHANNEL_EXIT : CHANNEL_PING, why->message);
+        last_word(s, s->broken                ? CHANNEL_FAILED
+                     : on_request && !fenced ? CHANNEL_EXIT : CHANNEL_PING, why->message);
     }
     colo_report("the primary is lost (%s)%s", why->message,
                 fenced       ? "; this side stays silent: quit it"
@@ -291,9 +294,16 @@ static bool lose_primary(Secondary *s, const GError *why)
                 : colo.arbiter ? "; the arbiter decides"
                                : "; x-colo-lost-heartbeat takes over");
     colo_emit_exit(COLO_MODE_SECONDARY, on_request || fenced ? "request" : "error");
+    if (!after_win) {
+        if (!fenced) {
+            wait_silence(s->ch);
+        }
+        drop_channel(g_steal_pointer(&s->ch));
+    }
     bool won = !fenced && colo_decide(COLO_MODE_SECONDARY);
     if (after_win) {
-        leave_channel(s, won ? CHANNEL_EXIT : CHANNEL_PING, NULL);
+        last_word(s, won ? CHANNEL_EXIT : CHANNEL_PING, NULL);
+        drop_channel(g_steal_pointer(&s->ch));
     }
     return won;
 }

@@ -190,6 +190,7 @@ class Soak(ByWitness):
         super().__enter__()
         self.changes = 0  # of the side that serves
         self.counts = {}
+        self.seen, self.diary = None, open(self.dir + "/diary", "w", buffering=1)
         # Times that a stalled machine ended protection, without a fault of ours or in a hand-over.
         self.unasked = 0
         return self
@@ -200,6 +201,7 @@ class Soak(ByWitness):
         what = rng.choice(["kill primary", "kill secondary", "stop primary", "stop secondary",
                            "cut link", "hand over"])
         self.counts[what] = self.counts.get(what, 0) + 1
+        self.note(what)
         if what.startswith("kill"):
             host = old if "primary" in what else new
             self.kill(host, rng.choice(["front", "emulator", "both"]))
@@ -221,7 +223,11 @@ class Soak(ByWitness):
             except QMPError as e:
                 assert "roles have not changed hands" in str(e), e
                 self.unasked += 1
+                self.note(e)
         return what
+
+    def note(self, what):
+        self.diary.write("%.2f %s\n" % (time.time(), what))
 
     def state(self, host):
         try:
@@ -229,10 +235,22 @@ class Soak(ByWitness):
         except QMPError:
             return None  # it ends
 
+    def states(self):
+        """Of both sides, None for one that is not there; a change goes into the diary, for who
+        has to find out later why nobody served for long."""
+        now = {who: self.state(host) for who, host in self.hosts.items()}
+        seen = {who: s and (s["mode"], s["state"], s["pair"]["state"], "disk-stall" in s,
+                            s.get("arbiter", {}).get("ownership"), s["held-frames"] > 0)
+                for who, s in now.items()}
+        if seen != self.seen:
+            self.note(seen)
+            self.seen = seen
+        return now
+
     def still_protected(self):
         """A fault is for a protected pair: a second one, to a side that goes on alone, ends the
         guest rightly. On a busy machine silence can be longer than peer-timeout by itself."""
-        if not all(s and s["state"] == "protected" for s in map(self.state, self.hosts.values())):
+        if not all(s and s["state"] == "protected" for s in self.states().values()):
             self.unasked += 1
             self.heal("nothing")
 
@@ -243,7 +261,7 @@ class Soak(ByWitness):
         began, single = self.primary, time.monotonic()
         while time.monotonic() < end:
             time.sleep(0.1)
-            states = {who: self.state(host) for who, host in self.hosts.items()}
+            states = self.states()
             serving = [who for who, s in states.items() if s and (
                 s["state"] == "alone" or
                 (s["state"] not in ("lost", "fenced") and s["mode"] == "primary"))]
@@ -257,6 +275,7 @@ class Soak(ByWitness):
             serving = serving if len(serving) == 1 else []
             for who, host in self.hosts.items():
                 if not host.process.alive() and serving and who not in serving:
+                    self.note("start " + who)
                     try:
                         self.start_secondary(host)
                     except QMPError:
