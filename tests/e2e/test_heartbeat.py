@@ -15,9 +15,9 @@ import subprocess
 import sys
 import time
 
-from colo_e2e import CASES, case, main
+from colo_e2e import CASES, HERE, case, main
 from e2e_net import CLIENT_IP, LINK_IP, WITNESS_IP
-from e2e_proc import Process
+from e2e_proc import Process, within
 from test_arbiter import KEY, URL, Arbitrated, begin, finish
 
 TIMEOUT = 1500
@@ -205,6 +205,42 @@ def one_direction_lost(t):
         note = finish(p, client, winner)
         p.check_voices(winner, loser)
         return "%s was not heard, %s serves, %s" % (unheard, winner.who, note)
+
+
+@own(repeat=2)
+def third_of_all_lost(t):
+    """30 of 100 frames between the hosts are lost in each direction, beats, checkpoints and disk
+    writes alike: they stay protected, or one serves. Never two, and no byte is wrong."""
+    with Beating(t, nets=("link",)) as p:
+        p.watch()
+        client = begin(p, 12)
+        noise(p)
+        for who in "ab":
+            subprocess.run(["ip", "-n", p.net.ns[who], "link", "set", "link0", "gso_max_segs", "1"],
+                           check=True)
+            p.net.cut("link", who)
+        loss = Process("lossy link", p.net.wrap("c", [
+            sys.executable, os.path.join(HERE, "e2e_slow.py"), "linka", "linkb", "1000", "0", "30",
+            str(t.rng.randrange(1 << 30))]), p.dir + "/lossy.log")
+        p.others.append(loss)
+        t.sleep(3, 6)
+        assert loss.alive(), loss.output()
+        lost = {who: p.beat(host)["links"][0]["sent"] for who, host in (("a", p.a), ("b", p.b))}
+        seen = p.beat(p.b)["links"][0]["received"]
+        p.others.remove(loss)
+        loss.stop()
+        for who in "ab":
+            p.net.mend("link", who)
+        end = time.monotonic() + 60
+        while {p.state(p.a), p.state(p.b)} not in ({"protected"}, {"alone", "fenced"}):
+            within(end, lambda: "%s, %s" % (p.state(p.a), p.state(p.b)))
+            time.sleep(0.1)
+        decided = p.state(p.a) != "protected"
+        winner, loser = p.decided_one() if decided else (p.a, p.b)
+        note = finish(p, client, winner)
+        p.check_voices(winner, loser)
+        assert seen < lost["a"], "nothing was lost"
+        return "%s, %s" % ("%s serves" % winner.who if decided else "protected", note)
 
 
 @own(repeat=3)
