@@ -313,10 +313,12 @@ static int wait_protected(const CtlTarget *t, const char *what, int64_t before, 
         if (strcmp(pair, "failed") == 0 ||
             (strcmp(pair, "backoff") == 0 && attempts(s) != before) ||
             g_get_monotonic_time() > end) {
+            const char *detail = ctl_str(ctl_object(s->colo, "pair"), "detail", "");
+            g_autofree char *now = g_strdup_printf("%s%s%s", pair, *detail ? ": " : "", detail);
             ctl_progress_end(&p);
             return refuse("%s: %s: %s", what,
                           g_get_monotonic_time() > end ? "not protected in time" : pair,
-                          why(s) ? why(s) : "no reason is known; see coloctl status");
+                          why(s) ? why(s) : now);
         }
         show_way(s, &p);
         g_usleep(LOOK_US);

@@ -83,6 +83,9 @@ int ctl_target_parse(CtlTarget *t, int argc, char **argv, const char *summary,
     if (!g_option_context_parse_strv(ctx, &words, &err)) {
         return ctl_usage("%s (see coloctl %s --help)", err->message, argv[0]);
     }
+    if (t->timeout < 0) {
+        return ctl_usage("--timeout %d: expected a number of seconds", t->timeout);
+    }
     int n = g_strv_length(words);
     if (t->qmp) {
         return n == 1 ? CTL_OK : ctl_usage("'%s' and --qmp both name a VM: give one", words[1]);

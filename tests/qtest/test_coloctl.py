@@ -56,6 +56,8 @@ def wrong_use(b):
     has_words(ctl(b, "status", "a", "b", expect=USAGE), "only")
     has_words(ctl(b, "status", "--frobnicate", "a", expect=USAGE), "frobnicate")
     has_words(ctl(b, "status", "vm", "--qmp", "/x", expect=USAGE), "both")
+    has_words(ctl(b, "status", "vm", "--timeout", "-5", expect=USAGE), "--timeout -5", "seconds")
+    has_words(ctl(b, "status", "vm", "--timeout", "soon", expect=USAGE), "soon", "--timeout")
     has_words(ctl(b, "--help"), "status", "failover", "Exit codes")
     has_words(ctl(b, "failover", "--help"), "--planned", "--fenced")
     has_words(ctl(b, "--version"), r"coloctl \d")
@@ -353,6 +355,15 @@ def run_is_the_whole_set_up(b):
     vm.role("a", "alone")
     vm.wait("a", "protected", 60, role="primary")
     vm.wait("b", "protected", role="secondary")
+
+
+@case
+def protect_without_a_peer_says_why(b):
+    vm = Vm(b, disk=False)
+    vm.run("a", "--role", "primary")
+    vm.wait("a", "alone")
+    has_words(vm.ctl("protect", "a", "--timeout", "2", expect=FAILED), "not protected in time",
+              "waiting-peer", "nobody answers")
 
 
 @case
