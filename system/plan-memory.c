@@ -245,7 +245,9 @@ static bool open_memory(Plan *plan, JsonObject *obj, GError **errp)
     if (pm.fd < 0) {
         return false;
     }
-    bool ok = set_size(&pm, errp);
+    bool reserve = true; /* of huge pages, before the emulator wants them */
+    bool ok = set_size(&pm, errp) && options_get_bool(o, "reserve", &reserve, errp) &&
+              (pm.page_size == 4096 || !reserve || plan_reserve_huge(&pm, errp));
     g_array_append_val(plan->memory, pm);
     g_array_append_val(plan->fds, pm.fd);
     rewrite(plan, o, &pm);

@@ -54,6 +54,12 @@ void plan_clear(Plan *plan);
  * "qemu-system-x86_64"), else for the host. Path found in PATH, or NULL with @errp. */
 char *plan_find_emulator(const char *argv0, const char *wish, GError **errp);
 
+/**
+ * Reserve the huge pages of @pm for its file, and wait some seconds for those of a process that
+ * has just ended; fails with ENOMEM's reason and remedy. Main thread.
+ */
+bool plan_reserve_huge(const MigrationMemory *pm, GError **errp);
+
 /** Guest RAM (plan-memory.c): first -m; check and keep -object memory-backend-* and -numa;
  * then, for each start of an emulator, make the memory (plan->memory, plan->fds) and its
  * arguments. @ram_id is what memory is called that nobody gave a backend for. */

@@ -116,30 +116,10 @@ def write(path, text):
         f.write(text + "\n")
 
 
-class HugePages:
-    """@n more huge pages of @kib on this machine, while the block lasts."""
-
-    def __init__(self, n, kib=2048):
-        self.n = n
-        self.path = "/sys/kernel/mm/hugepages/hugepages-%dkB/nr_hugepages" % kib
-
-    def __enter__(self):
-        if not os.path.exists(self.path):
-            raise Skip("no huge pages of this size here")
-        self.before = int(read(self.path))
-        write(self.path, str(self.before + self.n))
-        if int(read(self.path)) < self.before + self.n:
-            self.__exit__()
-            raise Skip("%d such huge pages cannot be had" % self.n)
-
-    def __exit__(self, *_):
-        write(self.path, str(self.before))
-
-
 @case()
 def huge_pages(t):
     """Of 2 MiB: the unit that is tracked."""
-    with HugePages(128):
+    with HugePages(128, skip=Skip):
         more = backend("huge", 128, hugetlb="on", hugetlbsize="2M")
         return compare_all(t, machine="pc,memory-backend=huge", more=more, dirty=5)
 
@@ -147,7 +127,7 @@ def huge_pages(t):
 @case(repeat=0)
 def huge_pages_of_1_gib(t):
     """What is written to anywhere is copied as a whole: slow, but right."""
-    with HugePages(2, 1 << 20):
+    with HugePages(2, 1 << 20, Skip):
         more = backend("huge", 1024, hugetlb="on", hugetlbsize="1G")
         return compare_all(t, machine="pc,memory-backend=huge", more=more, dirty=1, mem=1024,
                            timeout=150, checkpoints=5)

@@ -6,6 +6,7 @@
 import pwd
 
 from colo_qtest import *
+from e2e_huge import HugePages  # after colo_qtest, which knows where it is
 
 COLO = ["-colo", "checkpoint-events=on"]
 NET = ["-netdev", "user,id=n"]
@@ -273,6 +274,73 @@ os.execv(sys.argv[1], sys.argv[1:])
 @case
 def no_memory_for_the_guest(b):
     refused(b, COLO + ["-m", "8E"], "memfd|RAM|-m")
+
+
+# 16 huge pages of 2 MiB, and who holds them: until its end, or for so many seconds.
+HOLD = """
+import ctypes, mmap, os, sys, time
+fd = ctypes.CDLL(None).memfd_create(b"x", 4)
+os.ftruncate(fd, 32 << 20)
+m = mmap.mmap(fd, 32 << 20)
+print("has them", flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+def holder(b, seconds):
+    popen = subprocess.Popen([sys.executable, "-c", HOLD, str(seconds)], stdout=subprocess.PIPE,
+                             text=True)
+    b.closers.append(Ending(popen))
+    assert popen.stdout.readline() == "has them\n"
+    return popen
+
+
+class Ending:
+    def __init__(self, popen):
+        self.popen = popen
+
+    def close(self):
+        self.popen.kill()
+        self.popen.wait()
+        self.popen.stdout.close()
+
+
+HUGE = (*COLO, "-object", "memory-backend-memfd,id=ram0,size=32M,share=on,hugetlb=on,hugetlbsize=2M",
+        "-machine", "pc,memory-backend=ram0")
+
+
+@case
+def huge_pages_of_a_side_that_just_died(b):
+    """A service manager starts a killed side at once, while what is left of the old one still holds the
+    only pages: the start waits for them."""
+    with HugePages(20, skip=Skip):
+        for _ in range(3):
+            host = b.host("one", *HUGE)
+            host.cmd("query-status")
+            host.process.kill()
+        host = b.host("two", *HUGE)
+        host.cmd("quit")
+        assert host.ended() == 0
+        begin = time.monotonic()
+        held = holder(b, 1.5)
+        host = b.host("three", *HUGE)
+        assert host.cmd("query-status")["running"]
+        assert time.monotonic() - begin > 1.4 and held.wait(20) == 0
+        has_words(host.output(), "waiting for 16 huge pages of 2048 KiB")
+
+
+@case
+def huge_pages_that_are_not_to_be_had(b):
+    """In use by others for good: an error after a while. More than there are: at once."""
+    with HugePages(20, skip=Skip):
+        holder(b, 600)
+        host = b.host("one", *HUGE, connect=False)
+        assert host.ended(60) == 1
+        has_words(host.output(), "16 huge pages of 2048 KiB", "4 are free", "nr_hugepages")
+        host = b.host("two", *[w.replace("32M", "512M") for w in HUGE], "-m", "512", connect=False)
+        assert host.ended(60) == 1
+        has_words(host.output(), "256 huge pages of 2048 KiB", "nr_hugepages")
+        assert "waiting" not in host.output()
 
 
 if __name__ == "__main__":
