@@ -361,7 +361,10 @@ def run_is_the_whole_set_up(b):
 def protect_without_a_peer_says_why(b):
     vm = Vm(b, disk=False)
     vm.run("a", "--role", "primary")
-    vm.wait("a", "alone")
+    end = time.monotonic() + 60
+    while vm.wait("a", "alone")["colo"]["pair"]["state"] != "waiting-peer":
+        within(end, "the first question")
+        time.sleep(0.1)
     has_words(vm.ctl("protect", "a", "--timeout", "2", expect=FAILED), "not protected in time",
               "waiting-peer", "nobody answers")
 
