@@ -18,6 +18,7 @@ import sys
 import time
 
 from colo_e2e import Pair, Skip, case, main
+from e2e_huge import HugePages
 from e2e_proc import within
 
 CHECKPOINTS = 15
