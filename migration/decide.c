@@ -56,7 +56,7 @@ bool colo_decide(ColoMode mode)
     ArbiterVerdict v = ARBITER_UNDECIDED;
     /* What the other side said that it would do, told to by an operator, it may not come to: it
      * dies, or does not reach the witness. This side asks, too, but later. */
-    bool peer_may_fail = may_ask && colo.arbiter->class->join, given_way = false;
+    bool peer_may_fail = may_ask && colo.arbiter && colo.arbiter->class->join, given_way = false;
 
     colo_qmp_leave(); /* it may take days */
     g_mutex_lock(&colo.lock);
