@@ -328,7 +328,10 @@ def node_dies_and_resource_moves(t):
         p.power_off(second)
         p.wait_roles(first, **{first.who: "Promoted"})
         assert p.fenced == [second.who], p.fenced
-        assert p.status(first)["serves"]
+        end = time.monotonic() + 60  # the cluster names the role before the agent is done
+        while not p.status(first)["serves"]:
+            within(end, "promoted, and does not serve")
+            time.sleep(0.1)
         t.sleep(1)
         p.boot(second)
         p.both(first, second)

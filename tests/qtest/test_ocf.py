@@ -97,6 +97,8 @@ def life(b):
     first = ra.pid()
     ra("monitor", SUCCESS)
     ra("notify", SUCCESS)
+    # Of what is to come: answered at once, without a look at anything.
+    ra("notify", SUCCESS, OCF_RESKEY_CRM_meta_notify_type="pre", OCF_ROOT="/nonexistent")
     ra("demote", SUCCESS)
     assert ra.pid() == first, "a demote of an unpromoted instance started it anew"
     ra("promote", SUCCESS)
