@@ -6,9 +6,10 @@
 """
     e2e_hold.py PORT HOST PORT
 
-Relays one connection of the checkpoint channel (docs/interop/channel.rst). RECEIVED and LOADED go
-through as long as they are allowed; a number on a line of standard input is how many more are, and
-"free" all of them. The first that waits is told as "held TYPE EPOCH". Everything else passes.
+Relays the connections of one pair (docs/interop/channel.rst). On the first, the control channel,
+RECEIVED and LOADED go through as long as they are allowed; a number on a line of standard input is how
+many more are, and "free" all of them. The first that waits is told as "held TYPE EPOCH". Everything
+else passes, all of the other connections too.
 """
 
 import socket
@@ -94,15 +95,32 @@ def backward(source, target, gate):
             send(message)
 
 
+def start(fn, *args):
+    threading.Thread(target=fn, args=args, daemon=True).start()
+
+
+def accept(listener, address):
+    down, _ = listener.accept()
+    return down, socket.create_connection(address)
+
+
+def others(listener, address):
+    while True:
+        down, up = accept(listener, address)
+        start(forward, down, up)
+        start(forward, up, down)
+
+
 def main():
-    port, host, to = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    port, address = int(sys.argv[1]), (sys.argv[2], int(sys.argv[3]))
     gate = Gate()
     listener = socket.create_server(("127.0.0.1", port))
     print("ready", flush=True)
-    down, _ = listener.accept()
-    up = socket.create_connection((host, to))
-    for fn, *args in ((forward, down, up), (backward, up, down, gate), (gate.run,)):
-        threading.Thread(target=fn, args=args, daemon=True).start()
+    down, up = accept(listener, address)
+    start(forward, down, up)
+    start(backward, up, down, gate)
+    start(gate.run)
+    start(others, listener, address)
     for line in sys.stdin:
         gate.command(line.strip())
 
