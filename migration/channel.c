@@ -127,7 +127,7 @@ bool channel_wait_end(Channel *c, unsigned ms)
         }
         ssize_t r = recv(c->fd, drop, sizeof(drop), MSG_DONTWAIT);
         if (r == 0 || (r < 0 && errno != EAGAIN && errno != EINTR)) {
-            return r == 0 || errno == ECONNRESET;
+            return (r == 0 || errno == ECONNRESET) && !g_atomic_int_get(&c->broken);
         }
     }
 }
@@ -218,6 +218,14 @@ static ChannelResult wait_writable(Channel *c, bool whole, int64_t *grace_end, G
     return poll(&pfd, 1, deadline_left_at(*grace_end, now)) > 0 ? CHANNEL_OK : CHANNEL_CANCELLED;
 }
 
+/* After a time-out of our own TCP the next call reads an end that the peer knows nothing of. */
+static void note_error(Channel *c, int err)
+{
+    if (err == ETIMEDOUT) {
+        g_atomic_int_set(&c->broken, 1);
+    }
+}
+
 static ssize_t raw_send(Channel *c, struct iovec *iov, unsigned n)
 {
     struct msghdr mh = {.msg_iov = iov, .msg_iovlen = n};
@@ -294,6 +302,7 @@ static bool send_all(Channel *c, struct iovec *iov, unsigned n, bool whole, bool
             continue;
         }
         if (r < 0) {
+            note_error(c, errno);
             colo_error_set_errno(errp, errno, "connection to the peer");
             return false;
         }
@@ -495,6 +504,7 @@ ChannelResult channel_recv(Channel *c, ChannelMsg *msg, int timeout_ms, GError *
             return CHANNEL_ERROR;
         }
         if (errno != EAGAIN && errno != EINTR) {
+            note_error(c, errno);
             colo_error_set_errno(errp, errno, "connection to the peer");
             return CHANNEL_ERROR;
         }

@@ -6,7 +6,7 @@
  *
  * Both controllers come here in state LOST, with all output held (primary) or no longer
  * vouched for (secondary), and go on only after a verdict for them. Where there is a
- * heartbeat the secondary first waits until the primary's lease is over.
+ * heartbeat (or a pulse) the secondary first waits until the primary's lease is over.
  */
 #include "migration/arbiter.h"
 #include "migration/colo.h"

@@ -158,6 +158,8 @@ void link_greet(Link *l, JsonObject *hello)
 
     agree(l, named ? l->want_channels : 0, l->method);
     l->with_pulse = !json_object_has_member(hello, "heartbeat");
+    l->pulse_ms = 0;
+    json_object_set_int_member(hello, "pulse", MIN(colo.opts.peer_timeout, PULSE_MAX_MS));
     g_autofree char *session = session_text(l);
     json_object_set_int_member(hello, "channels", l->n);
     json_object_set_string_member(hello, "session", session);
@@ -168,9 +170,9 @@ bool link_read_offer(Link *l, const char *text, GError **errp)
 {
     g_autoptr(JsonObject) o = *text == '{' ? options_parse(text, NULL, NULL) : NULL;
     const char *session = o ? options_get_str(o, "session", "") : "";
-    uint64_t n = 0;
+    uint64_t n = 0, pulse = PULSE_MAX_MS;
 
-    if (!o || !options_get_uint(o, "channels", &n, 0, RAM_CHANNELS_MAX, NULL) ||
+    if (!o || !options_get_uint(o, "pulse", &pulse, 0, PULSE_MAX_MS, NULL) || !options_get_uint(o, "channels", &n, 0, RAM_CHANNELS_MAX, NULL) ||
         strlen(session) != 2 * LINK_SESSION_BYTES ||
         strspn(session, "0123456789abcdef") != 2 * LINK_SESSION_BYTES) {
         colo_error_set(errp, "the peer's greeting has no fitting data channels (0 to %u)",
@@ -184,6 +186,7 @@ bool link_read_offer(Link *l, const char *text, GError **errp)
     }
     agree(l, n, ram_method_find(options_get_str(o, "compression", "none")));
     l->with_pulse = !json_object_has_member(o, "heartbeat");
+    l->pulse_ms = pulse;
     for (unsigned i = 0; i < LINK_SESSION_BYTES; i++) {
         l->session[i] = g_ascii_xdigit_value(session[2 * i]) << 4 |
                         g_ascii_xdigit_value(session[2 * i + 1]);
@@ -210,7 +213,7 @@ static void put_join(const Link *l, unsigned i, uint8_t *body)
 static void set_pulse(Link *l, Channel *ch, const PulseHooks *hooks)
 {
     unsigned ms = colo.opts.peer_timeout;
-    Pulse *p = ch ? pulse_new(ch, MIN(ms, PULSE_MAX_MS), ms * PULSE_PATIENCE, hooks) : NULL;
+    Pulse *p = ch ? pulse_new(ch, MAX(MIN(ms, PULSE_MAX_MS), l->pulse_ms), ms * PULSE_PATIENCE, hooks) : NULL;
 
     g_mutex_lock(&colo.lock);
     Pulse *old = g_steal_pointer(&l->pulse);

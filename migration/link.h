@@ -30,6 +30,7 @@ typedef struct Link {
     uint8_t session[LINK_SESSION_BYTES];
     unsigned n;
     bool with_pulse;
+    unsigned pulse_ms; /* secondary: the primary's time-out; it waits for no less */
     Channel *data[RAM_CHANNELS_MAX]; /* attached to the control channel */
     Pulse *pulse;                    /* or NULL: its channel is attached, too */
     RamSender *sender;               /* primary */

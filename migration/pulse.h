@@ -19,7 +19,7 @@ typedef struct PulseHooks {
 } PulseHooks;
 
 /** Start the thread on connection @ch, which stays the caller's. @timeout_ms: what the secondary
- * waits after the last that it heard, the same on both sides. @stall_ms: a primary that has had no
+ * waits after the last that it heard, the primary's or longer. @stall_ms: a primary that has had no
  * answer for so long counts the connection as lost. @hooks: of a primary; NULL makes a
  * secondary. */
 Pulse *pulse_new(Channel *ch, unsigned timeout_ms, unsigned stall_ms, const PulseHooks *hooks);
